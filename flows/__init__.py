@@ -1,0 +1,1 @@
+"""What happens, in order, and who is asked: the flows of Tamis."""
