@@ -1,0 +1,1 @@
+"""What outlives a run: manifests, checkpoints, scores, proposals, the ledger, tracking and the report."""

@@ -1,0 +1,218 @@
+"""Checkpoints that are whole, hashed and never overwritten.
+
+    <cycle>/checkpoints/<role>/step-000123/model.safetensors   the parameters, written once
+                                          /MANIFEST.json       {"files": {name: {sha256, bytes}}, "metadata": {…}}
+                                          /…                   whatever the ranks wrote beside it (optimizer shards)
+                              /.step-000123.tmp/               being written; torn if its writer is gone
+
+One process calls `begin`, all ranks write into the temporary folder, a barrier follows, one process calls `commit`,
+which hashes and syncs every file and renames the folder. A folder named `step-…` with a MANIFEST.json is therefore
+complete; everything else is torn and `sweep` removes it. Nothing is ever unpickled here.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from storage.errors import CheckpointDamaged, CheckpointExists, StorageError, WriteFailed
+from storage.files import (
+    JSON,
+    TEMPORARY,
+    atomic_write_json,
+    read_json,
+    sha256_file,
+    sha256_json,
+    sync_file,
+    sync_folder,
+)
+
+TENSORS = "model.safetensors"
+MANIFEST = "MANIFEST.json"
+STEP = re.compile(r"step-\d{6,}")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint is of: the role, seed and step of its training, the digest of the model's definition."""
+
+    role: str
+    seed: int
+    step: int
+    model_digest: str
+    world_size: int
+    extra: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint; `digest` is the sha256 of its canonical MANIFEST.json."""
+
+    path: Path
+    digest: str
+    metadata: Metadata
+
+    @property
+    def tensors(self) -> Path:
+        """The safetensors file with the parameters."""
+        return self.path / TENSORS
+
+
+def temporary(role_dir: Path, step: int) -> Path:
+    """The folder that every rank writes into before the commit."""
+    return role_dir / f".step-{step:06d}{TEMPORARY}"
+
+
+def begin(role_dir: Path, step: int) -> Path:
+    """Create the empty temporary folder of a step; for one process only, before a barrier.
+
+    Raises:
+        CheckpointExists: this step is committed already.
+        WriteFailed: the folder cannot be made.
+    """
+    final = role_dir / f"step-{step:06d}"
+    if final.exists():
+        raise CheckpointExists(f"{final} is there already; a checkpoint is never overwritten: continue from it")
+    folder = temporary(role_dir, step)
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise WriteFailed(f"cannot write {folder}: {error.strerror}; free space or fix permissions") from error
+    return folder
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write the parameters into a temporary folder.
+
+    Args:
+        folder: What `begin` returned.
+        tensors: Arrays by parameter name.
+
+    Raises:
+        WriteFailed: the system refused the write.
+    """
+    # safetensors writes the buffer as it lies in memory: a transposed view would come back scrambled
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    try:
+        save_file(arrays, folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise WriteFailed(f"cannot write {folder / TENSORS}: {error}; free space or fix permissions") from error
+
+
+def commit(folder: Path, metadata: Metadata) -> Checkpoint:
+    """Hash and sync everything in a temporary folder, write its MANIFEST.json and rename it to its final name.
+
+    Raises:
+        StorageError: the folder holds no model.safetensors.
+        WriteFailed: the system refused a write; the temporary folder stays for `sweep`.
+    """
+    if not (folder / TENSORS).is_file():
+        raise StorageError(f"{folder} has no {TENSORS}; call write_tensors before commit")
+    final = folder.parent / folder.name.removeprefix(".").removesuffix(TEMPORARY)
+    try:
+        files = {name: _describe(folder / name) for name in _names(folder)}
+        for name in files:
+            sync_file(folder / name)
+        manifest: dict[str, JSON] = {"files": files, "metadata": asdict(metadata)}
+        atomic_write_json(folder / MANIFEST, manifest)
+        for inner in [path for path in folder.rglob("*") if path.is_dir()]:
+            sync_folder(inner)
+        os.rename(folder, final)
+        sync_folder(final.parent)
+    except OSError as error:
+        raise WriteFailed(f"cannot commit {final}: {error.strerror}; free space or fix permissions") from error
+    return Checkpoint(final, sha256_json(manifest), metadata)
+
+
+def _names(folder: Path) -> list[str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in files if path != folder / MANIFEST)
+
+
+def _describe(path: Path) -> dict[str, JSON]:
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+
+def verify(path: Path) -> Checkpoint:
+    """Read a committed checkpoint and check every byte against its MANIFEST.json.
+
+    Raises:
+        CheckpointDamaged: a file is missing, was added or has changed; says which and what to do.
+    """
+    remedy = "delete this folder and run again: the stage that wrote it is repeated"
+    if not (path / MANIFEST).is_file():
+        raise CheckpointDamaged(f"checkpoint {path} has no {MANIFEST}; {remedy}")
+    manifest = read_json(path / MANIFEST)
+    listed, found = manifest["files"], _names(path)
+    if sorted(listed) != found:
+        odd = sorted(set(listed) ^ set(found))
+        raise CheckpointDamaged(f"checkpoint {path} is damaged: {', '.join(odd)} missing or added; {remedy}")
+    for name in found:
+        if _describe(path / name) != listed[name]:
+            raise CheckpointDamaged(f"checkpoint {path} is damaged: {name} has changed since it was written; {remedy}")
+    return Checkpoint(path, sha256_json(manifest), Metadata(**manifest["metadata"]))
+
+
+def latest(role_dir: Path) -> Checkpoint | None:
+    """The committed checkpoint with the highest step, verified; None when there is none.
+
+    Raises:
+        CheckpointDamaged: the newest one is damaged (an older one is never used in its place).
+    """
+    steps = sorted(_committed(role_dir), key=lambda path: int(path.name.removeprefix("step-")))
+    return verify(steps[-1]) if steps else None
+
+
+def _committed(role_dir: Path) -> list[Path]:
+    found = role_dir.iterdir() if role_dir.is_dir() else ()
+    return [path for path in found if STEP.fullmatch(path.name) and (path / MANIFEST).is_file()]
+
+
+def sweep(role_dir: Path) -> tuple[Path, ...]:
+    """Remove torn checkpoints (temporary, or without MANIFEST.json); for one process, before ranks start.
+
+    Returns:
+        The folders that were removed.
+    """
+    if not role_dir.is_dir():
+        return ()
+    whole = set(_committed(role_dir))
+    torn = sorted(path for path in role_dir.glob("*step-*") if path.is_dir() and path not in whole)
+    for path in torn:
+        shutil.rmtree(path)
+    return tuple(torn)
+
+
+def read_tensors(checkpoint: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Read parameters by name; only those are read from disk.
+
+    Args:
+        checkpoint: A committed checkpoint folder.
+        names: Parameter names; all when None.
+
+    Raises:
+        StorageError: a name is not in the checkpoint.
+    """
+    with safe_open(checkpoint / TENSORS, framework="numpy") as file:
+        present = set(file.keys())
+        wanted = sorted(present) if names is None else list(names)
+        missing = sorted(set(wanted) - present)
+        if missing:
+            raise StorageError(f"{checkpoint} has no tensor {', '.join(missing)}; it has {', '.join(sorted(present))}")
+        return {name: file.get_tensor(name) for name in wanted}
+
+
+def tensor_names(checkpoint: Path) -> tuple[str, ...]:
+    """The parameter names in a committed checkpoint."""
+    with safe_open(checkpoint / TENSORS, framework="numpy") as file:
+        return tuple(sorted(file.keys()))
