@@ -1,0 +1,297 @@
+"""The ledger: the append-only record of cycles, proposals, reviews, removals and restorations.
+
+Every method is one transaction on a connection of its own, and does nothing the second time, so a stage that is run
+again after a kill repeats its calls without a trace. There is no method that updates or deletes: undoing is a row.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import astuple
+
+import duckdb
+import pyarrow as pa
+
+from storage.connection import utc_now
+from storage.errors import CycleConflict, NotApproved, NotRemoved, StaleApproval, StorageError
+from storage.files import JSON, canonical_json
+from storage.ledger_views import NOW, LedgerViews, is_finished, last_cycle, newest_proposal, records, review_of
+from storage.points import IdKind, Manifest, PointId, id_text
+from storage.proposals import Proposal
+from storage.records import CycleRecord, Decision, ProposalRecord, ReviewRecord, State
+
+PREFIX = re.compile(r"[0-9a-f]{12,64}")
+REVIEWED: dict[Decision, State] = {"approve": "approved", "reject": "rejected"}
+
+
+MISSING = """
+SELECT count(*) FROM proposal_rows p ANTI JOIN contents c ON p.point_id = CAST(c.point_id AS VARCHAR)
+WHERE p.cycle = $cycle AND p.hash = $hash
+"""
+
+APPLY = """
+INSERT INTO actions (cycle, point_id, action, reason, score, threshold, estimator, checkpoint_digest, proposal, actor,
+                     content, event_at)
+SELECT p.cycle, p.point_id, p.action, p.reason, p.score, p.threshold, $estimator, $checkpoint, p.hash, $actor,
+       c.content, $now
+FROM proposal_rows p JOIN contents c ON p.point_id = CAST(c.point_id AS VARCHAR)
+WHERE p.cycle = $cycle AND p.hash = $hash ORDER BY c.point_id
+ON CONFLICT DO NOTHING
+"""
+
+RESTORE = """
+INSERT INTO actions (cycle, point_id, action, reason, proposal, actor, content, event_at)
+SELECT $cycle, point_id, 'restore', $reason, a.proposal, $actor, a.content, $now
+FROM restored JOIN (SELECT point_id, arg_max(proposal, seq) AS proposal, arg_max(content, seq) AS content
+                    FROM actions GROUP BY point_id) a USING (point_id) ORDER BY point_id
+ON CONFLICT DO NOTHING RETURNING point_id
+"""
+
+
+class Ledger(LedgerViews):
+    """The ledger of one workspace; nothing is open between calls."""
+
+    def open_cycle(
+        self,
+        cycle: int,
+        dataset_sha256: str,
+        config: Mapping[str, JSON],
+        versions: Mapping[str, str],
+        id_kind: IdKind,
+        parent: int | None = None,
+        mlflow_run_id: str | None = None,
+        actor: str = "tamis",
+    ) -> CycleRecord:
+        """Open the next cycle, or return it if it is open on the same data; creates the ledger.
+
+        Args:
+            cycle: Its number: the last one plus 1, or one that exists.
+            dataset_sha256: Hash of the view it starts from.
+            config: The resolved configuration.
+            versions: Versions of what computes it.
+            id_kind: Type of the point ids; the same in every cycle.
+            parent: The cycle whose champion it starts from.
+            mlflow_run_id: Its MLflow run.
+            actor: Who opens it.
+
+        Raises:
+            CycleConflict: wrong number, an unfinished cycle before it, other data or another type of ids.
+        """
+        row = [cycle, parent, dataset_sha256, canonical_json(config), canonical_json(versions), id_kind, mlflow_run_id]
+        with self._open(create=True) as con:
+            _check_opening(con, cycle, dataset_sha256, id_kind)
+            con.execute(f"INSERT INTO cycles VALUES ({_marks(8)}) ON CONFLICT DO NOTHING", [*row, utc_now()])
+            _record(con, cycle, "opened", actor, {"dataset_sha256": dataset_sha256}, "")
+            return records(con, CycleRecord, "FROM cycles WHERE cycle = ?", [cycle])[0]
+
+    def record_event(
+        self, cycle: int, state: State, actor: str = "tamis", detail: Mapping[str, JSON] | None = None, key: str = ""
+    ) -> bool:
+        """Record that a cycle reached a state.
+
+        Args:
+            cycle: An opened cycle.
+            state: The state reached.
+            actor: Who or what did it.
+            detail: Anything that explains it.
+            key: Tells apart several events of one state, e.g. the arms retrained.
+
+        Returns:
+            False if this (cycle, state, key) was recorded before; the record then stays as it was.
+        """
+        with self._open() as con:
+            return _record(con, cycle, state, actor, detail or {}, key)
+
+    def add_proposal(self, proposal: Proposal) -> bool:
+        """Record a proposal with its rows; it supersedes earlier ones of its cycle and needs a review of its own.
+
+        Returns:
+            False if it was recorded before.
+
+        Raises:
+            CycleConflict: another proposal of this cycle has superseded it.
+        """
+        with self._open() as con:
+            if _is_recorded(con, proposal):
+                return False
+            key, policy = [proposal.cycle, proposal.hash], canonical_json(proposal.policy)
+            columns = "cycle, hash, dataset_sha256, scores_sha256, policy_json, size, proposed_at"
+            row = [*key, proposal.dataset_sha256, proposal.scores_sha256, policy, proposal.size, utc_now()]
+            con.execute(f"INSERT INTO proposals ({columns}) VALUES ({_marks(7)})", row)
+            con.register("new_rows", proposal.rows.select(["point_id", "action", "reason", "score", "threshold"]))
+            columns = "CAST(point_id AS VARCHAR), action, reason, score, threshold"
+            con.execute(f"INSERT INTO proposal_rows SELECT ?, ?, {columns} FROM new_rows", key)
+            detail: dict[str, JSON] = {"proposal": proposal.hash, "size": proposal.size}
+            return _record(con, proposal.cycle, "proposed", "tamis", detail, proposal.hash)
+
+    def add_review(
+        self, hash_or_prefix: str, decision: Decision, actor: str, how: str, reason: str = ""
+    ) -> ReviewRecord:
+        """Decide on the open proposal: the newest one of the unfinished cycle.
+
+        Args:
+            hash_or_prefix: Its hash, or at least the first 12 hex digits.
+            decision: "approve" or "reject".
+            actor: Who decides; never empty.
+            how: Where the decision came from: cli, rule, mlflow, prefect.
+            reason: Why, in the actor's words.
+
+        Returns:
+            The decision on record; deciding the same again changes nothing.
+
+        Raises:
+            StaleApproval: the hash is not that of the open proposal, or it was decided the other way.
+            StorageError: no actor.
+        """
+        if not actor.strip():
+            raise StorageError("a review needs the name of who decides; give one, e.g. --by NAME")
+        with self._open() as con:
+            opened = _open_proposal(con, hash_or_prefix.strip().lower())
+            earlier = review_of(con, opened.cycle, opened.hash)
+            if earlier is not None and earlier.decision == decision:
+                return earlier
+            if earlier is not None:
+                raise StaleApproval(
+                    f"proposal {_short(opened)} of cycle {opened.cycle} was decided already: {earlier.decision} by "
+                    f"{earlier.actor}; a decision is final, removed points come back with `tamis ledger restore`"
+                )
+            record = ReviewRecord(opened.cycle, opened.hash, decision, actor, how, reason, utc_now())
+            columns = "cycle, hash, decision, actor, how, reason, event_at"
+            con.execute(f"INSERT INTO reviews ({columns}) VALUES ({_marks(7)})", list(astuple(record)))
+            detail: dict[str, JSON] = {"proposal": opened.hash, "how": how, "reason": reason}
+            _record(con, opened.cycle, REVIEWED[decision], actor, detail, opened.hash)
+            return record
+
+    def apply_removals(
+        self, cycle: int, proposal: str, manifest: Manifest, estimator: str, checkpoint_digest: str
+    ) -> int:
+        """Remove the points of an approved proposal, all in one transaction.
+
+        Args:
+            cycle: The cycle that proposed.
+            proposal: The full hash.
+            manifest: The data set, for the content hash of each point.
+            estimator: What scored them.
+            checkpoint_digest: What they were scored on.
+
+        Returns:
+            The number of points that this proposal removed.
+
+        Raises:
+            NotApproved: no review approves this very proposal.
+            StorageError: the manifest lacks a point.
+        """
+        with self._open() as con:
+            review = review_of(con, cycle, proposal)
+            if review is None or review.decision != "approve":
+                raise NotApproved(
+                    f"proposal {proposal[:12]} of cycle {cycle} is {'rejected' if review else 'not reviewed'}; only an "
+                    f"approved proposal is applied: `tamis approve {proposal[:12]} --by NAME`"
+                )
+            con.register("contents", manifest.table.select(["point_id", "content"]))
+            key = {"cycle": cycle, "hash": proposal}
+            [(missing,)] = con.execute(MISSING, key).fetchall()
+            if missing:
+                raise StorageError(f"{missing} proposed points are not in the data set; propose again on this data set")
+            made = {"estimator": estimator, "checkpoint": checkpoint_digest, "actor": review.actor, "now": utc_now()}
+            con.execute(APPLY, {**key, **made})
+            query = "SELECT count(*) FROM actions WHERE cycle = ? AND proposal = ? AND action = 'remove'"
+            [(count,)] = con.execute(query, [cycle, proposal]).fetchall()
+            _record(con, cycle, "applied", review.actor, {"proposal": proposal, "removed": count}, proposal)
+            return int(count)
+
+    def restore(self, points: Collection[PointId], actor: str, reason: str) -> int:
+        """Bring removed points back; recorded in the last cycle, so they are in the next one's data set.
+
+        Returns:
+            The number of points restored.
+
+        Raises:
+            NotRemoved: names those that are not removed now; then none is restored.
+        """
+        texts = sorted({id_text(point) for point in points})
+        with self._open() as con:
+            removed = {text for (text,) in con.execute("SELECT point_id FROM removed_as_of(?)", [NOW]).fetchall()}
+            wrong = [text for text in texts if text not in removed]
+            if wrong:
+                raise NotRemoved(f"not removed, so not to be restored: {', '.join(wrong[:5])}; see `tamis ledger why`")
+            last = last_cycle(con)
+            return _restore(con, last.cycle, texts, actor, reason) if last else 0
+
+    def roll_back(self, cycle: int, actor: str, reason: str) -> int:
+        """Restore what a cycle removed and nobody has restored since, and end the cycle as `rolled_back`.
+
+        Returns:
+            The number of points restored by this call; 0 the second time.
+        """
+        with self._open() as con:
+            query = "SELECT point_id FROM removed_as_of(?) r WHERE r.cycle = ?"
+            texts = [text for (text,) in con.execute(query, [NOW, cycle]).fetchall()]
+            count = _restore(con, cycle, texts, actor, reason)
+            _record(con, cycle, "rolled_back", actor, {"restored": count, "reason": reason}, "")
+            return count
+
+
+def _check_opening(con: duckdb.DuckDBPyConnection, cycle: int, dataset_sha256: str, id_kind: IdKind) -> None:
+    last = last_cycle(con)
+    if last is not None and last.id_kind != id_kind:
+        raise CycleConflict(f"point ids were {last.id_kind} in cycle {last.cycle} and are {id_kind} now; keep the type")
+    expected = last.cycle + 1 if last else 1
+    if cycle > expected or cycle < 1:
+        raise CycleConflict(f"cycle {cycle} cannot be opened; the next one is {expected}")
+    if last is not None and cycle == expected and not is_finished(con, last.cycle):
+        raise CycleConflict(f"cycle {last.cycle} is unfinished; continue it before cycle {cycle} is opened")
+    there = records(con, CycleRecord, "FROM cycles WHERE cycle = ?", [cycle])
+    if there and there[0].dataset_sha256 != dataset_sha256:
+        raise CycleConflict(
+            f"cycle {cycle} was opened on data {there[0].dataset_sha256[:12]} and is continued on "
+            f"{dataset_sha256[:12]}; give it the data it was opened on"
+        )
+
+
+def _is_recorded(con: duckdb.DuckDBPyConnection, proposal: Proposal) -> bool:
+    newest = newest_proposal(con, proposal.cycle)
+    query = "SELECT count(*) FROM proposals WHERE cycle = ? AND hash = ?"
+    [(count,)] = con.execute(query, [proposal.cycle, proposal.hash]).fetchall()
+    if newest is not None and count and newest.hash != proposal.hash:
+        raise CycleConflict(
+            f"proposal {proposal.hash[:12]} was superseded in cycle {proposal.cycle} by {_short(newest)}; "
+            "reject that one and propose again in the next cycle"
+        )
+    return bool(count)
+
+
+def _open_proposal(con: duckdb.DuckDBPyConnection, given: str) -> ProposalRecord:
+    last = last_cycle(con)
+    opened = newest_proposal(con, last.cycle) if last and not is_finished(con, last.cycle) else None
+    if opened is None:
+        raise StaleApproval(f"{given[:64]!r} cannot be decided on: no proposal is open; see `tamis status`")
+    if not PREFIX.fullmatch(given) or not opened.hash.startswith(given):
+        raise StaleApproval(
+            f"{given[:64]!r} is not the open proposal of cycle {opened.cycle}; that is {_short(opened)}: "
+            "give at least these 12 hex digits"
+        )
+    return opened
+
+
+def _record(
+    con: duckdb.DuckDBPyConnection, cycle: int, state: State, actor: str, detail: Mapping[str, JSON], key: str
+) -> bool:
+    query = (
+        f"INSERT INTO events (cycle, state, key, actor, event_at, detail_json) VALUES ({_marks(6)}) "
+        "ON CONFLICT DO NOTHING RETURNING seq"
+    )
+    return bool(con.execute(query, [cycle, state, key, actor, utc_now(), canonical_json(detail)]).fetchall())
+
+
+def _restore(con: duckdb.DuckDBPyConnection, cycle: int, texts: Collection[str], actor: str, reason: str) -> int:
+    con.register("restored", pa.table({"point_id": pa.array(list(texts), pa.string())}))
+    values = {"cycle": cycle, "reason": reason, "actor": actor, "now": utc_now()}
+    return len(con.execute(RESTORE, values).fetchall())
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
+
+
+def _short(proposal: ProposalRecord) -> str:
+    return proposal.hash[:12]

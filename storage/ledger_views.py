@@ -1,0 +1,190 @@
+"""What the ledger tells: reads only, each on a connection of its own.
+
+The view as of a cycle is the data set after that cycle: a point is removed if its newest action with `cycle <= c`, by
+sequence, is a removal. The data set that cycle c started from is therefore the manifest without `removed_as_of(c - 1)`.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+
+from storage.connection import open_ledger
+from storage.errors import CycleConflict, LedgerMissing, UnknownPoint
+from storage.points import PointId, id_from_text, id_text
+from storage.records import (
+    FINAL,
+    ActionRecord,
+    CycleRecord,
+    EventRecord,
+    Explanation,
+    Mention,
+    ProposalRecord,
+    ReviewRecord,
+    State,
+)
+
+T = TypeVar("T")
+
+PROPOSALS = "SELECT * EXCLUDE (seq) FROM proposals"
+REVIEWS = "SELECT cycle, hash AS proposal, decision, actor, how, reason, event_at FROM reviews"
+NOW = 2**31 - 1
+
+
+def records(con: duckdb.DuckDBPyConnection, kind: type[T], query: str, parameters: list[Any]) -> tuple[T, ...]:
+    """Rows as dataclasses whose fields carry the column names; a column `x_json` becomes the field `x`."""
+    cursor = con.execute(query, parameters)
+    names = [column[0] for column in cursor.description]
+    return tuple(
+        kind(**{n.removesuffix("_json"): json.loads(v) if n.endswith("_json") else v for n, v in zip(names, row)})
+        for row in cursor.fetchall()
+    )
+
+
+def last_cycle(con: duckdb.DuckDBPyConnection) -> CycleRecord | None:
+    """The cycle with the highest number."""
+    found = records(con, CycleRecord, "FROM cycles ORDER BY cycle DESC LIMIT 1", [])
+    return found[0] if found else None
+
+
+def is_finished(con: duckdb.DuckDBPyConnection, cycle: int) -> bool:
+    """Whether the cycle has ended for good."""
+    query = "SELECT count(*) FROM events WHERE cycle = ? AND list_contains(?, state)"
+    [(count,)] = con.execute(query, [cycle, list(FINAL)]).fetchall()
+    return bool(count)
+
+
+def newest_proposal(con: duckdb.DuckDBPyConnection, cycle: int) -> ProposalRecord | None:
+    """The proposal of a cycle that a review may still be of; earlier ones are superseded."""
+    found = records(con, ProposalRecord, f"{PROPOSALS} WHERE cycle = ? ORDER BY seq DESC LIMIT 1", [cycle])
+    return found[0] if found else None
+
+
+def review_of(con: duckdb.DuckDBPyConnection, cycle: int, proposal: str) -> ReviewRecord | None:
+    """The decision on a proposal, if there is one."""
+    found = records(con, ReviewRecord, f"{REVIEWS} WHERE cycle = ? AND hash = ?", [cycle, proposal])
+    return found[0] if found else None
+
+
+class LedgerViews:
+    """The reading half of `storage.ledger.Ledger`.
+
+    Args:
+        path: The DuckDB file.
+        patience: Seconds to wait for another process that holds it.
+    """
+
+    def __init__(self, path: Path, patience: float = 30.0) -> None:
+        self.path, self.patience = path, patience
+
+    @property
+    def exists(self) -> bool:
+        """Whether a cycle was ever opened here."""
+        return self.path.is_file()
+
+    @contextmanager
+    def _open(self, create: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+        if not create and not self.exists:
+            raise LedgerMissing(f"there is no ledger at {self.path}; start a cycle with `tamis run`")
+        with open_ledger(self.path, self.patience) as con:
+            yield con
+
+    def last_cycle(self) -> CycleRecord | None:
+        """The newest cycle."""
+        with self._open() as con:
+            return last_cycle(con)
+
+    def unfinished_cycle(self) -> CycleRecord | None:
+        """The newest cycle if no final state ended it; earlier ones always have one."""
+        with self._open() as con:
+            last = last_cycle(con)
+            return None if last is None or is_finished(con, last.cycle) else last
+
+    def cycle(self, cycle: int) -> CycleRecord:
+        """One cycle.
+
+        Raises:
+            CycleConflict: it was never opened.
+        """
+        with self._open() as con:
+            found = records(con, CycleRecord, "FROM cycles WHERE cycle = ?", [cycle])
+        if not found:
+            raise CycleConflict(f"cycle {cycle} was never opened in {self.path}; see `tamis ledger log`")
+        return found[0]
+
+    def state(self, cycle: int) -> State:
+        """The state that the newest event of a cycle left.
+
+        Raises:
+            CycleConflict: it was never opened.
+        """
+        events = self.events(cycle)
+        if not events:
+            raise CycleConflict(f"cycle {cycle} was never opened in {self.path}; see `tamis ledger log`")
+        return events[-1].state
+
+    def events(self, cycle: int) -> tuple[EventRecord, ...]:
+        """All events of a cycle, in order."""
+        with self._open() as con:
+            return records(con, EventRecord, "FROM events WHERE cycle = ? ORDER BY seq", [cycle])
+
+    def log(self, limit: int = 50) -> tuple[EventRecord, ...]:
+        """The newest events of all cycles, newest first."""
+        with self._open() as con:
+            return records(con, EventRecord, "FROM events ORDER BY seq DESC LIMIT ?", [limit])
+
+    def proposal(self, cycle: int) -> ProposalRecord | None:
+        """The newest proposal of a cycle."""
+        with self._open() as con:
+            return newest_proposal(con, cycle)
+
+    def review(self, cycle: int, proposal: str) -> ReviewRecord | None:
+        """The decision on a proposal (its full hash)."""
+        with self._open() as con:
+            return review_of(con, cycle, proposal)
+
+    def removed_as_of(self, cycle: int | None = None) -> frozenset[PointId]:
+        """The points removed after a cycle (see the module docstring); None: now."""
+        with self._open() as con:
+            query = "SELECT point_id FROM removed_as_of(?)"
+            return self._ids(con, query, [NOW if cycle is None else cycle])
+
+    def cooldown(self, cycle: int, cycles: int) -> frozenset[PointId]:
+        """The points not to be proposed in `cycle`: restored, rejected or rolled back in the `cycles` before it."""
+        query = """
+            SELECT point_id FROM actions WHERE action = 'restore' AND cycle BETWEEN $first AND $last
+            UNION
+            SELECT point_id FROM proposal_rows JOIN reviews USING (cycle, hash)
+            WHERE decision = 'reject' AND cycle BETWEEN $first AND $last"""
+        with self._open() as con:
+            return self._ids(con, query, {"first": cycle - cycles, "last": cycle - 1})
+
+    @staticmethod
+    def _ids(con: duckdb.DuckDBPyConnection, query: str, parameters: Any) -> frozenset[PointId]:
+        last = last_cycle(con)
+        if last is None:
+            return frozenset()
+        return frozenset(id_from_text(text, last.id_kind) for (text,) in con.execute(query, parameters).fetchall())
+
+    def why(self, point: PointId) -> Explanation:
+        """Everything that was proposed for, decided on and done to a point.
+
+        Raises:
+            UnknownPoint: no proposal and no action names it.
+        """
+        text = id_text(point)
+        mentions = """
+            SELECT r.cycle, r.hash AS proposal, r.reason, r.score, r.threshold, v.decision, v.actor
+            FROM proposal_rows r JOIN proposals p USING (cycle, hash) LEFT JOIN reviews v USING (cycle, hash)
+            WHERE point_id = ? ORDER BY p.seq"""
+        with self._open() as con:
+            actions = records(con, ActionRecord, "FROM actions WHERE point_id = ? ORDER BY seq", [text])
+            proposals = records(con, Mention, mentions, [text])
+        if not actions and not proposals:
+            raise UnknownPoint(f"the ledger has nothing on point {text}: it was never proposed, removed or restored")
+        removals = [action for action in actions if action.action == "remove"]
+        removed = bool(actions) and actions[-1].action == "remove"
+        return Explanation(text, removed, removals[-1] if removals else None, actions, proposals)

@@ -1,0 +1,240 @@
+"""The ledger, on a real DuckDB file."""
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from storage.errors import (
+    CycleConflict,
+    LedgerMissing,
+    NotApproved,
+    NotRemoved,
+    StaleApproval,
+    StorageError,
+    UnknownPoint,
+    WorkspaceTooNew,
+)
+from storage.ledger import Ledger
+from storage.points import Manifest
+from storage.proposals import Proposal
+
+N = 10
+MANIFEST = Manifest.build(range(N), [f"c{i}" for i in range(N)], [f"i{i}" for i in range(N)])
+
+
+def proposal(cycle: int, points: list[int], q: float = 0.2) -> Proposal:
+    rows = pa.table(
+        {
+            "point_id": pa.array(points, pa.int64()),
+            "action": pa.array(["remove"] * len(points), pa.string()),
+            "reason": pa.array(["harmful"] * len(points), pa.string()),
+            "score": pa.array([-float(p) for p in points], pa.float64()),
+            "threshold": pa.array([0.0] * len(points), pa.float64()),
+        }
+    )
+    return Proposal(cycle, rows, "data", "scores", {"q": q})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.duckdb", patience=5)
+
+
+def opened(ledger: Ledger, cycle: int) -> None:
+    ledger.open_cycle(cycle, f"data{cycle}", {"q": 0.2}, {"tamis": "0.1"}, "int")
+
+
+def removed(ledger: Ledger, cycle: int, points: list[int]) -> Proposal:
+    """Open a cycle and remove points in it, with an approval."""
+    opened(ledger, cycle)
+    made = proposal(cycle, points)
+    ledger.add_proposal(made)
+    ledger.add_review(made.hash[:12], "approve", "ada", "cli")
+    ledger.apply_removals(cycle, made.hash, MANIFEST, "ekfac", "digest")
+    return made
+
+
+def test_the_view_as_of_any_cycle_follows_the_sequence_of_removals_and_restorations(ledger: Ledger) -> None:
+    removed(ledger, 1, [1, 2, 3])
+    ledger.record_event(1, "promoted")
+    removed(ledger, 2, [4])
+    ledger.restore([2], "bob", "was right")
+    ledger.record_event(2, "promoted")
+    removed(ledger, 3, [2])
+    assert ledger.removed_as_of(0) == frozenset()
+    assert ledger.removed_as_of(1) == {1, 2, 3}
+    assert ledger.removed_as_of(2) == {1, 3, 4}
+    assert ledger.removed_as_of() == ledger.removed_as_of(3) == {1, 2, 3, 4}
+
+
+def test_every_call_repeated_after_a_kill_changes_nothing(ledger: Ledger) -> None:
+    made = removed(ledger, 1, [1, 2])
+    before = ledger.events(1), ledger.why(1)
+    opened(ledger, 1)
+    assert not ledger.add_proposal(made)
+    ledger.add_review(made.hash, "approve", "somebody else", "cli")
+    assert ledger.apply_removals(1, made.hash, MANIFEST, "ekfac", "digest") == 2
+    assert not ledger.record_event(1, "opened")
+    assert (ledger.events(1), ledger.why(1)) == before
+
+
+def test_every_removal_is_explained(ledger: Ledger) -> None:
+    made = removed(ledger, 1, [3])
+    why = ledger.why(3)
+    assert why.removed and why.removal is not None
+    got = why.removal
+    assert (got.cycle, got.score, got.threshold, got.estimator) == (1, -3.0, 0.0, "ekfac")
+    assert (got.checkpoint_digest, got.proposal, got.actor, got.content) == ("digest", made.hash, "ada", "c3")
+    assert ledger.why("3") == why
+    ledger.restore(["3"], "bob", "was right")
+    after = ledger.why(3)
+    assert not after.removed and [a.action for a in after.actions] == ["remove", "restore"]
+    assert after.actions[1].actor == "bob" and after.actions[1].reason == "was right"
+    with pytest.raises(UnknownPoint, match="nothing on point 9"):
+        ledger.why(9)
+
+
+def test_restoring_what_is_not_removed_restores_nothing(ledger: Ledger) -> None:
+    removed(ledger, 1, [1])
+    with pytest.raises(NotRemoved, match=r"restored: 7;"):
+        ledger.restore([1, 7], "bob", "")
+    assert ledger.removed_as_of() == {1}
+
+
+def test_a_roll_back_restores_what_its_cycle_removed_and_nothing_else(ledger: Ledger) -> None:
+    removed(ledger, 1, [1])
+    ledger.record_event(1, "promoted")
+    removed(ledger, 2, [2, 3])
+    assert ledger.roll_back(2, "guardrail", "loss rose") == 2
+    assert ledger.roll_back(2, "guardrail", "loss rose") == 0
+    assert ledger.removed_as_of() == {1}
+    assert ledger.removed_as_of(1) == {1}
+    assert ledger.state(2) == "rolled_back"
+    assert ledger.unfinished_cycle() is None
+
+
+def test_cooldown_covers_restored_rejected_and_rolled_back_points_for_so_many_cycles(ledger: Ledger) -> None:
+    removed(ledger, 1, [1, 2])
+    ledger.roll_back(1, "guardrail", "")
+    removed(ledger, 2, [3, 4])
+    ledger.restore([3], "bob", "")
+    ledger.record_event(2, "promoted")
+    opened(ledger, 3)
+    made = proposal(3, [5])
+    ledger.add_proposal(made)
+    ledger.add_review(made.hash, "reject", "ada", "cli")
+    assert ledger.cooldown(4, 1) == {5}
+    assert ledger.cooldown(4, 2) == {3, 5}
+    assert ledger.cooldown(4, 3) == {1, 2, 3, 5}
+    assert ledger.cooldown(3, 9) == {1, 2, 3}, "decisions of the cycle itself never change its own proposal"
+
+
+def test_an_approval_carries_the_hash_of_the_open_proposal(ledger: Ledger) -> None:
+    opened(ledger, 1)
+    with pytest.raises(StaleApproval, match="no proposal is open"):
+        ledger.add_review("0" * 64, "approve", "ada", "cli")
+    first, second = proposal(1, [1]), proposal(1, [2])
+    ledger.add_proposal(first)
+    ledger.add_proposal(second)
+    for wrong in (first.hash, second.hash[:11], "", "%" * 12, second.hash + "0"):
+        with pytest.raises(StaleApproval, match=second.hash[:12]):
+            ledger.add_review(wrong, "approve", "ada", "cli")
+    with pytest.raises(StorageError, match="--by"):
+        ledger.add_review(second.hash, "approve", " ", "cli")
+    assert ledger.review(1, second.hash) is None
+    ledger.add_review(second.hash[:12].upper(), "approve", "ada", "cli")
+    with pytest.raises(StaleApproval, match="approve by ada"):
+        ledger.add_review(second.hash, "reject", "bob", "cli")
+    with pytest.raises(CycleConflict, match="superseded"):
+        ledger.add_proposal(first)
+
+
+def test_only_an_approved_proposal_is_applied(ledger: Ledger) -> None:
+    opened(ledger, 1)
+    made = proposal(1, [1])
+    ledger.add_proposal(made)
+    with pytest.raises(NotApproved, match="not reviewed"):
+        ledger.apply_removals(1, made.hash, MANIFEST, "e", "d")
+    ledger.add_review(made.hash, "reject", "ada", "cli")
+    with pytest.raises(NotApproved, match="rejected"):
+        ledger.apply_removals(1, made.hash, MANIFEST, "e", "d")
+    assert ledger.removed_as_of() == frozenset()
+
+
+def test_an_approval_of_an_earlier_cycle_does_not_approve_the_same_removals_again(ledger: Ledger) -> None:
+    made = removed(ledger, 1, [1])
+    ledger.roll_back(1, "guardrail", "")
+    opened(ledger, 2)
+    again = proposal(2, [1])
+    assert again.hash == made.hash
+    ledger.add_proposal(again)
+    with pytest.raises(NotApproved):
+        ledger.apply_removals(2, again.hash, MANIFEST, "e", "d")
+
+
+def test_a_removal_that_fails_half_way_leaves_nothing(ledger: Ledger) -> None:
+    opened(ledger, 1)
+    made = proposal(1, [1, 99])
+    ledger.add_proposal(made)
+    ledger.add_review(made.hash, "approve", "ada", "cli")
+    with pytest.raises(StorageError, match="1 proposed points are not in the data set"):
+        ledger.apply_removals(1, made.hash, MANIFEST, "e", "d")
+    assert ledger.removed_as_of() == frozenset() and ledger.state(1) == "approved"
+
+
+def test_cycles_open_in_order_on_unchanging_data(ledger: Ledger) -> None:
+    with pytest.raises(LedgerMissing, match="tamis run"):
+        ledger.last_cycle()
+    with pytest.raises(CycleConflict, match="next one is 1"):
+        opened(ledger, 2)
+    opened(ledger, 1)
+    with pytest.raises(CycleConflict, match="unfinished"):
+        opened(ledger, 2)
+    with pytest.raises(CycleConflict, match="opened on data data1"):
+        ledger.open_cycle(1, "changed", {}, {}, "int")
+    with pytest.raises(CycleConflict, match="keep the type"):
+        ledger.open_cycle(1, "data1", {}, {}, "string")
+    got = ledger.unfinished_cycle()
+    assert got is not None and (got.cycle, got.config, got.versions) == (1, {"q": 0.2}, {"tamis": "0.1"})
+    ledger.record_event(1, "failed", key="1")
+    assert ledger.unfinished_cycle() == got, "a failed cycle is continued"
+    ledger.record_event(1, "nothing_to_do")
+    assert ledger.unfinished_cycle() is None
+    assert [event.state for event in ledger.log(2)] == ["nothing_to_do", "failed"]
+
+
+def test_the_database_itself_refuses_unknown_states_and_second_removals(ledger: Ledger) -> None:
+    removed(ledger, 1, [1])
+    with pytest.raises(duckdb.ConstraintException):
+        ledger.record_event(1, "invented")  # type: ignore[arg-type]
+    with duckdb.connect(str(ledger.path)) as con, pytest.raises(duckdb.ConstraintException):
+        con.execute("INSERT INTO actions SELECT * FROM actions")
+
+
+def test_a_workspace_of_a_newer_version_is_refused(ledger: Ledger) -> None:
+    opened(ledger, 1)
+    with duckdb.connect(str(ledger.path)) as con:
+        con.execute("INSERT INTO schema_version VALUES (2, TIMESTAMP '2030-01-01')")
+    with pytest.raises(WorkspaceTooNew, match=r"schema 2.*up to 1; upgrade"):
+        ledger.last_cycle()
+
+
+def test_a_file_that_is_no_ledger_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ledger.duckdb").write_text("not a database, " * 1000)
+    with pytest.raises(StorageError, match="cannot open the ledger"):
+        Ledger(tmp_path / "ledger.duckdb").last_cycle()
+
+
+def test_string_ids_come_back_as_strings(tmp_path: Path) -> None:
+    manifest = Manifest.build(["07", "a'b"], ["c", "d"], ["e", "f"])
+    ledger = Ledger(tmp_path / "ledger.duckdb")
+    ledger.open_cycle(1, "d", {}, {}, "string")
+    rows = proposal(1, [1, 2]).rows.set_column(0, "point_id", pa.array(["07", "a'b"]))
+    made = Proposal(1, rows, "d", "s", {})
+    ledger.add_proposal(made)
+    ledger.add_review(made.hash, "approve", "ada", "cli")
+    ledger.apply_removals(1, made.hash, manifest, "e", "d")
+    assert ledger.removed_as_of() == {"07", "a'b"}
+    assert manifest.without(ledger.removed_as_of()).ids == []
