@@ -213,9 +213,9 @@ def check_cross_entropy(losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         logits: of the same points, [B, C].
         labels: given labels, [B], int64.
     """
-    expected = cross_entropy(logits.detach(), labels, reduction="none")
-    if not torch.allclose(losses.detach(), expected, rtol=1e-3, atol=1e-4):
-        row = int((losses.detach() - expected).abs().argmax())
+    losses, expected = losses.detach(), cross_entropy(logits.detach(), labels, reduction="none")
+    if not torch.allclose(losses, expected, rtol=1e-3, atol=1e-4):
+        row = int((losses - expected).abs().argmax())
         raise InfluenceError(
             f"the loss is not the cross-entropy of the logits and labels (row {row}: {float(losses[row]):.4g}, "
             f"expected {float(expected[row]):.4g}); only that loss is supported"

@@ -136,9 +136,9 @@ class EKFAC:
 
     def _decompose(self, all_reduce: AllReduce) -> None:
         for index, block in enumerate(self.state.values()):
-            if self._share.owns(index):
-                block.input_basis = torch.linalg.eigh(block.input_covariance).eigenvectors
-                block.output_basis = torch.linalg.eigh(block.output_covariance).eigenvectors
+            if self._share.owns(index):  # copied in place: a product rounds differently with another memory layout
+                block.input_basis.copy_(torch.linalg.eigh(block.input_covariance).eigenvectors)
+                block.output_basis.copy_(torch.linalg.eigh(block.output_covariance).eigenvectors)
             all_reduce(block.input_basis)  # zero on the ranks that do not own the block
             all_reduce(block.output_basis)
 
