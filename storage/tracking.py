@@ -1,0 +1,254 @@
+"""MLflow: one run per cycle, a nested run per arm and seed, one registered model whose alias `champion` is in service.
+
+Everything is found again by tags, so a stage that is run again after a kill writes to the same runs and the same model
+version. The store is a sqlite file and a folder in the workspace, both by absolute path: a relative one would depend on
+where the command was called from. Tables are written whole here: MLflow's own `log_table` appends on every call.
+
+    tags of a cycle's run: tamis.cycle, tamis.dataset_sha256, tamis.proposal, tamis.review
+    tags of an arm's run:  tamis.arm, tamis.seed, mlflow.parentRunId
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import pyarrow as pa
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+
+from storage.checkpoints import Checkpoint
+from storage.errors import StaleApproval, StorageError
+from storage.score_store import ScoreSet
+
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+CHAMPION = "champion"
+MOST_METRICS = 15
+MOST_ROWS = 1000
+REVIEW = re.compile(r"(approve|reject):([0-9a-f]{12,64})")
+
+Value: TypeAlias = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered model version; `source` is the local folder with its model.safetensors."""
+
+    model: str
+    version: int
+    source: Path
+    run: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class ReviewRequest:
+    """A decision that somebody asked for in the MLflow UI; the ledger decides whether it counts."""
+
+    decision: Literal["approve", "reject"]
+    proposal_prefix: str
+    text: str
+
+
+class Tracker:
+    """The MLflow store of one workspace and one experiment.
+
+    Args:
+        workspace: The folder that holds mlflow.db and mlartifacts.
+        experiment: Name of the data set.
+    """
+
+    def __init__(self, workspace: Path, experiment: str) -> None:
+        self.workspace = workspace.resolve()
+        if set("%?") & set(str(self.workspace)):
+            raise StorageError(
+                f"the workspace {self.workspace} has % or ? in its path, which MLflow cannot open; rename it"
+            )
+        self.uri = f"sqlite:///{self.workspace / 'mlflow.db'}"
+        self.artifact_uri = (self.workspace / "mlartifacts").as_uri()
+        try:
+            self.workspace.mkdir(parents=True, exist_ok=True)
+            (self.workspace / "mlflow.db").open("ab").close()  # or MLflow retries an unwritable file for minutes
+            self._client = MlflowClient(self.uri)
+            found = self._client.get_experiment_by_name(experiment)
+            self._experiment: str = (
+                found.experiment_id if found else self._client.create_experiment(experiment, self.artifact_uri)
+            )
+        except (OSError, MlflowException) as error:
+            raise StorageError(f"cannot open MLflow at {self.uri}: {str(error).splitlines()[0]}") from error
+
+    def cycle_run(self, cycle: int, dataset_sha256: str, parameters: Mapping[str, Value]) -> str:
+        """The run of a cycle, made at the first call; parameters are written once and never change.
+
+        Returns:
+            Its run id.
+        """
+        tags = {"tamis.cycle": str(cycle)}
+        more = {"tamis.dataset_sha256": dataset_sha256, "mlflow.runName": f"cycle {cycle}"}
+        return self._run(tags, more, parameters)
+
+    def arm_run(
+        self, cycle_run: str, arm: str, seed: int, parameters: Mapping[str, Value], metrics: Mapping[str, float]
+    ) -> str:
+        """The finished run of one arm and seed, nested in its cycle's run.
+
+        Returns:
+            Its run id.
+        """
+        tags = {"mlflow.parentRunId": cycle_run, "tamis.arm": arm, "tamis.seed": str(seed)}
+        run = self._run(tags, {"mlflow.runName": f"{arm}, seed {seed}"}, parameters)
+        self.log_metrics(run, metrics)
+        self.finish(run)
+        return run
+
+    def _run(self, identity: Mapping[str, str], more: Mapping[str, str], parameters: Mapping[str, Value]) -> str:
+        where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
+        found = self._client.search_runs([self._experiment], where, max_results=1)
+        run = found[0] if found else self._client.create_run(self._experiment, tags={**identity, **more})
+        params = [Param(key, str(value)) for key, value in parameters.items()]
+        self._client.log_batch(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+    def log_metrics(self, run: str, metrics: Mapping[str, float]) -> None:
+        """Write metrics; more than a few push everything else off the page of a run.
+
+        Raises:
+            StorageError: the run would have more than 15.
+        """
+        found = self._client.get_run(run)
+        names = set(found.data.metrics) | set(metrics)
+        if len(names) > MOST_METRICS:
+            raise StorageError(
+                f"{len(names)} metrics for one run; at most {MOST_METRICS}: put the others in the report"
+            )
+        start = int(found.info.start_time)  # not the clock: a repeated call then writes the same point, not a second
+        self._client.log_batch(run, metrics=[Metric(key, float(value), start, 0) for key, value in metrics.items()])
+
+    def log_dataset(self, run: str, name: str, sha256: str, points: int, source: str) -> None:
+        """Show the data set as the input of a run; the digest on the page is a label, the tag is the full hash."""
+        dataset = Dataset(
+            name=name,
+            digest=sha256[:12],
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps({"points": points, "sha256": sha256}),
+        )
+        tags = [InputTag("mlflow.data.context", "train"), InputTag("tamis.dataset_sha256", sha256)]
+        self._client.log_inputs(run, [DatasetInput(dataset, tags)])
+
+    def log_scores(self, run: str, scores: ScoreSet) -> None:
+        """Copy finished score shards and their manifest to `scores/`."""
+        for path in (*scores.shards, scores.folder / "MANIFEST.json"):
+            self._client.log_artifact(run, str(path), "scores")
+
+    def log_suspicious(self, run: str, rows: pa.Table) -> None:
+        """Write the most suspicious points as a table that MLflow pages and sorts.
+
+        Args:
+            run: A cycle's run.
+            rows: At most 1,000, worst first; lists are written as JSON text.
+        """
+        if rows.num_rows > MOST_ROWS:
+            raise StorageError(f"{rows.num_rows} rows for a table to be read; give the first {MOST_ROWS}")
+        path = "review/suspicious.json"
+        data = [[json.dumps(v) if isinstance(v, list | dict) else v for v in row.values()] for row in rows.to_pylist()]
+        self._client.log_dict(run, {"columns": rows.column_names, "data": data}, path)
+        self._client.set_tag(run, "mlflow.loggedArtifacts", json.dumps([{"path": path, "type": "table"}]))
+
+    def log_figure(self, run: str, name: str, png: bytes) -> None:
+        """Write a PNG to `review/<name>.png`."""
+        self._write(run, f"{name}.png", png)
+
+    def log_report(self, run: str, html: str) -> None:
+        """Write the report to `review/00_report.html`, the first artifact a reviewer sees."""
+        self._write(run, "00_report.html", html.encode())
+
+    def _write(self, run: str, name: str, data: bytes) -> None:
+        with self._client._log_artifact_helper(run, f"review/{name}") as path:
+            Path(path).write_bytes(data)
+
+    def describe(self, run: str, markdown: str) -> None:
+        """Set the description on the page of a run."""
+        self._client.set_tag(run, "mlflow.note.content", markdown)
+
+    def propose(self, run: str, proposal: str) -> None:
+        """Name the open proposal of a cycle; a new hash clears an earlier review, which was of another proposal."""
+        tags = self._tags(run)
+        if tags.get("tamis.proposal") != proposal:
+            if "tamis.review" in tags:
+                self._client.delete_tag(run, "tamis.review")
+            self._client.set_tag(run, "tamis.proposal", proposal)
+
+    def review_request(self, run: str) -> ReviewRequest | None:
+        """What the tag `tamis.review` asks for; None when there is no tag.
+
+        Raises:
+            StaleApproval: the tag is not `approve:HASH` or `reject:HASH` with at least 12 hex digits.
+        """
+        tags = self._tags(run)
+        text = tags.get("tamis.review", "").strip()
+        if not text:
+            return None
+        match = REVIEW.fullmatch(text.lower())
+        if match is None:
+            expected = f"approve:{tags.get('tamis.proposal', '')[:12]}"
+            raise StaleApproval(f"the MLflow tag tamis.review is {text[:64]!r}; it must read {expected} or reject:…")
+        decision: Literal["approve", "reject"] = "approve" if match[1] == "approve" else "reject"
+        return ReviewRequest(decision, match[2], text)
+
+    def mirror_review(self, run: str, decision: str, proposal: str) -> None:
+        """Show a decision that the ledger has recorded."""
+        self._client.set_tag(run, "tamis.review", f"{decision}:{proposal[:12]}")
+
+    def _tags(self, run: str) -> dict[str, str]:
+        return dict(self._client.get_run(run).data.tags)
+
+    def finish(self, run: str, failed: bool = False) -> None:
+        """End a run."""
+        self._client.set_terminated(run, "FAILED" if failed else "FINISHED")
+
+    def register(self, run: str, checkpoint: Checkpoint, model: str) -> ModelVersion:
+        """Copy a checkpoint's parameters and manifest to a run and register them as a version of `model`.
+
+        Nothing is pickled: the version's source is a folder with model.safetensors. The version of the same run and
+        digest is returned if it is there.
+        """
+        if not self._client.search_registered_models(f"name = '{model}'"):
+            self._client.create_registered_model(model)
+        for found in self._client.search_model_versions(f"name = '{model}' and run_id = '{run}'"):
+            if found.tags.get("tamis.checkpoint") == checkpoint.digest:
+                return _version(found)
+        for path in (checkpoint.tensors, checkpoint.path / "MANIFEST.json"):
+            self._client.log_artifact(run, str(path), "model")
+        source = f"{self._client.get_run(run).info.artifact_uri}/model"
+        return _version(
+            self._client.create_model_version(model, source, run, tags={"tamis.checkpoint": checkpoint.digest})
+        )
+
+    def set_champion(self, version: ModelVersion) -> None:
+        """Put a version into service; the alias moves in one step."""
+        self._client.set_registered_model_alias(version.model, CHAMPION, str(version.version))
+
+    def champion(self, model: str) -> ModelVersion | None:
+        """The version in service; None when there is none yet."""
+        if not self._client.search_registered_models(f"name = '{model}'"):
+            return None
+        version = self._client.get_registered_model(model).aliases.get(CHAMPION)
+        return None if version is None else _version(self._client.get_model_version(model, version))
+
+
+def _version(found: Any) -> ModelVersion:
+    source = Path(url2pathname(urlparse(found.source).path))
+    return ModelVersion(found.name, int(found.version), source, found.run_id, found.tags["tamis.checkpoint"])
