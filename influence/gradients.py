@@ -40,6 +40,7 @@ class FactorSource:
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._undo = ExitStack()
+        self._recording = False
 
     def __enter__(self) -> "FactorSource":
         with ExitStack() as undo:
@@ -72,8 +73,12 @@ class FactorSource:
         """
         self._inputs.clear()
         self._outputs.clear()
-        with torch.enable_grad():
-            result = function(self.model, batch)
+        self._recording = True
+        try:
+            with torch.enable_grad():
+                result = function(self.model, batch)
+        finally:
+            self._recording = False
         for block in self.blocks:
             if block.name not in self._inputs:
                 raise InfluenceError(f"block {block.name!r} is not called in the forward pass; select other blocks")
@@ -127,8 +132,10 @@ class FactorSource:
                     "point, and select blocks whose first dimension is the batch"
                 )
 
-    def _capture(self, block: Block) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _capture(self, block: Block) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if not self._recording:  # someone else calls the model
+                return None
             if block.name in self._inputs:
                 raise InfluenceError(f"block {block.name!r} is called twice in one forward pass; select other blocks")
             a = _as_sequence(arguments[0].detach())  # [B, T, i]

@@ -138,6 +138,15 @@ def test_a_layer_called_twice_or_never_is_refused() -> None:
             source.forward(lambda m, batch: m[2](m[0](batch[0])).sum(1), points(7))
 
 
+def test_a_call_of_the_model_outside_forward_captures_nothing() -> None:
+    model, batch = MODELS["mlp"]
+    truth = loss_factors(model, batch)
+    with FactorSource(model, linear_blocks(model)) as source:
+        losses = source.forward(loss, batch)
+        assert not model(batch[0][:3]).requires_grad
+        assert source.pull(losses)["0"].g.equal(truth["0"].g)
+
+
 def test_a_loss_without_a_gradient_is_refused() -> None:
     model = mlp()
     with FactorSource(model, linear_blocks(model)) as source:
