@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def score_histogram(values: NDArray[Any], thresholds: Mapping[str, float], label
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.add_subplot()
     axes.hist(finite, bins=60, color=BLUE, log=True)  # the few points that matter are invisible on a linear axis
-    for color, (name, cut) in zip(LINES, thresholds.items()):
+    for color, (name, cut) in zip(cycle(LINES), thresholds.items()):
         axes.axvline(cut, color=color, linestyle="--", label=f"{name}: {cut:.3g}")
     if thresholds:
         axes.legend(frameon=False)

@@ -17,7 +17,9 @@ from storage.files import JSON, canonical_json
 from storage.ledger_views import NOW, LedgerViews, is_finished, last_cycle, newest_proposal, records, review_of
 from storage.points import IdKind, Manifest, PointId, id_text
 from storage.proposals import Proposal
-from storage.records import CycleRecord, Decision, ProposalRecord, ReviewRecord, State
+from storage.records import FINAL, CycleRecord, Decision, ProposalRecord, ReviewRecord, State
+
+__all__ = ["FINAL", "Ledger", "State"]
 
 PREFIX = re.compile(r"[0-9a-f]{12,64}")
 REVIEWED: dict[Decision, State] = {"approve": "approved", "reject": "rejected"}

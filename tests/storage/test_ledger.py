@@ -83,15 +83,18 @@ def test_every_call_repeated_after_a_kill_changes_nothing(ledger: Ledger) -> Non
 def test_every_removal_is_explained(ledger: Ledger) -> None:
     made = removed(ledger, 1, [3])
     why = ledger.why(3)
-    assert why.removed and why.removal is not None
+    assert why.removed
+    assert why.removal is not None
     got = why.removal
     assert (got.cycle, got.score, got.threshold, got.estimator) == (1, -3.0, 0.0, "ekfac")
     assert (got.checkpoint_digest, got.proposal, got.actor, got.content) == ("digest", made.hash, "ada", "c3")
     assert ledger.why("3") == why
     ledger.restore(["3"], "bob", "was right")
     after = ledger.why(3)
-    assert not after.removed and [a.action for a in after.actions] == ["remove", "restore"]
-    assert after.actions[1].actor == "bob" and after.actions[1].reason == "was right"
+    assert not after.removed
+    assert [a.action for a in after.actions] == ["remove", "restore"]
+    assert after.actions[1].actor == "bob"
+    assert after.actions[1].reason == "was right"
     with pytest.raises(UnknownPoint, match="nothing on point 9"):
         ledger.why(9)
 
@@ -181,7 +184,8 @@ def test_a_removal_that_fails_half_way_leaves_nothing(ledger: Ledger) -> None:
     ledger.add_review(made.hash, "approve", "ada", "cli")
     with pytest.raises(StorageError, match="1 proposed points are not in the data set"):
         ledger.apply_removals(1, made.hash, MANIFEST, "e", "d")
-    assert ledger.removed_as_of() == frozenset() and ledger.state(1) == "approved"
+    assert ledger.removed_as_of() == frozenset()
+    assert ledger.state(1) == "approved"
 
 
 def test_cycles_open_in_order_on_unchanging_data(ledger: Ledger) -> None:
@@ -197,7 +201,8 @@ def test_cycles_open_in_order_on_unchanging_data(ledger: Ledger) -> None:
     with pytest.raises(CycleConflict, match="keep the type"):
         ledger.open_cycle(1, "data1", {}, {}, "string")
     got = ledger.unfinished_cycle()
-    assert got is not None and (got.cycle, got.config, got.versions) == (1, {"q": 0.2}, {"tamis": "0.1"})
+    assert got is not None
+    assert (got.cycle, got.config, got.versions) == (1, {"q": 0.2}, {"tamis": "0.1"})
     ledger.record_event(1, "failed", key="1")
     assert ledger.unfinished_cycle() == got, "a failed cycle is continued"
     ledger.record_event(1, "nothing_to_do")

@@ -1,0 +1,62 @@
+"""A proposal's hash: what enters it, what does not, and that disk cannot change it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage.errors import ProposalDamaged
+from storage.proposals import Proposal
+from storage.selection import Budgets, Rule, policy_json
+
+ROWS = pa.table(
+    {"point_id": [3, 10], "action": ["remove"] * 2, "reason": ["harmful", "mislabeled"], "score": [-1.0, 2.0]}
+)
+PROPOSAL = Proposal(1, ROWS, "d", "s", {"q": 0.2})
+
+
+def test_the_hash_of_a_proposal_never_changes_between_versions() -> None:
+    # sha256sum of its canonical JSON, by hand:
+    # {"dataset_sha256":"d","policy":{"q":0.2},"rows":[[3,"remove","harmful"],[10,"remove","mislabeled"]]}
+    assert PROPOSAL.hash == "fedc49119556519dbe8c6a505a041e8a2ae36b00b57b9595f30c678a4b0bd297"
+
+
+def test_rows_data_and_policy_enter_the_hash_and_scores_and_cycle_do_not() -> None:
+    scored = ROWS.set_column(3, "score", pa.array([-1.0000001, 2.0]))
+    assert replace(PROPOSAL, rows=scored, cycle=2, scores_sha256="other").hash == PROPOSAL.hash
+    text = ROWS.set_column(0, "point_id", pa.array(["3", "10"]))
+    others = [{"rows": ROWS.slice(1)}, {"rows": text}, {"dataset_sha256": "e"}, {"policy": {"q": 0.1}}]
+    assert len({replace(PROPOSAL, **other).hash for other in others} | {PROPOSAL.hash}) == 5  # type: ignore[arg-type]
+
+
+def test_the_policy_holds_what_the_user_set_and_no_score() -> None:
+    def policy(threshold: float, q: float, cycle: float) -> str:
+        rule = Rule("harmful", "harmful", "harm_fdr", "<=", threshold, "influence", parameters={"q": q})
+        return json.dumps(policy_json([rule], Budgets(cycle, 0.3, 0.3)))
+
+    assert policy(0.2, 0.2, 0.15) == policy(0.1999, 0.2, 0.15)
+    assert len({policy(0.2, 0.2, 0.15), policy(0.2, 0.1, 0.15), policy(0.2, 0.2, 0.1)}) == 3
+
+
+def test_a_proposal_reads_back_as_written(tmp_path: Path) -> None:
+    assert not Proposal.exists(tmp_path)
+    PROPOSAL.write(tmp_path)
+    again = Proposal.read(tmp_path)
+    assert again.hash == PROPOSAL.hash
+    assert again.points == [3, 10]
+    assert again.rows.equals(ROWS)
+
+
+def test_a_proposal_changed_on_disk_is_refused(tmp_path: Path) -> None:
+    PROPOSAL.write(tmp_path)
+    pq.write_table(ROWS.slice(1), tmp_path / "proposal.parquet")
+    with pytest.raises(ProposalDamaged, match="has changed since it was proposed; delete"):
+        Proposal.read(tmp_path)
+    PROPOSAL.write(tmp_path)
+    seal = tmp_path / "proposal.json"
+    seal.write_text(seal.read_text().replace('"q": 0.2', '"q": 0.5'))
+    with pytest.raises(ProposalDamaged, match="but hashes to"):
+        Proposal.read(tmp_path)

@@ -1,0 +1,144 @@
+"""MLflow on a real sqlite store, in a workspace whose path has a space: found again, never written twice."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from mlflow import MlflowClient
+
+from storage import checkpoints, score_store
+from storage.errors import StaleApproval, StorageError
+from storage.tracking import ReviewRequest, Tracker
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
+    return Tracker(tmp_path_factory.mktemp("a workspace") / "with spaces", "digits")
+
+
+@pytest.fixture(scope="module")
+def client(tracker: Tracker) -> MlflowClient:
+    return MlflowClient(tracker.uri)
+
+
+def artifact(client: MlflowClient, tracker: Tracker, run: str, name: str) -> Path:
+    assert client.get_run(run).info.artifact_uri.startswith(tracker.artifact_uri)
+    return tracker.workspace / "mlartifacts" / run / "artifacts" / name
+
+
+def checkpoint(folder: Path, value: float) -> checkpoints.Checkpoint:
+    temporary = checkpoints.begin(folder, 1)
+    checkpoints.write_tensors(temporary, {"w": np.full(3, value)})
+    return checkpoints.commit(temporary, checkpoints.Metadata("baseline", 0, 1, "m", 1))
+
+
+def test_the_runs_of_a_cycle_are_found_again_not_made_twice(tracker: Tracker, client: MlflowClient) -> None:
+    runs = {tracker.cycle_run(7, "a" * 64, {"q": 0.2}) for _ in range(2)}
+    (run,) = runs
+    for _ in range(2):
+        arm = tracker.arm_run(run, "baseline", 0, {"steps": 10}, {"loss": 0.5})
+    assert tracker.arm_run(run, "baseline", 1, {}, {}) != arm
+    data = client.get_run(run).data
+    assert (data.tags["tamis.cycle"], data.tags["tamis.dataset_sha256"], data.params["q"]) == ("7", "a" * 64, "0.2")
+    nested = client.get_run(arm)
+    assert nested.data.tags["mlflow.parentRunId"] == run
+    assert nested.info.status == "FINISHED"
+    assert len(client.get_metric_history(arm, "loss")) == 1
+
+
+def test_a_second_tracker_finds_the_same_experiment(tracker: Tracker) -> None:
+    run = tracker.cycle_run(8, "a", {})
+    assert Tracker(tracker.workspace, "digits").cycle_run(8, "a", {}) == run
+    assert Tracker(tracker.workspace, "another").cycle_run(8, "a", {}) != run
+
+
+def test_what_a_reviewer_reads_is_on_the_run(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
+    run = tracker.cycle_run(9, "a" * 64, {})
+    table = pa.table({"point_id": [2, 1], "suspicion": [0.9, 0.8], "top_queries": [[{"query_id": 1}], []]})
+    for _ in range(2):
+        tracker.log_dataset(run, "digits", "a" * 64, 10, "points.parquet")
+        tracker.log_suspicious(run, table)
+        tracker.log_figure(run, "influence", b"png")
+        tracker.log_report(run, "<p>é</p>")
+        tracker.describe(run, "# Cycle 9")
+    got = json.loads(artifact(client, tracker, run, "review/suspicious.json").read_text())
+    assert got["columns"] == ["point_id", "suspicion", "top_queries"]
+    assert got["data"] == [[2, 0.9, '[{"query_id": 1}]'], [1, 0.8, "[]"]]
+    assert artifact(client, tracker, run, "review/influence.png").read_bytes() == b"png"
+    assert artifact(client, tracker, run, "review/00_report.html").read_text() == "<p>é</p>"
+    found = client.get_run(run)
+    assert found.data.tags["mlflow.note.content"] == "# Cycle 9"
+    assert json.loads(found.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "review/suspicious.json", "type": "table"}
+    ]
+    (given,) = found.inputs.dataset_inputs
+    assert given.dataset.digest == "a" * 12
+    assert {tag.key: tag.value for tag in given.tags}["tamis.dataset_sha256"] == "a" * 64
+
+
+def test_score_shards_arrive_whole(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:
+    columns = {name: [1.0] for name in score_store.REQUIRED} | {"point_id": [1], "cycle": [1], "in_train": [True]}
+    score_store.write_chunk(tmp_path, 0, 0, pa.table(columns), score_store.ScoreMetadata(1, "e", [], None, "c", "i"))
+    scores, run = score_store.finish(tmp_path, 1), tracker.cycle_run(10, "a", {})
+    tracker.log_scores(run, scores)
+    copied = score_store.load(artifact(client, tracker, run, "scores"))
+    assert copied is not None
+    assert copied.sha256 == scores.sha256
+
+
+def test_a_new_proposal_clears_the_review_of_the_old_one_and_the_same_one_does_not(tracker: Tracker) -> None:
+    run = tracker.cycle_run(11, "a", {})
+    tracker.propose(run, "a" * 64)
+    assert tracker.review_request(run) is None
+    tracker.mirror_review(run, "approve", "a" * 64)
+    tracker.propose(run, "a" * 64)
+    assert tracker.review_request(run) == ReviewRequest("approve", "a" * 12, "approve:" + "a" * 12)
+    tracker.propose(run, "b" * 64)
+    assert tracker.review_request(run) is None
+
+
+@pytest.mark.parametrize("text", ["yes", "approve", "approve:abc", "approved:" + "b" * 12, "approve:" + "z" * 12])
+def test_a_tag_that_carries_no_hash_is_no_decision(tracker: Tracker, client: MlflowClient, text: str) -> None:
+    run = tracker.cycle_run(12, "a", {})
+    tracker.propose(run, "b" * 64)
+    client.set_tag(run, "tamis.review", text)
+    with pytest.raises(StaleApproval, match="must read approve:bbbbbbbbbbbb"):
+        tracker.review_request(run)
+
+
+def test_the_champion_is_a_registered_version_that_reads_without_pickle(tracker: Tracker, tmp_path: Path) -> None:
+    run = tracker.cycle_run(13, "a", {})
+    assert tracker.champion("digits") is None
+    first, second = checkpoint(tmp_path / "1", 1.0), checkpoint(tmp_path / "2", 2.0)
+    one = tracker.register(run, first, "digits")
+    assert tracker.register(run, first, "digits") == one
+    assert tracker.champion("digits") is None
+    tracker.set_champion(one)
+    assert tracker.champion("digits") == one
+    two = tracker.register(tracker.cycle_run(14, "a", {}), second, "digits")
+    assert (two.version, two.digest) == (2, second.digest)
+    tracker.set_champion(two)
+    tracker.set_champion(two)
+    assert tracker.champion("digits") == two
+    np.testing.assert_array_equal(checkpoints.read_tensors(two.source)["w"], np.full(3, 2.0))
+    assert checkpoints.verify(one.source).digest == first.digest
+
+
+def test_a_run_keeps_few_metrics_and_few_rows(tracker: Tracker) -> None:
+    run = tracker.cycle_run(15, "a", {})
+    tracker.log_metrics(run, {f"m{i}": 0.0 for i in range(15)})
+    with pytest.raises(StorageError, match="16 metrics"):
+        tracker.log_metrics(run, {"one more": 0.0})
+    with pytest.raises(StorageError, match="give the first 1000"):
+        tracker.log_suspicious(run, pa.table({"point_id": range(1001)}))
+
+
+def test_a_workspace_that_mlflow_cannot_open_is_one_line_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for workspace in (tmp_path / "file", tmp_path / "100% data"):
+        with pytest.raises(StorageError, match=r"cannot open") as error:
+            Tracker(workspace, "digits")
+        assert "\n" not in str(error.value)
