@@ -67,7 +67,7 @@ SELECT * EXCLUDE (excluded), excluded AS fate FROM joint WHERE excluded IS NOT N
 """
 
 PROPOSED = """
-SELECT point_id, 'remove' AS action, reason, list_transform(evidence, e -> e.policy) AS policies,
+SELECT point_id, 'remove' AS action, reason, [e.policy FOR e IN evidence] AS policies,
        evidence[1].value AS score, evidence[1].threshold AS threshold, rank, evidence
 FROM fates WHERE fate = 'proposed' ORDER BY point_id
 """
@@ -252,7 +252,7 @@ def top(
     with open_scores(folder, {column, *(columns or ())}) as scores:
         order = f"{quote(column)} {'DESC' if descending else 'ASC'}, point_id"
         query = f"SELECT {scores.select_list(columns)} FROM scores WHERE in_train AND {quote(column)} IS NOT NULL"
-        return scores.connection.execute(f"{query} ORDER BY {order} LIMIT ?", [limit]).to_arrow_table()
+        return scores.connection.sql(f"{query} ORDER BY {order} LIMIT ?", params=[limit]).to_arrow_table()
 
 
 def rows_of(folder: Path, points: Collection[PointId], columns: Sequence[str] | None = None) -> pa.Table:

@@ -4,7 +4,7 @@ Everything is found again by tags, so a stage that is run again after a kill wri
 version. The store is a sqlite file and a folder in the workspace, both by absolute path: a relative one would depend on
 where the command was called from. Tables are written whole here: MLflow's own `log_table` appends on every call.
 
-    tags of a cycle's run: tamis.cycle, tamis.dataset_sha256, tamis.proposal, tamis.review
+    tags of a cycle's run: tamis.cycle, tamis.dataset_sha256, tamis.proposal, tamis.review, tamis.changed
     tags of an arm's run:  tamis.arm, tamis.seed, mlflow.parentRunId
 """
 
@@ -90,7 +90,10 @@ class Tracker:
             raise StorageError(f"cannot open MLflow at {self.uri}: {str(error).splitlines()[0]}") from error
 
     def cycle_run(self, cycle: int, dataset_sha256: str, parameters: Mapping[str, Value]) -> str:
-        """The run of a cycle, made at the first call; parameters are written once and never change.
+        """The run of a cycle, made at the first call.
+
+        MLflow's parameters never change: one that is given another value later, because the settings were edited while
+        the cycle was open, keeps the first and shows the new one in the tag `tamis.changed`.
 
         Returns:
             Its run id.
@@ -117,8 +120,11 @@ class Tracker:
         where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
         found = self._client.search_runs([self._experiment], where, max_results=1)
         run = found[0] if found else self._client.create_run(self._experiment, tags={**identity, **more})
-        params = [Param(key, str(value)) for key, value in parameters.items()]
-        self._client.log_batch(run.info.run_id, params=params)
+        given, known = {key: str(value) for key, value in parameters.items()}, run.data.params
+        self._client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in given.items() if k not in known])
+        changed = {key: value for key, value in given.items() if known.get(key, value) != value}
+        if changed:
+            self._client.set_tag(run.info.run_id, "tamis.changed", json.dumps(changed, sort_keys=True))
         return str(run.info.run_id)
 
     def log_metrics(self, run: str, metrics: Mapping[str, float]) -> None:

@@ -49,6 +49,16 @@ def test_the_runs_of_a_cycle_are_found_again_not_made_twice(tracker: Tracker, cl
     assert len(client.get_metric_history(arm, "loss")) == 1
 
 
+def test_a_setting_edited_while_the_cycle_is_open_is_shown_beside_the_first(
+    tracker: Tracker, client: MlflowClient
+) -> None:
+    run = tracker.cycle_run(16, "a", {"q": 0.2, "seed": 0})
+    assert tracker.cycle_run(16, "a", {"q": 0.1, "seed": 0, "new": 1}) == run
+    data = client.get_run(run).data
+    assert data.params == {"q": "0.2", "seed": "0", "new": "1"}
+    assert data.tags["tamis.changed"] == '{"q": "0.1"}'
+
+
 def test_a_second_tracker_finds_the_same_experiment(tracker: Tracker) -> None:
     run = tracker.cycle_run(8, "a", {})
     assert Tracker(tracker.workspace, "digits").cycle_run(8, "a", {}) == run
