@@ -42,8 +42,8 @@ class TrainingConfig(_Section):
     epochs: Count = 40
     batch_size: Count = 64
     """Points per optimizer step, over all ranks."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     checkpoints: tuple[Share, ...] = (0.25, 0.5, 0.75, 1.0)
     """Shares of the training at which parameters are saved; influence is summed over them."""
@@ -77,15 +77,15 @@ class ScoringConfig(_Section):
     ranks: Count = 2
     blocks: tuple[str, ...] = ("*",)
     """Globs over module names: the Linear modules whose parameters influence is computed on."""
-    damping: DampingConfig = DampingConfig(kind="absolute", value=1e-2)
-    """Of EK-FAC on the selected blocks."""
+    damping: DampingConfig | None = None
+    """Of EK-FAC on the selected blocks; default: the weight decay, absolute."""
     head_damping: DampingConfig = DampingConfig()
     """Of the exact Gauss-Newton on the head."""
     chunk: Count = 256
     """Points per score shard; the grain at which ranks share the work."""
     folds: Annotated[int, Field(ge=2)] = 5
-    repeats: Count = 3
-    """Of the first round of out-of-fold models; the second round, on the points kept, takes one less (at least 1)."""
+    repeats: Count = 2
+    """How often the points are dealt into folds anew, in each of the two rounds of suspicion."""
     neighbours: Count = 15
 
 
@@ -140,7 +140,7 @@ class LaunchConfig(_Section):
 
 
 class Config(_Section):
-    """The whole of tamis.toml, resolved: `workspace` is absolute and `root` is the folder of the file."""
+    """The whole of tamis.toml, resolved: `workspace` is absolute and `file` is the file itself."""
 
     workspace: Path
     dataset: str = ""
@@ -154,7 +154,13 @@ class Config(_Section):
     review: ReviewConfig = ReviewConfig()
     guardrail: GuardrailConfig = GuardrailConfig()
     launch: LaunchConfig = LaunchConfig()
-    root: Path
+    file: Path
+
+    @model_validator(mode="after")
+    def _damped(self) -> Config:
+        if self.scoring.damping is None and not self.training.weight_decay:
+            raise ValueError("scoring.damping defaults to the weight decay, which is 0: give it a kind and a value")
+        return self
 
     @model_validator(mode="after")
     def _ranks_fit(self) -> Config:
@@ -186,11 +192,10 @@ def load(path: Path) -> Config:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not TOML: {error}") from error
-    root = path.resolve().parent
-    if "root" in raw:
-        raise BadInput(f"{path}: root: unknown key")
-    raw["root"] = root
-    raw["workspace"] = root / str(raw.get("workspace", "workspace"))
+    if "file" in raw:
+        raise BadInput(f"{path}: file: unknown key")
+    raw["file"] = path.resolve()
+    raw["workspace"] = path.resolve().parent / str(raw.get("workspace", "workspace"))
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -214,4 +219,4 @@ def _keys(section: tuple[int | str, ...]) -> list[str]:
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
-    return [field.alias or name for name, field in model.model_fields.items() if name != "root"]
+    return [field.alias or name for name, field in model.model_fields.items() if name != "file"]

@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` and `make test`. Each sets up .venv when it is missing or out of date.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO := deploy/digits/tamis.toml
+
+.PHONY: demo test test-all lint format proof bench clean
+
+demo: $(STAMP)
+	$(BIN)/tamis run $(DEMO)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proof: $(STAMP)
+	$(BIN)/python -m tests.proof.run
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.run
+
+clean:
+	rm -rf .venv build *.egg-info deploy/digits/workspace
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)

@@ -1,0 +1,203 @@
+"""The `tamis` command. Nothing heavy is imported before a command needs it.
+
+Exit codes: 0 for a cycle that ended or waits for review; 1 failed; 2 bad input; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from flows.errors import BadInput, StageFailed
+
+app = typer.Typer(
+    help="Find the training points that hurt, remove them, prove that it helped, and keep a ledger of it all.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ledger = typer.Typer(help="What was decided about which point, and how to undo it.", no_args_is_help=True)
+app.add_typer(ledger, name="ledger")
+
+TOML = Annotated[Path, typer.Argument(help="The settings.")]
+TOML_OPTION = Annotated[Path, typer.Option("--file", "-f", help="The settings.")]
+JSON_OPTION = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+BY = Annotated[str, typer.Option("--by", help="Who decides.")]
+HERE = Path("tamis.toml")
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    with _exit_codes():
+        _check_rooms()
+        app(standalone_mode=True)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("tamis: interrupted; the same command continues the cycle", file=sys.stderr)
+        sys.exit(130)
+    except StageFailed as error:
+        _fail(error, 1)
+    except BadInput as error:
+        _fail(error, 2)
+    except Exception as error:
+        from influence.errors import InfluenceError  # imports torch: only once something went wrong
+        from storage.errors import StorageError
+
+        if not isinstance(error, InfluenceError | StorageError):
+            raise
+        _fail(error, 2)
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(f"tamis: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _check_rooms() -> None:
+    """Tamis has plain package names; a package of the same name that hides one of them gets one clear line."""
+    home = Path(__file__).resolve().parents[1]
+    for room in ("influence", "storage"):
+        spec = importlib.util.find_spec(room)
+        where = Path(spec.origin).resolve().parents[1] if spec is not None and spec.origin else None
+        if where != home:
+            raise BadInput(
+                f"the package {room!r} of Tamis is hidden by {where}: take that folder off PYTHONPATH, rename the "
+                "package there, or run tamis in an environment of its own"
+            )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tamis {version('tamis')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    file: TOML = HERE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop at the proposal.")] = False,
+    as_json: JSON_OPTION = False,
+) -> None:
+    """Continue the unfinished cycle, else open the next."""
+    from flows.running import run_file
+    from flows.tables import print_summary
+
+    print_summary(run_file(file, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="Where to write tamis.toml and workload.py.")]) -> None:
+    """Write a commented tamis.toml and a workload.py that run as they are."""
+    from flows.scaffold import write_scaffold
+
+    for path in write_scaffold(folder):
+        print(path)
+
+
+@app.command()
+def check(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
+    """Load the workload, run one batch and say in one line each what is wrong."""
+    from flows.check import check as check_workload
+    from flows.config import load
+    from flows.tables import print_findings
+
+    findings = check_workload(load(file))
+    print_findings(findings, as_json=as_json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def status(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
+    """Say where the newest cycle stands."""
+    from flows.inspection import status_of
+    from flows.tables import print_status
+
+    print_status(status_of(file), as_json=as_json)
+
+
+@app.command()
+def approve(
+    proposal: Annotated[str, typer.Argument(help="The proposal's hash, or its first 12 digits or more.")],
+    by: BY,
+    file: TOML_OPTION = HERE,
+    reason: str = "",
+) -> None:
+    """Approve the open proposal; `tamis run` then removes, retrains and judges."""
+    _decide(file, proposal, "approve", by, reason)
+
+
+@app.command()
+def reject(
+    proposal: Annotated[str, typer.Argument(help="The proposal's hash, or its first 12 digits or more.")],
+    by: BY,
+    file: TOML_OPTION = HERE,
+    reason: str = "",
+) -> None:
+    """Reject the open proposal; `tamis run` then closes the cycle without removing anything."""
+    _decide(file, proposal, "reject", by, reason)
+
+
+def _decide(file: Path, proposal: str, decision: Literal["approve", "reject"], by: str, reason: str) -> None:
+    from flows.inspection import decide
+
+    print(decide(file, proposal, decision, by, reason))
+
+
+@app.command()
+def ui(
+    file: TOML = HERE,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 0,
+) -> None:
+    """Open the MLflow UI on the workspace, on this machine only; Ctrl-C ends it."""
+    from flows.inspection import serve_ui
+
+    sys.exit(serve_ui(file, port))
+
+
+@ledger.command("log")
+def ledger_log(file: TOML_OPTION = HERE, limit: int = 50, as_json: JSON_OPTION = False) -> None:
+    """List what happened, newest first."""
+    from flows.inspection import open_ledger
+    from flows.tables import print_log
+
+    print_log(open_ledger(file).log(limit), as_json=as_json)
+
+
+@ledger.command("why")
+def ledger_why(point: str, file: TOML_OPTION = HERE, as_json: JSON_OPTION = False) -> None:
+    """Say why a point is out, or what was ever decided about it."""
+    from flows.inspection import open_ledger
+    from flows.tables import print_why
+
+    print_why(open_ledger(file).why(point), as_json=as_json)
+
+
+@ledger.command("restore")
+def ledger_restore(points: list[str], by: BY, file: TOML_OPTION = HERE, reason: str = "restored by hand") -> None:
+    """Bring removed points back into the train set, as rows of the ledger."""
+    from flows.inspection import restore
+
+    print(restore(file, points, by, reason))

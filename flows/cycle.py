@@ -1,0 +1,92 @@
+"""One curation cycle, in order: train, score, propose, review, apply, retrain, judge, conclude, publish.
+
+Every stage is a plain function that does its work once and is read back when the cycle is run again, so this file is
+also the way a cycle continues after a crash or an approval. `step` is how a stage is called: plainly, or as a Prefect
+task (flows/orchestration.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ParamSpec, Protocol, TypeVar
+
+from flows.conclusion import apply, conclude
+from flows.config import Config
+from flows.guardrail import judge
+from flows.launch import Progress
+from flows.opening import open_cycle
+from flows.pruning import propose
+from flows.publication import publish
+from flows.retraining import retrain
+from flows.review import review
+from flows.scoring import score
+from flows.stages import Cycle
+from flows.summary import Progression, Summary
+from flows.training import train
+from flows.workload import Workload
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Step(Protocol):
+    """How a stage is called."""
+
+    def __call__(self, stage: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the stage."""
+        ...
+
+
+def plainly(stage: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a stage as the function it is."""
+    return stage(*args, **kwargs)
+
+
+def run_cycle(
+    config: Config, workload: Workload, step: Step, show: Callable[[Progress], None], *, dry_run: bool = False
+) -> Summary:
+    """Continue the unfinished cycle, else open the next.
+
+    Args:
+        config: The settings.
+        workload: Already checked.
+        step: How stages are called.
+        show: Shows progress.
+        dry_run: Stop at the proposal; the next run continues from there.
+
+    Raises:
+        BadInput: Something given cannot be used.
+        StageFailed: A stage broke; the cycle stays open, and the next run continues it.
+    """
+    cycle = step(open_cycle, config, workload, show)
+    try:
+        return _turn(cycle, workload, step, dry_run)
+    except Exception as error:
+        detail = {"reason": f"{type(error).__name__}: {error}"}
+        cycle.ledger.record_event(cycle.number, "failed", detail=detail, key=str(time.time_ns()))
+        cycle.tracker.finish(cycle.run, failed=True)
+        raise
+
+
+def _turn(cycle: Cycle, workload: Workload, step: Step, dry_run: bool) -> Summary:
+    trained = step(train, cycle)
+    scored = step(score, cycle, trained)
+    proposed = step(propose, cycle, scored)
+    done = Progression(trained, scored, proposed)
+    if dry_run:
+        return step(publish, cycle, workload, done)
+    if proposed.size:
+        reviewed = step(review, cycle, proposed)
+        done = replace(done, reviewed=reviewed)
+        if reviewed.decision == "awaiting":
+            return step(publish, cycle, workload, done)
+        if reviewed.decision == "approve":
+            step(apply, cycle, trained, scored, proposed)
+        else:
+            proposed = replace(proposed, approved_size=0)
+    retrained = step(retrain, cycle, trained, proposed)
+    verdict = step(judge, cycle, proposed, retrained)
+    concluded = step(conclude, cycle, proposed, retrained, verdict)
+    return step(publish, cycle, workload, replace(done, retrained=retrained, verdict=verdict, concluded=concluded))

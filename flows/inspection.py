@@ -1,0 +1,125 @@
+"""The commands around a cycle: what stands where, a person's decision, a restoration, the MLflow UI."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flows.config import Config, load
+from flows.errors import BadInput
+from storage.ledger import Ledger
+
+GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where the newest cycle stands; `cycle` 0 means that none was opened."""
+
+    workspace: Path
+    cycle: int
+    state: str
+    proposal: str
+    proposed: int
+    removed: int
+    next_command: str
+
+
+def open_ledger(file: Path) -> Ledger:
+    """The ledger of a tamis.toml's workspace."""
+    return Ledger(load(file).workspace / "ledger.duckdb")
+
+
+def status_of(file: Path) -> Status:
+    """Where the newest cycle of a tamis.toml stands."""
+    config = load(file)
+    ledger = Ledger(config.workspace / "ledger.duckdb")
+    last = ledger.last_cycle() if ledger.exists else None
+    command = f"tamis run {shlex.quote(str(file))}"
+    if last is None:
+        return Status(config.workspace, 0, "no cycle yet", "", 0, 0, command)
+    state = ledger.state(last.cycle)
+    proposal = ledger.proposal(last.cycle)
+    waits = state == "awaiting_review" and proposal is not None
+    if waits and proposal is not None:
+        command = f"tamis approve {proposal.hash[:12]} --by NAME --file {shlex.quote(str(file))}"
+    return Status(
+        workspace=config.workspace,
+        cycle=last.cycle,
+        state=state,
+        proposal=proposal.hash if proposal else "",
+        proposed=proposal.size if proposal else 0,
+        removed=len(ledger.removed_as_of()),
+        next_command=command,
+    )
+
+
+def decide(file: Path, proposal: str, decision: Literal["approve", "reject"], by: str, reason: str) -> str:
+    """Put a person's decision on the open proposal in the ledger, then on the MLflow run.
+
+    Raises:
+        storage.errors.StorageError: The hash is not the open proposal's, or it was decided the other way.
+    """
+    from storage.tracking import Tracker
+
+    config = load(file)
+    ledger = Ledger(config.workspace / "ledger.duckdb")
+    review = ledger.add_review(proposal, decision, _name(by), f"tamis {decision}", reason)
+    run = ledger.cycle(review.cycle).mlflow_run_id
+    if run:
+        Tracker(config.workspace, config.name).mirror_review(run, decision, review.proposal)
+    done = "approved" if decision == "approve" else "rejected"
+    return f"proposal {review.proposal[:12]} {done} by {review.actor}; continue: tamis run {shlex.quote(str(file))}"
+
+
+def restore(file: Path, points: Sequence[str], by: str, reason: str) -> str:
+    """Bring points back; they are in the train set from the next cycle on."""
+    count = open_ledger(file).restore(points, _name(by), reason)
+    return f"{count} point{'s' * (count != 1)} restored; in the train set from the next cycle on"
+
+
+def _name(by: str) -> str:
+    if not by.strip():
+        raise BadInput("--by is empty: name the person who decides")
+    return by.strip()
+
+
+def serve_ui(file: Path, port: int) -> int:
+    """Run the MLflow UI on the loopback address until it ends or Ctrl-C; returns its exit code."""
+    config: Config = load(file)
+    store = config.workspace / "mlflow.db"
+    if not store.exists():
+        raise BadInput(f"workspace {config.workspace}: no cycle was run in it yet; `tamis run` opens one")
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{store}"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    print(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        _end_group(server)
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()

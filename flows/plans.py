@@ -1,0 +1,74 @@
+"""What a flow hands to its ranks: one JSON file for each program, checked when it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.config import Config
+from storage.files import atomic_write_text
+
+
+class Plan(BaseModel):
+    """What every program needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: Config
+    logs: Path
+
+
+class Job(BaseModel):
+    """One model to train, or, with `weights`, one to judge as it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str
+    """`baseline`, `challenger`, `control` or `champion`."""
+    seed: int
+    steps: int
+    removed: Path | None = None
+    """Parquet file of the ids to leave out."""
+    folder: Path
+    """Checkpoints go here; the holdout outcomes go to `holdout.parquet` in it."""
+    save_at: tuple[int, ...] = ()
+    """Steps after which parameters are saved; the last is the end of the training."""
+    weights: Path | None = None
+
+
+class TrainPlan(Plan):
+    """The models to train one after the other, each on all ranks."""
+
+    jobs: tuple[Job, ...]
+
+
+class ScorePlan(Plan):
+    """The scoring of all points from the checkpoints of one model."""
+
+    cycle: int
+    checkpoints: tuple[Path, ...]
+    removed: Path
+    """Parquet file of the ids removed in earlier cycles."""
+    folder: Path
+    """Score shards go here."""
+    checkpoint_digest: str
+    inputs_digest: str
+    horizon: float
+    """Sum of the learning rates over the training, for the damping kind `horizon`."""
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+
+
+def write_plan(plan: Plan, path: Path) -> Path:
+    """Write a plan where ranks can read it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, plan.model_dump_json(by_alias=True))
+    return path
+
+
+def read_plan(kind: type[AnyPlan], path: Path) -> AnyPlan:
+    """Read a plan."""
+    return kind.model_validate_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,111 @@
+"""Out-of-fold models: what models that never saw a point say about its label.
+
+The kept points are dealt into folds; one model per fold and repeat is trained by the recipe of the cycle, in plain
+torch, and predicts the points of its fold at the cycle's checkpoint shares. Points that are not kept are trained on by
+no model and are predicted by all. Whole models are shared out over the ranks, and each is trained on one thread, so
+that the outcome is the same to the last bit for any number of ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flows.config import TrainingConfig
+from flows.ranks.order import Order
+from flows.ranks.points import Points
+from flows.ranks.rank import Rank
+from flows.recipe import save_points, steps_for
+from flows.workload import Workload, seeded_model
+from influence.sharding import Share
+
+PREDICT_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class _Fold:
+    train: Tensor
+    """Places, in manifest order, of the points that the model sees."""
+    held: Tensor
+    """Places of the points that it predicts."""
+    seed: int
+
+
+class OutOfFold:
+    """Trains fold models and averages what they predict.
+
+    Args:
+        workload: Model and loss.
+        points: The train set.
+        training: The recipe.
+        folds: How many.
+        rank: This process.
+    """
+
+    def __init__(self, workload: Workload, points: Points, training: TrainingConfig, folds: int, rank: Rank) -> None:
+        self._workload, self._points = workload, points
+        self._training, self._folds, self._rank = training, folds, rank
+        self._round = 0
+
+    def log_probabilities(self, kept: Tensor, repeats: int, classes: int) -> Tensor:
+        """One round of fold models; every rank must call this together.
+
+        Args:
+            kept: Points that may be trained on: `[n]` bool.
+            repeats: How often the kept points are dealt anew.
+            classes: C.
+
+        Returns:
+            Log-probabilities averaged over the models that did not see the point and over their checkpoints: `[n, C]`.
+        """
+        self._round += 1
+        models = self._deal(kept, repeats)
+        total = torch.zeros(len(kept), classes, dtype=torch.float64)
+        count = torch.zeros(len(kept), dtype=torch.float64)
+        mine = Share(self._rank.index, self._rank.world).of(len(models))
+        for done, index in enumerate(mine):
+            self._rank.progress(f"out-of-fold models, round {self._round}", done, len(mine))
+            self._train(models[index], total, count)
+        self._rank.sum(total)
+        self._rank.sum(count)
+        return total / count[:, None]
+
+    def _deal(self, kept: Tensor, repeats: int) -> list[_Fold]:
+        places, rest = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(self._training.seed + 7919 * self._round)
+        models = []
+        for repeat in range(repeats):
+            dealt = places[torch.randperm(len(places), generator=generator)]
+            for fold in range(self._folds):
+                held = dealt[fold :: self._folds]
+                seen = kept.clone()
+                seen[held] = False
+                seed = self._training.seed + 1000 * self._round + self._folds * repeat + fold
+                models.append(_Fold(seen.nonzero()[:, 0], torch.cat([held, rest]), seed))
+        return models
+
+    def _train(self, fold: _Fold, total: Tensor, count: Tensor) -> None:
+        model = seeded_model(self._workload, fold.seed)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=self._training.learning_rate, weight_decay=self._training.weight_decay
+        )
+        order = Order(fold.train, self._training.batch_size, fold.seed)
+        steps = steps_for(self._training, len(fold.train))
+        save_at = save_points(self._training, steps)
+        for step in range(1, steps + 1):
+            optimizer.zero_grad()
+            self._workload.loss(model, self._points.take(order.next())).mean().backward()
+            optimizer.step()
+            if step in save_at:
+                self._predict(model, fold.held, total, count)
+
+    def _predict(self, model: nn.Module, held: Tensor, total: Tensor, count: Tensor) -> None:
+        model.eval()
+        with torch.no_grad():
+            for part in held.split(PREDICT_BATCH):
+                logits = self._workload.logits(model, self._points.take(part))  # [b, C]
+                total[part] += logits.double().log_softmax(1)
+                count[part] += 1
+        model.train()

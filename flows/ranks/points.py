@@ -1,0 +1,46 @@
+"""One set of a workload in manifest order: batches by place, labels, and who is in training."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows.dataset import manifest_of, rows_by_id
+from flows.workload import Batches, PointSet, Workload, collate_of
+from storage.points import Manifest, PointId
+
+
+class Points:
+    """A set whose points are addressed by their place in the manifest.
+
+    Args:
+        name: `train` or `query`.
+        points: The set.
+        workload: Collates its samples.
+        removed: Ids that are not trained on.
+
+    Attributes:
+        labels: Given labels `[n]`.
+        in_train: Whether each point is trained on `[n]`, bool.
+        rows: Row of each place in the data set `[n]`.
+    """
+
+    def __init__(
+        self, name: str, points: PointSet, workload: Workload, removed: Collection[PointId] = frozenset()
+    ) -> None:
+        self.manifest: Manifest = manifest_of(name, points)
+        self.ids: list[PointId] = self.manifest.ids
+        self.rows = rows_by_id(points, self.manifest)
+        self.labels = torch.tensor(self.manifest.table["label"].to_pylist(), dtype=torch.int64)
+        self.in_train = torch.tensor([point not in removed for point in self.ids])
+        self.batches = Batches(points, collate_of(workload))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, places: range | Tensor) -> Any:
+        """The batch of the points at these places."""
+        return self.batches.take(self.rows[torch.as_tensor(places)])

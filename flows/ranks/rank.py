@@ -1,0 +1,92 @@
+"""What every rank program shares: its place among the ranks, its log, its heartbeat and how it reports an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from flows.errors import BadInput
+from flows.ranks.lifeline import die_with_parent
+from influence.errors import InfluenceError
+from storage.errors import StorageError
+
+BEAT_SECONDS = 0.2
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass
+class Rank:
+    """This process among the ranks.
+
+    Attributes:
+        index: From 0.
+        world: How many ranks there are.
+    """
+
+    index: int
+    world: int
+    _beat: Path
+    _last: float = 0.0
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Show where the work stands; the launcher ends ranks that stop calling this."""
+        now = time.time()
+        if now - self._last >= BEAT_SECONDS or done == total:
+            self._last = now
+            draft = self._beat.with_suffix(".beat-draft")
+            draft.write_text(json.dumps({"phase": phase, "done": done, "total": total}))
+            os.replace(draft, self._beat)
+
+    def sum(self, tensor: Tensor) -> None:
+        """Sum a tensor over the ranks, in place."""
+        dist.all_reduce(tensor)
+
+
+@contextmanager
+def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = None) -> Iterator[Rank]:
+    """Run the body of a rank program.
+
+    Args:
+        program: Its name, which its files carry.
+        logs: Folder of its log, heartbeat and error.
+        connect: Opens the process group; default: gloo on CPU, nccl on CUDA.
+    """
+    die_with_parent(os.getppid())
+    index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    stem = logs / f"{program}-rank{index}"
+    with stem.with_suffix(".log").open("ab", buffering=0) as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    try:
+        (connect or _connect)()
+        yield Rank(index, world, stem.with_suffix(".beat"))
+        dist.barrier()
+    except (BadInput, StorageError, InfluenceError) as error:
+        _leave(stem, "bad_input", str(error))
+    except Exception as error:  # the process boundary: whatever it was, the launcher must be able to say it
+        traceback.print_exc()
+        _leave(stem, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _connect() -> None:
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
+
+
+def _leave(stem: Path, kind: str, message: str) -> None:
+    stem.with_suffix(".error").write_text(json.dumps({"kind": kind, "message": message, "time": time.time()}))
+    sys.exit(2 if kind == "bad_input" else 1)

@@ -1,0 +1,78 @@
+"""A chunk's scores as a row group of the score store: the columns that DESIGN.md names, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from flows.ranks.points import Points
+from influence import CheapSignals, ChunkScores, TopQueries, memorization_labels
+
+TOP_QUERIES = pa.list_(pa.struct([("query_id", pa.string()), ("influence", pa.float64())]))
+
+
+@dataclass(frozen=True)
+class ChunkColumns:
+    """What one chunk's points have of their own."""
+
+    scores: ChunkScores
+    head: ChunkScores
+    cheap: CheapSignals
+
+
+def shard_table(
+    cycle: int, points: Points, queries: Points, places: range, chunk: ChunkColumns, whole: Mapping[str, Tensor]
+) -> pa.Table:
+    """The rows of one chunk.
+
+    Args:
+        cycle: Its number.
+        points: The train set.
+        queries: The query set, whose ids the strongest queries are named by.
+        places: The chunk's places in the manifest.
+        chunk: Its own columns.
+        whole: Columns that are known only once all points are, each `[n]` in manifest order.
+    """
+    at = torch.as_tensor(places)
+    scores, cheap = chunk.scores, chunk.cheap
+    columns: dict[str, pa.Array] = {
+        "point_id": points.manifest.table["point_id"].combine_chunks().take(pa.array(at.numpy())),
+        "cycle": pa.array([cycle] * len(places), pa.int32()),
+        "in_train": pa.array(points.in_train[at].numpy()),
+        "loss": _numbers(cheap.loss),
+        "margin": _numbers(cheap.margin),
+        "predicted": pa.array(cheap.predicted.numpy(), pa.int32()),
+        "label": pa.array(points.labels[at].numpy(), pa.int32()),
+        "influence": _numbers(scores.influence),
+        "influence_se": _numbers(scores.influence_se),
+    }
+    for label in range(scores.by_class.shape[1]):
+        columns[f"influence_class_{label}"] = _numbers(scores.by_class[:, label])
+    columns["self_influence"] = _numbers(scores.self_influence)
+    columns["memorization"] = pa.array(memorization_labels(scores.influence, scores.influence_se))
+    columns["signal_el2n"] = _numbers(cheap.el2n)
+    columns["signal_influence_head"] = _numbers(chunk.head.influence)
+    columns["signal_self_influence_head"] = _numbers(chunk.head.self_influence)
+    for name, values in whole.items():
+        part = values[at]
+        columns[name] = _numbers(part) if part.is_floating_point() else pa.array(part.numpy(), pa.int32())
+    columns["top_queries"] = _top_queries(scores.helpful, scores.harmful, [str(query) for query in queries.ids])
+    return pa.table(columns)
+
+
+def _numbers(values: Tensor) -> pa.Array:
+    return pa.array(values.double().numpy(), pa.float64(), from_pandas=True)  # NaN, no value, becomes null
+
+
+def _top_queries(helpful: TopQueries, harmful: TopQueries, ids: list[str]) -> pa.Array:
+    index = torch.cat([helpful.index, harmful.index.flip(1)], 1).tolist()  # most helpful first, most harmful last
+    influence = torch.cat([helpful.influence, harmful.influence.flip(1)], 1).tolist()
+    rows = [
+        [{"query_id": ids[query], "influence": value} for query, value in zip(queries, values) if query >= 0]
+        for queries, values in zip(index, influence)
+    ]
+    return pa.array(rows, TOP_QUERIES)

@@ -1,0 +1,68 @@
+"""Suspicion of every point from models that never saw it and from its nearest neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from flows.plans import ScorePlan
+from flows.ranks.folds import OutOfFold
+from flows.ranks.points import Points
+from flows.ranks.rank import Rank
+from flows.workload import Workload, inputs_of, seeded_model
+from influence.suspicion import Suspicion, knn_votes, two_round
+
+READ_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """What is suspected of each label, and the two signals that the suspicion is made of.
+
+    Attributes:
+        suspicion: The two-round stack.
+        out_of_fold_loss: Of the given label, first round, in nats `[n]`.
+        disagreement: Share of the nearest neighbours with another given label `[n]`.
+        classes: C.
+    """
+
+    suspicion: Suspicion
+    out_of_fold_loss: Tensor
+    disagreement: Tensor
+    classes: int
+
+
+def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) -> Suspects:
+    """Train the fold models and stack what they and the neighbours say; every rank must call this together.
+
+    Args:
+        plan: The recipe of the models, folds, repeats and neighbours.
+        workload: Model and loss.
+        points: The train set; points removed earlier are scored, but neither train nor vote.
+        rank: This process.
+    """
+    config = plan.config.scoring
+    model = seeded_model(workload, plan.config.training.seed)
+    with torch.no_grad():
+        classes = workload.logits(model, points.take(range(1))).shape[1]
+    parts = torch.arange(len(points)).split(READ_BATCH)
+    inputs = torch.cat([inputs_of(workload, points.take(part)) for part in parts])  # [n, d]
+    folds = OutOfFold(workload, points, plan.config.training, config.folds, rank)
+    rounds: list[Tensor] = []
+
+    def out_of_fold(kept: Tensor) -> Tensor:
+        rounds.append(folds.log_probabilities(kept, config.repeats, classes))
+        return rounds[-1]
+
+    found = two_round(out_of_fold, inputs, points.labels, classes, points.in_train, config.neighbours)
+    given = one_hot(points.labels, classes)
+    votes = knn_votes(inputs, given, points.in_train, config.neighbours)  # [n, C]
+    return Suspects(
+        suspicion=found,
+        out_of_fold_loss=-(rounds[0] * given).sum(1),
+        disagreement=1 - (votes * given).sum(1) / config.neighbours,
+        classes=classes,
+    )

@@ -1,0 +1,112 @@
+"""The program each training rank runs: the jobs of a plan one after the other, each on all ranks.
+
+The order of the points depends on the seed and their number alone, and every rank takes its slice of each batch, so the
+number of ranks changes nothing but the rounding of sums. A job whose last checkpoint is there is not run again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+
+from flows.dataset import manifest_of, rows_by_id
+from flows.plans import Job, TrainPlan, read_plan
+from flows.ranks.engine import Engine, connect
+from flows.ranks.holdout import Holdout
+from flows.ranks.order import Order
+from flows.ranks.rank import Rank, rank_process
+from flows.ranks.weights import load_weights
+from flows.workload import Batches, Workload, check_losses, collate_of, load_workload, seeded_model
+from storage import checkpoints
+from storage.files import atomic_write_json, sha256_json
+from storage.points import Manifest
+
+
+class Trainer:
+    """Trains and judges the jobs of one plan."""
+
+    def __init__(self, plan: TrainPlan, rank: Rank) -> None:
+        self._config, self._rank = plan.config, rank
+        self._workload: Workload = load_workload(plan.config)
+        points = self._workload.points()
+        self._manifest: Manifest = manifest_of("train", points)
+        self._rows = rows_by_id(points, self._manifest)
+        self._ids = points.ids
+        self._batches = Batches(points, collate_of(self._workload))
+        self._holdout = Holdout(self._workload, rank)
+        self._steps = sum(job.steps for job in plan.jobs)
+        self._done = 0
+
+    def run(self, job: Job) -> None:
+        """Train the job's model, or load it, and judge it on the holdout set."""
+        model = seeded_model(self._workload, job.seed)
+        if job.weights is not None:
+            load_weights(model, job.weights)
+            self._holdout.judge(model, job.folder / "holdout.parquet")
+            return
+        if not (job.folder / f"step-{job.steps:06d}").exists():
+            self._train(job, model)
+        else:
+            self._done += job.steps
+
+    def _train(self, job: Job, model: torch.nn.Module) -> None:
+        engine = Engine(model, self._config.training, self._rank.world)
+        order = Order(self._kept(job.removed), self._config.training.batch_size, job.seed)
+        started = time.monotonic()
+        for step in range(1, job.steps + 1):
+            rows = order.next()[self._rank.index :: self._rank.world]
+            losses = self._workload.loss(engine.model, self._batches.take(rows))  # [B / world]
+            check_losses(losses, rows, self._ids)
+            engine.step(losses)
+            if step == job.steps:
+                self._time(job, time.monotonic() - started)
+                self._holdout.judge(engine.model, job.folder / "holdout.parquet")
+            if step in job.save_at:
+                self._save(engine, job, step)
+            self._done += 1
+            self._rank.progress(f"training {job.role}, seed {job.seed}", self._done, self._steps)
+        engine.close()
+
+    def _kept(self, removed: Path | None) -> torch.Tensor:
+        gone = set() if removed is None else set(pq.read_table(removed)["point_id"].to_pylist())
+        kept = [point not in gone for point in self._manifest.ids]
+        return self._rows[torch.tensor(kept)]
+
+    def _time(self, job: Job, seconds: float) -> None:
+        if self._rank.index == 0:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(job.folder / "timing.json", {"seconds_per_step": seconds / job.steps})
+
+    def _save(self, engine: Engine, job: Job, step: int) -> None:
+        weights = engine.weights()
+        if self._rank.index == 0 and not (job.folder / f"step-{step:06d}").exists():
+            draft = checkpoints.begin(job.folder, step)
+            checkpoints.write_tensors(draft, weights)
+            shapes = {name: [str(value.dtype), *value.shape] for name, value in weights.items()}
+            checkpoints.commit(
+                draft,
+                checkpoints.Metadata(job.role, job.seed, step, sha256_json(shapes), self._rank.world),
+            )
+        dist.barrier()
+
+
+def main() -> None:
+    """Run the plan named on the command line."""
+    plan = read_plan(TrainPlan, Path(sys.argv[1]))
+    with rank_process("train", plan.logs, connect) as rank:
+        for job in plan.jobs:
+            if rank.index == 0:
+                checkpoints.sweep(job.folder)
+        dist.barrier()
+        trainer = Trainer(plan, rank)
+        for job in plan.jobs:
+            trainer.run(job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The stage `retrain`: the arms whose comparison is the proof.
+
+Baseline (its further seeds), challenger and random control are trained with the same seeds, the same number of
+optimizer steps and the same data version; they differ in the points left out. A finished model is kept, so a stage that
+was killed trains only what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flows.plans import Job, TrainPlan
+from flows.pruning import Proposed
+from flows.recipe import save_points
+from flows.stages import Cycle, once
+from flows.training import Trained, arm_folder, training_inputs, write_ids
+from storage.files import JSON
+from storage.points import PointId
+from storage.proposals import Proposal
+
+ARMS = ("baseline", "challenger", "control")
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """The models of each arm, by seed, and the champion's outcome.
+
+    Attributes:
+        folders: Arm to the folders of its models, in the order of `seeds`.
+        checkpoints: Arm to the checkpoint of its first seed.
+        champion: Folder of the champion's holdout outcome, if there is a champion.
+        seconds: Of the training, ranks' start included.
+        trained_steps: Optimizer steps that those seconds hold.
+    """
+
+    seeds: tuple[int, ...]
+    folders: Mapping[str, tuple[Path, ...]]
+    checkpoints: Mapping[str, Path]
+    champion: Path | None
+    seconds: float
+    trained_steps: int
+
+
+def retrain(cycle: Cycle, trained: Trained, proposed: Proposed) -> Retrained:
+    """Train what the guardrail compares.
+
+    Args:
+        cycle: The cycle.
+        trained: The baseline's first seed.
+        proposed: The proposal that was applied. An empty one, or one that was rejected, leaves baseline and champion.
+    """
+    champion = cycle.tracker.champion(cycle.config.name)
+    inputs = training_inputs(cycle) | {
+        "proposal": proposed.hash if proposed.approved_size else "",
+        "seeds": cycle.config.guardrail.seeds,
+        "champion": champion.digest if champion else "",
+    }
+    return once(cycle, "retrain", Retrained, inputs, lambda: _retrain(cycle, trained, proposed))
+
+
+def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed) -> Retrained:
+    training, count = cycle.config.training, cycle.config.guardrail.seeds
+    pruning = proposed.approved_size > 0
+    seeds = tuple(range(training.seed, training.seed + (count if pruning else 1)))
+    arms = ARMS if pruning else ("baseline",)
+    jobs = {(arm, seed): _job(cycle, trained, proposed, arm, seed) for arm in arms for seed in seeds}
+    champion = _champion(cycle)
+    missing = [job for job in jobs.values() if not (job.folder / f"step-{job.steps:06d}").exists()]
+    todo = tuple(missing) + ((champion,) if champion else ())
+    started = time.monotonic()
+    if todo:
+        cycle.launch("train", TrainPlan(config=cycle.config, logs=cycle.folder / "logs", jobs=todo), training.ranks)
+    seconds = time.monotonic() - started
+    if pruning:
+        cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(missing)}, key=proposed.hash)
+    return Retrained(
+        seeds=seeds,
+        folders={arm: tuple(jobs[arm, seed].folder for seed in seeds) for arm in arms},
+        checkpoints={arm: jobs[arm, seeds[0]].folder / f"step-{trained.steps:06d}" for arm in arms},
+        champion=champion.folder if champion else None,
+        seconds=seconds,
+        trained_steps=sum(job.steps for job in missing),
+    )
+
+
+def _job(cycle: Cycle, trained: Trained, proposed: Proposed, arm: str, seed: int) -> Job:
+    inputs: dict[str, JSON] = training_inputs(cycle)
+    gone: frozenset[PointId] = cycle.removed
+    if arm != "baseline":
+        inputs |= {"arm": arm, "proposal": proposed.hash}
+        points = Proposal.read(cycle.folder).points
+        gone |= frozenset(points if arm == "challenger" else random_control(cycle, points, seed))
+    first = arm == "baseline" and seed == cycle.config.training.seed
+    return Job(
+        role=arm,
+        seed=seed,
+        steps=trained.steps,
+        removed=write_ids(cycle.folder / "plans" / f"removed-{arm}-seed{seed}.parquet", gone, cycle.manifest),
+        folder=arm_folder(cycle, arm, seed, inputs),
+        save_at=save_points(cycle.config.training, trained.steps) if first else (trained.steps,),
+    )
+
+
+def random_control(cycle: Cycle, points: Sequence[PointId], seed: int) -> list[PointId]:
+    """As many random removable points of each given label as the proposal takes, a new draw per seed."""
+    label = dict(zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist()))
+    wanted = Counter(label[point] for point in points)
+    kept_back = cycle.removed | frozenset(cycle.config.pruning.protected)
+    pool = [point for point in cycle.manifest.ids if point not in kept_back]
+    generator = torch.Generator().manual_seed(seed)
+    drawn: list[PointId] = []
+    for place in torch.randperm(len(pool), generator=generator).tolist():
+        if wanted[label[pool[place]]] > 0:
+            wanted[label[pool[place]]] -= 1
+            drawn.append(pool[place])
+    return drawn
+
+
+def _champion(cycle: Cycle) -> Job | None:
+    champion = cycle.tracker.champion(cycle.config.name)
+    if champion is None:
+        return None
+    return Job(
+        role="champion",
+        seed=0,
+        steps=0,
+        folder=cycle.folder / "checkpoints" / f"champion-v{champion.version}",
+        weights=champion.source,
+    )

@@ -1,0 +1,33 @@
+"""`tamis run`: the flow with what surrounds it, one process per workspace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.check import require
+from flows.config import load
+from flows.cycle import plainly, run_cycle
+from flows.opening import workspace
+from flows.progress import progress_shown
+from flows.server import end_left_server, prefect_environment
+from flows.summary import Summary
+
+
+def run_file(file: Path, *, dry_run: bool = False) -> Summary:
+    """Run the cycle of a tamis.toml under the orchestrator that it names.
+
+    Raises:
+        BadInput: Something given cannot be used; nothing was begun, or the open cycle waits for it to be mended.
+        StageFailed: A stage broke; the same command continues the cycle.
+    """
+    config = load(file)
+    workload = require(config)
+    with workspace(config):
+        end_left_server(config.workspace)
+        if config.orchestrator == "none":
+            with progress_shown() as show:
+                return run_cycle(config, workload, plainly, show, dry_run=dry_run)
+        prefect_environment(config.workspace)
+        from flows.orchestration import curate
+
+        return curate(str(config.file), dry_run)

@@ -1,0 +1,80 @@
+"""The stage `score`: influence and suspicion of every point, sharded over the ranks, as Parquet shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.plans import ScorePlan
+from flows.stages import Cycle, once
+from flows.training import Trained, write_ids
+from influence.sharding import ChunkGrid
+from storage import score_store
+from storage.files import JSON, sha256_json
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of the cycle.
+
+    Attributes:
+        folder: Of the shards.
+        sha256: Of all shards.
+        rows: Points scored.
+        estimator: What computed the influence, on which blocks, with which damping.
+        seconds: Of the scoring, ranks' start included.
+    """
+
+    folder: Path
+    sha256: str
+    rows: int
+    estimator: Mapping[str, Any]
+    seconds: float
+
+
+def score(cycle: Cycle, trained: Trained) -> Scored:
+    """Score all points from the baseline's checkpoints."""
+    inputs = cycle.section("workload", "training", "scoring") | {
+        "dataset": cycle.dataset_sha256,
+        "train": cycle.digests["train"],
+        "query": cycle.digests["query"],
+        "code": cycle.digests["code"],
+        "checkpoint": trained.digest,
+    }
+    return once(cycle, "score", Scored, inputs, lambda: _score(cycle, trained, sha256_json(inputs)))
+
+
+def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
+    config = cycle.config
+    folder = cycle.folder / "scores"
+    plan = ScorePlan(
+        config=config,
+        logs=cycle.folder / "logs",
+        cycle=cycle.number,
+        checkpoints=trained.checkpoints,
+        removed=write_ids(cycle.folder / "plans" / "removed.parquet", cycle.removed, cycle.manifest),
+        folder=folder,
+        checkpoint_digest=trained.digest,
+        inputs_digest=inputs_digest,
+        horizon=trained.steps * config.training.learning_rate,
+    )
+    started = time.monotonic()
+    score_store.sweep(folder, inputs_digest)
+    chunks = len(ChunkGrid(len(cycle.manifest), config.scoring.chunk))
+    if score_store.missing_chunks(folder, chunks, inputs_digest):
+        cycle.launch("score", plan, config.scoring.ranks)
+    scores = score_store.finish(folder, chunks)
+    detail: dict[str, JSON] = {"scores": scores.sha256, "rows": scores.rows}
+    cycle.ledger.record_event(cycle.number, "scored", detail=detail, key=scores.sha256)
+    metadata = scores.metadata
+    return Scored(
+        folder=folder,
+        sha256=scores.sha256,
+        rows=scores.rows,
+        estimator={"estimator": metadata.estimator, "blocks": list(metadata.blocks), "damping": metadata.damping}
+        | dict(metadata.extra),
+        seconds=time.monotonic() - started,
+    )

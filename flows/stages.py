@@ -1,0 +1,103 @@
+"""How a stage is done once: its result is kept beside the cycle, keyed by the digest of what went into it.
+
+A stage that was killed is run again from its beginning; one that has finished is read back, so that a command repeated
+after any crash continues where the work stopped. What a stage writes elsewhere (checkpoints, shards, ledger rows) is
+atomic or idempotent by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from flows.config import Config
+from flows.launch import Launch, Progress, run_ranks
+from flows.plans import Plan, write_plan
+from storage.files import JSON, atomic_write_json, read_json, sha256_json
+from storage.ledger import Ledger
+from storage.points import Manifest, PointId
+from storage.tracking import Tracker
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One cycle in progress: where it lives and whom it tells.
+
+    Attributes:
+        config: The settings in force.
+        number: From 1.
+        manifest: The train set as the workload gives it, removed points included.
+        removed: Ids removed in earlier cycles.
+        dataset_sha256: Of the current view: the manifest without the removed ids.
+        digests: Of the three sets, of the workload's files and of the versions: what a stage's result depends on.
+        run: The MLflow run.
+        show: Shows progress.
+    """
+
+    config: Config
+    number: int
+    manifest: Manifest
+    removed: frozenset[PointId]
+    dataset_sha256: str
+    digests: Mapping[str, str]
+    ledger: Ledger
+    tracker: Tracker
+    run: str
+    show: Callable[[Progress], None]
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this cycle is kept."""
+        return cycle_folder(self.config, self.number)
+
+    @property
+    def applied(self) -> bool:
+        """Whether removals of this cycle stand in the ledger: from then on what led to them is not computed again."""
+        return any(event.state == "applied" for event in self.ledger.events(self.number))
+
+    def section(self, *names: str) -> dict[str, JSON]:
+        """Sections of the configuration, for a stage's key."""
+        dump = self.config.model_dump(mode="json", by_alias=True)
+        return {name: dump[name] for name in names}
+
+    def launch(self, program: str, plan: Plan, ranks: int) -> None:
+        """Run a rank program on a plan."""
+        path = write_plan(plan, self.folder / "plans" / f"{program}.json")
+        run_ranks(Launch(program, path, ranks, self.folder / "logs", self.config.launch.heartbeat_seconds), self.show)
+
+
+def cycle_folder(config: Config, number: int) -> Path:
+    """The folder of a cycle in the workspace."""
+    return config.workspace / "cycles" / f"{number:06d}"
+
+
+def once(cycle: Cycle, name: str, kind: type[R], inputs: Mapping[str, JSON], work: Callable[[], R]) -> R:
+    """Do a stage, or read back what it gave for the same inputs.
+
+    Args:
+        cycle: The cycle.
+        name: Of the stage.
+        kind: The frozen dataclass it results in.
+        inputs: What the result depends on.
+        work: Does it.
+    """
+    path = cycle.folder / "stages" / f"{name}.json"
+    digest = sha256_json(inputs)
+    adapter: TypeAdapter[R] = TypeAdapter(kind)
+    if path.exists():
+        kept = read_json(path)
+        if kept["inputs"] == digest or cycle.applied:
+            return adapter.validate_python(kept["result"])
+    started = time.time()
+    result = work()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"inputs": digest, "result": adapter.dump_python(result, mode="json")}
+    atomic_write_json(path, record | {"seconds": round(time.time() - started, 3)})
+    return result

@@ -1,0 +1,159 @@
+"""What a cycle did, as one object: the table at its end, `--json`, the MLflow description and the report read it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flows.conclusion import Concluded
+from flows.guardrail import ArmOutcome, Check, Verdict
+from flows.pruning import Proposed
+from flows.recipe import steps_for
+from flows.retraining import Retrained
+from flows.review import Reviewed
+from flows.scoring import Scored
+from flows.stages import Cycle
+from flows.training import Trained
+from flows.workload import Workload
+from influence.validation import precision_recall
+from storage.points import PointId
+
+
+@dataclass(frozen=True)
+class KnownErrors:
+    """How the proposal meets errors that the workload knows of (`truth`); a rate of nothing is None."""
+
+    total: int
+    found: int
+    precision: float | None
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What training on the pruned set saves per cycle at the same number of epochs: computed, not measured."""
+
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One cycle."""
+
+    cycle: int
+    state: str
+    reason: str
+    dataset: str
+    dataset_sha256: str
+    points: int
+    in_train: int
+    proposal: str
+    proposed: int
+    removed: int
+    candidates: Mapping[str, int]
+    dropped: Mapping[str, int]
+    known_errors: KnownErrors | None
+    arms: Mapping[str, ArmOutcome]
+    checks: tuple[Check, ...]
+    savings: Savings | None
+    champion: int | None
+    report: Path
+    next_commands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Progression:
+    """The results of the stages that have run; the later ones are missing in a cycle that waits or did nothing."""
+
+    trained: Trained
+    scored: Scored
+    proposed: Proposed
+    reviewed: Reviewed | None = None
+    retrained: Retrained | None = None
+    verdict: Verdict | None = None
+    concluded: Concluded | None = None
+
+
+def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId], done: Progression) -> Summary:
+    """Put the results of the stages together.
+
+    Args:
+        cycle: The cycle.
+        workload: Its `truth`, if it has one, tells the known errors.
+        points: The ids that the proposal names.
+        done: The stages' results.
+    """
+    proposed, concluded = done.proposed, done.concluded
+    state = concluded.state if concluded else ("awaiting_review" if done.reviewed else "proposed")
+    reason = concluded.reason if concluded else _open_reason(cycle, proposed)
+    return Summary(
+        cycle=cycle.number,
+        state=state,
+        reason=reason,
+        dataset=cycle.config.name,
+        dataset_sha256=cycle.dataset_sha256,
+        points=proposed.points,
+        in_train=proposed.in_train,
+        proposal=proposed.hash,
+        proposed=proposed.size,
+        removed=proposed.size if state == "promoted" else 0,
+        candidates=proposed.candidates,
+        dropped={name: count for name, count in proposed.dropped.items() if count},
+        known_errors=_known_errors(cycle, workload, points),
+        arms=done.verdict.arms if done.verdict else {},
+        checks=done.verdict.checks if done.verdict else (),
+        savings=_savings(cycle, done),
+        champion=concluded.champion if concluded else None,
+        report=cycle.folder / "report.html",
+        next_commands=_commands(cycle, state, proposed),
+    )
+
+
+def _open_reason(cycle: Cycle, proposed: Proposed) -> str:
+    if not proposed.size:
+        return "no point is a candidate within the budgets"
+    return f"{proposed.size} points wait for `tamis approve` or `tamis reject`"
+
+
+def _known_errors(cycle: Cycle, workload: Workload, points: Collection[PointId]) -> KnownErrors | None:
+    truth = getattr(workload, "truth", None)
+    if truth is None:
+        return None
+    true = truth()
+    given = zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist())
+    current = [(point, label) for point, label in given if point not in cycle.removed]
+    wrong = torch.tensor([true.get(point, label) != label for point, label in current])
+    found = torch.tensor([point in points for point, _ in current])
+    rates = precision_recall(found, wrong)
+    total = int(wrong.sum())
+    return KnownErrors(
+        total, int((wrong & found).sum()), rates.precision if points else None, rates.recall if total else None
+    )
+
+
+def _savings(cycle: Cycle, done: Progression) -> Savings | None:
+    if not done.proposed.size:
+        return None
+    training = cycle.config.training
+    fewer = steps_for(training, done.proposed.in_train - done.proposed.size)
+    steps = done.trained.steps - fewer
+    return Savings(steps, steps * done.trained.seconds_per_step)
+
+
+def _commands(cycle: Cycle, state: str, proposed: Proposed) -> tuple[str, ...]:
+    toml = cycle.config.file
+    commands = [f"tamis ui {toml}"]
+    if state == "awaiting_review":
+        commands = [
+            f"tamis approve {proposed.hash[:12]} --by NAME {toml}",
+            f"tamis reject {proposed.hash[:12]} --by NAME {toml}",
+            f"tamis run {toml}",
+            *commands,
+        ]
+    elif state == "proposed":
+        commands = [f"tamis run {toml}", *commands]
+    return tuple(commands)

@@ -1,0 +1,152 @@
+"""What the commands print: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.check import Finding
+from flows.guardrail import Estimate
+from flows.inspection import Status
+from flows.summary import Summary
+from storage.records import EventRecord, Explanation
+
+
+def print_summary(summary: Summary, *, as_json: bool) -> None:
+    """The end of a cycle: what was scored, proposed and removed, and what the holdout set says."""
+    if as_json:
+        _json(summary)
+        return
+    out = _console()
+    out.print(f"[bold]Cycle {summary.cycle}: {summary.state.replace('_', ' ')}[/bold] - {summary.reason}")
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _facts(summary).items():
+        facts.add_row(name, value)
+    out.print(facts)
+    if summary.arms:
+        out.print(_arms(summary))
+    for command in summary.next_commands:
+        out.print(f"  {command}", soft_wrap=True, highlight=False)
+
+
+def _facts(summary: Summary) -> dict[str, str]:
+    named = ", ".join(f"{policy} {count:,}" for policy, count in summary.candidates.items())
+    facts = {
+        "points scored": f"{summary.points:,} ({summary.in_train:,} in training)",
+        "proposed": f"{summary.proposed:,} (candidates: {named})",
+        "removed": f"{summary.removed:,}",
+    }
+    if summary.dropped:
+        facts["left out by budget"] = ", ".join(f"{name} {count:,}" for name, count in summary.dropped.items())
+    if (known := summary.known_errors) is not None:
+        rates = f"precision {_rate(known.precision)}, recall {_rate(known.recall)}"
+        facts["known errors"] = f"{known.total:,} in the set, {known.found:,} proposed ({rates})"
+    if (saved := summary.savings) is not None:
+        facts["next training saves"] = f"{saved.steps:,} steps, {saved.seconds:.1f} s at the same epochs (computed)"
+    facts["proposal"] = summary.proposal[:12]
+    facts["champion"] = f"version {summary.champion}" if summary.champion else "none yet"
+    facts["report"] = str(summary.report)
+    return facts
+
+
+def _arms(summary: Summary) -> Table:
+    table = Table(title="Holdout set: mean over seeds [95 % interval over points and seeds]", title_justify="left")
+    for column in ("arm", "seeds", "accuracy", "loss (nats)"):
+        table.add_column(column)
+    for arm, outcome in summary.arms.items():
+        table.add_row(arm, str(outcome.seeds), _estimate(outcome.accuracy), _estimate(outcome.loss))
+    return table
+
+
+def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """The outcome of `tamis check`."""
+    if as_json:
+        _json(findings)
+        return
+    for finding in findings:
+        print(f"{'ok   ' if finding.ok else 'WRONG'} {finding.name}: {finding.text}")
+
+
+def print_status(status: Status, *, as_json: bool) -> None:
+    """Where the newest cycle stands."""
+    if as_json:
+        _json(status)
+        return
+    print(f"workspace {status.workspace}")
+    print(f"cycle {status.cycle}: {status.state.replace('_', ' ')}" if status.cycle else status.state)
+    if status.proposal:
+        print(f"proposal {status.proposal[:12]}: {status.proposed:,} points")
+    print(f"removed in all: {status.removed:,}")
+    print(f"next: {status.next_command}")
+
+
+def print_log(events: Sequence[EventRecord], *, as_json: bool) -> None:
+    """The ledger's events."""
+    if as_json:
+        _json(events)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("when", "cycle", "event", "by", "detail"):
+        table.add_column(column)
+    for event in events:
+        detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
+        table.add_row(f"{event.event_at:%Y-%m-%d %H:%M:%S}", str(event.cycle), event.state, event.actor, detail)
+    _console().print(table)
+
+
+def print_why(explanation: Explanation, *, as_json: bool) -> None:
+    """Everything that was decided about a point."""
+    if as_json:
+        _json(explanation)
+        return
+    print(f"point {explanation.point_id} is {'removed' if explanation.removed else 'in the train set'}")
+    for mention in explanation.proposals:
+        decided = f"{mention.decision} by {mention.actor}" if mention.decision else "not decided"
+        print(
+            f"cycle {mention.cycle}: proposal {mention.proposal[:12]} named it ({mention.reason}, "
+            f"score {mention.score:.6g}, threshold {mention.threshold:.6g}): {decided}"
+        )
+    for action in explanation.actions:
+        line = f"cycle {action.cycle}: {action.action} at {action.event_at:%Y-%m-%d %H:%M:%S} by {action.actor}: "
+        line += action.reason
+        if action.action == "remove":
+            line += f", score {action.score:.6g}, threshold {action.threshold:.6g}, estimator {action.estimator}, "
+            line += f"checkpoint {str(action.checkpoint_digest)[:12]}, proposal {str(action.proposal)[:12]}"
+        print(line)
+
+
+def _console() -> Console:
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, highlight=False)
+
+
+def _estimate(estimate: Estimate) -> str:
+    return f"{estimate.mean:.4f} \\[{estimate.low:.4f}, {estimate.high:.4f}]"
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _json(value: Any) -> None:
+    plain = [asdict(item) for item in value] if isinstance(value, Sequence) else asdict(value)
+    print(json.dumps(plain, default=_plain, indent=2, allow_nan=False))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    raise TypeError(f"{type(value).__name__} has no JSON form")

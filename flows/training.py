@@ -1,0 +1,81 @@
+"""The stage `train`: this cycle's baseline, its first seed, on the whole current set."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.plans import Job, TrainPlan
+from flows.recipe import save_points, steps_for
+from flows.stages import Cycle, once
+from storage import checkpoints
+from storage.files import JSON, atomic_path, read_json, sha256_json
+from storage.points import Manifest, PointId
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The baseline.
+
+    Attributes:
+        checkpoints: From the earliest to the last, the model.
+        digest: Of the last.
+        steps: Optimizer steps of every arm of this cycle.
+        seconds_per_step: Of the training, without the ranks' start.
+    """
+
+    checkpoints: tuple[Path, ...]
+    digest: str
+    steps: int
+    seconds_per_step: float
+
+
+def train(cycle: Cycle) -> Trained:
+    """Train the baseline with its first seed."""
+    return once(cycle, "train", Trained, training_inputs(cycle), lambda: _train(cycle))
+
+
+def training_inputs(cycle: Cycle) -> dict[str, JSON]:
+    """What every trained model of the cycle depends on."""
+    return cycle.section("workload", "training") | {
+        "dataset": cycle.dataset_sha256,
+        "holdout": cycle.digests["holdout"],
+        "code": cycle.digests["code"],
+    }
+
+
+def _train(cycle: Cycle) -> Trained:
+    training = cycle.config.training
+    steps = steps_for(training, len(cycle.manifest) - len(cycle.removed))
+    removed = write_ids(cycle.folder / "plans" / "removed.parquet", cycle.removed, cycle.manifest)
+    job = Job(
+        role="baseline",
+        seed=training.seed,
+        steps=steps,
+        removed=removed,
+        folder=arm_folder(cycle, "baseline", training.seed, training_inputs(cycle)),
+        save_at=save_points(training, steps),
+    )
+    cycle.launch("train", TrainPlan(config=cycle.config, logs=cycle.folder / "logs", jobs=(job,)), training.ranks)
+    saved = tuple(job.folder / f"step-{step:06d}" for step in job.save_at)
+    digest = checkpoints.verify(saved[-1]).digest
+    cycle.ledger.record_event(cycle.number, "trained", detail={"checkpoint": digest, "steps": steps}, key=digest)
+    return Trained(saved, digest, steps, read_json(job.folder / "timing.json")["seconds_per_step"])
+
+
+def arm_folder(cycle: Cycle, role: str, seed: int, inputs: Mapping[str, JSON]) -> Path:
+    """Where one model of an arm is kept: named by what it depends on, so that a finished one is never trained again."""
+    return cycle.folder / "checkpoints" / f"{role}-seed{seed}-{sha256_json(inputs)[:8]}"
+
+
+def write_ids(path: Path, ids: Collection[PointId], manifest: Manifest) -> Path:
+    """Write ids as a Parquet file of the manifest's id type."""
+    kind = manifest.table.schema.field("point_id").type
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as draft:
+        pq.write_table(pa.table({"point_id": pa.array(sorted(ids), type=kind)}), draft)
+    return path

@@ -1,0 +1,196 @@
+"""What the user brings: the Workload protocol, its loader and its batches.
+
+A workload is one Python class, named in tamis.toml as a built-in (`digits`), as `file.py:Class` beside the TOML, or as
+`package.module:Class`. A sample is whatever `dataset[i]` returns; a batch is what torch's `default_collate` makes of a
+list of samples, unless the workload has a `collate`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import default_collate
+
+from flows.config import Config
+from flows.errors import BadInput
+
+BUILT_IN: Mapping[str, str] = {"digits": "flows.workloads.digits:Digits", "tiny": "flows.workloads.tiny:Tiny"}
+CACHE_BYTES = 512 * 2**20
+
+
+class PointSet(Protocol):
+    """A map-style data set: `ids` and `labels` run beside the samples; `groups` is optional."""
+
+    ids: Sequence[int] | Sequence[str]
+    labels: Sequence[int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Workload(Protocol):
+    """The model, the three sets and the per-point loss of one classification task.
+
+    Optional methods: `collate(samples) -> batch`; `inputs(batch) -> Tensor[B, d]`, what nearest neighbours are measured
+    on (default: the first floating tensor of the batch, flattened); `describe(point_id) -> str | bytes`, a text or a
+    PNG for the report; `truth() -> Mapping[point_id, label]`, the true labels where they are known, read by the report
+    alone.
+    """
+
+    def model(self) -> nn.Module:
+        """A new model, initialised from torch's global seed; no weights from a network."""
+        ...
+
+    def points(self) -> PointSet:
+        """The train set: the points that may be removed."""
+        ...
+
+    def queries(self) -> PointSet:
+        """Clean held-out points that influence is measured on."""
+        ...
+
+    def holdout(self) -> PointSet:
+        """The points that judge promotion and that influence never sees."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of each point in nats, without a regulariser: `[B]`."""
+        ...
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Class scores `[B, C]`."""
+        ...
+
+    def labels(self, batch: Any) -> Tensor:
+        """Given labels `[B]`, integers in `0 … C-1`."""
+        ...
+
+
+REQUIRED = ("model", "points", "queries", "holdout", "loss", "logits", "labels")
+
+
+def load_workload(config: Config) -> Workload:
+    """Build the workload that the configuration names.
+
+    Raises:
+        BadInput: The file, module, class, a required method or an option is missing or not accepted.
+    """
+    entry = BUILT_IN.get(config.workload.entry, config.workload.entry)
+    where, colon, name = entry.rpartition(":")
+    if not colon:
+        raise BadInput(
+            f"workload.class = {entry!r}: give a built-in ({', '.join(BUILT_IN)}), 'file.py:Class' or 'module:Class'"
+        )
+    module = _module(where, config.file.parent)
+    found = getattr(module, name, None)
+    if not inspect.isclass(found):
+        classes = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == where]
+        raise BadInput(
+            f"workload.class = {entry!r}: {where} has no class {name}" + (f" (it has {classes})" * bool(classes))
+        )
+    if missing := [method for method in REQUIRED if not callable(getattr(found, method, None))]:
+        raise BadInput(f"workload {name} lacks {', '.join(missing)}: the protocol is in flows/workload.py")
+    try:
+        inspect.signature(found).bind(**config.workload.options)
+    except TypeError as error:
+        raise BadInput(f"workload.options: {name} does not accept them: {error}") from error
+    try:
+        return cast(Workload, found(**config.workload.options))
+    except ValueError as error:
+        raise BadInput(f"workload.options: {error}") from error
+
+
+def _module(where: str, root: Path) -> ModuleType:
+    if where.endswith(".py"):
+        path = root / where
+        if not path.is_file():
+            raise BadInput(f"workload.class: {path}: no such file")
+        spec = importlib.util.spec_from_file_location(f"tamis_workload_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise BadInput(f"workload.class: {path}: Python cannot load it")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+    if str(root) not in sys.path:
+        sys.path.append(str(root))  # last, so that a user's folder never hides an installed package
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        raise BadInput(f"workload.class: no module {where!r} beside the TOML or installed ({error})") from error
+
+
+class Batches:
+    """Batches of one data set by row index, held in memory once where the whole set is small and made of tensors.
+
+    Args:
+        points: The data set.
+        collate: Makes a batch of a list of samples.
+    """
+
+    def __init__(self, points: PointSet, collate: Callable[[list[Any]], Any]) -> None:
+        self._points, self._collate = points, collate
+        self._whole: Any = None
+        if len(points):
+            leaves = tree_leaves(collate([points[0]]))
+            small = all(isinstance(leaf, Tensor) for leaf in leaves) and (
+                sum(leaf.nbytes for leaf in leaves) * len(points) <= CACHE_BYTES
+            )
+            if small:
+                self._whole = collate([points[row] for row in range(len(points))])
+
+    def take(self, rows: Tensor) -> Any:
+        """The batch of the given rows, in their order."""
+        if self._whole is not None:
+            return tree_map(lambda leaf: leaf[rows], self._whole)
+        return self._collate([self._points[row] for row in rows.tolist()])
+
+
+def collate_of(workload: Workload) -> Callable[[list[Any]], Any]:
+    """The workload's own `collate`, or torch's default."""
+    return cast(Callable[[list[Any]], Any], getattr(workload, "collate", default_collate))
+
+
+def inputs_of(workload: Workload, batch: Any) -> Tensor:
+    """What nearest neighbours are measured on: `[B, d]`."""
+    own = getattr(workload, "inputs", None)
+    if own is not None:
+        return cast(Tensor, own(batch))
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf.flatten(1)
+    raise BadInput("the batch holds no floating tensor: give the workload a method inputs(batch) -> Tensor[B, d]")
+
+
+def seeded_model(workload: Workload, seed: int) -> nn.Module:
+    """A new model whose initial weights depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return workload.model()
+
+
+def check_losses(losses: Tensor, rows: Tensor, ids: Sequence[int] | Sequence[str]) -> None:
+    """Refuse a loss that is reduced, or not finite.
+
+    Raises:
+        BadInput: Names the shape, or the points.
+    """
+    if losses.shape != rows.shape:
+        raise BadInput(
+            f"loss(model, batch) gave shape {list(losses.shape)} for {len(rows)} points: it must give one loss per "
+            f"point, shape [{len(rows)}] (use reduction='none')"
+        )
+    if not bool(losses.isfinite().all()):
+        bad = [ids[row] for row in rows[~losses.detach().isfinite()][:3].tolist()]
+        raise BadInput(f"the loss of point {', '.join(map(str, bad))} is not finite: mend the point or the model")

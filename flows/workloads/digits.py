@@ -1,0 +1,135 @@
+"""scikit-learn's 1,797 handwritten digits with errors planted in the train labels, so that the truth is known.
+
+The sets are split by the content of the images. Query and holdout labels stay clean. `describe` draws the digit for the
+report; `truth` gives the labels before the errors were planted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CLASSES = 10
+Batch = tuple[Tensor, Tensor]
+
+
+class Digit(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Digits `[64]` in `[0, 1]`, with ids (their place in scikit-learn's file) and labels."""
+
+    def __init__(self, images: Tensor, labels: Sequence[int], ids: Sequence[int]) -> None:
+        self.images, self.labels, self.ids = images, list(labels), list(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], self.labels[index]
+
+
+class Digits:
+    """Handwritten digits and a small multilayer perceptron.
+
+    Args:
+        corruption: `flips` gives a share of the train points a random wrong label; `systematic` labels a visible
+            subgroup (the heavier drawn digits) of one class as another class.
+        rate: Share of the train points with a wrong label (`flips`), or of the class (`systematic`).
+        seed: Of the planted errors.
+        points: How many digits the train set has; 300 are queries and the rest is the holdout set.
+    """
+
+    source, target = 3, 8
+
+    def __init__(
+        self,
+        corruption: Literal["flips", "systematic"] = "flips",
+        rate: float = 0.1,
+        seed: int = 0,
+        points: int = 1000,
+        queries: int = 300,
+        hidden: Sequence[int] = (64, 32),
+    ) -> None:
+        if corruption not in ("flips", "systematic"):
+            raise ValueError(f"corruption = {corruption!r}: give 'flips' or 'systematic'")
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate = {rate}: give a share from 0 to 1")
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        self._images = torch.from_numpy(data.data).float() / 16
+        self._true = torch.from_numpy(data.target).long()
+        self._hidden = tuple(hidden)
+        keys = [hashlib.sha256(image.tobytes()).hexdigest() for image in data.data]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        self._train, self._query = order[:points], order[points : points + queries]
+        self._rest = order[points + queries :]
+        self._given = self._true.clone()
+        plant = self._flip if corruption == "flips" else self._mislead
+        plant(rate, torch.Generator().manual_seed(seed))
+
+    def model(self) -> nn.Module:
+        """A multilayer perceptron with rectified linear units."""
+        sizes = (64, *self._hidden)
+        layers: list[nn.Module] = []
+        for wide, narrow in pairwise(sizes):
+            layers += [nn.Linear(wide, narrow), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(sizes[-1], CLASSES))
+
+    def points(self) -> Digit:
+        """The train set, errors included."""
+        return self._set(self._train, self._given)
+
+    def queries(self) -> Digit:
+        """Clean digits that influence is measured on."""
+        return self._set(self._query, self._true)
+
+    def holdout(self) -> Digit:
+        """Clean digits that judge."""
+        return self._set(self._rest, self._true)
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Class scores `[B, 10]`."""
+        scores: Tensor = model(batch[0])
+        return scores
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Given labels `[B]`."""
+        return batch[1]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of each point in nats `[B]`."""
+        return F.cross_entropy(self.logits(model, batch), batch[1], reduction="none")
+
+    def describe(self, point_id: int) -> bytes:
+        """The digit as a PNG."""
+        from PIL import Image
+
+        grey = ((1 - self._images[point_id]) * 255).round().byte().view(8, 8)
+        out = io.BytesIO()
+        Image.fromarray(grey.numpy()).resize((64, 64), Image.Resampling.NEAREST).save(out, "PNG")
+        return out.getvalue()
+
+    def truth(self) -> Mapping[int, int]:
+        """The true label of every train point."""
+        return {row: int(self._true[row]) for row in self._train}
+
+    def _set(self, rows: Sequence[int], labels: Tensor) -> Digit:
+        return Digit(self._images[rows], labels[rows].tolist(), rows)
+
+    def _flip(self, rate: float, generator: torch.Generator) -> None:
+        count = round(rate * len(self._train))
+        rows = torch.tensor(self._train)[torch.randperm(len(self._train), generator=generator)[:count]]
+        shift = torch.randint(1, CLASSES, (count,), generator=generator)
+        self._given[rows] = (self._true[rows] + shift) % CLASSES
+
+    def _mislead(self, rate: float, generator: torch.Generator) -> None:
+        rows = torch.tensor([row for row in self._train if self._true[row] == self.source])
+        ink: Any = self._images[rows].sum(1)
+        heavy = rows[ink.argsort(descending=True)[: round(rate * len(rows))]]
+        self._given[heavy] = self.target
