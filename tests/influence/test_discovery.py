@@ -21,10 +21,6 @@ def everyone(n: int) -> Tensor:
     return torch.ones(n, dtype=torch.bool)
 
 
-def unprotected(n: int) -> Influences:
-    return Influences(-torch.ones(n), torch.ones(n), torch.ones(n))
-
-
 def case(harm: int, seed: int, spread: float = 1.0, shift: float = 6.0) -> tuple[Influences, Trusted]:
     """Good points and queries of one spread, far wider than the error; the first `harm` points are shifted down."""
     g = torch.Generator().manual_seed(seed)
@@ -104,7 +100,7 @@ def test_a_query_is_left_out_of_its_own_mean() -> None:
 
 def test_the_largest_set_of_posteriors_within_q_is_taken() -> None:
     posterior = torch.tensor([0.95, 0.1, 0.9, 0.6, 0.3])  # running mean of being right: .05, .075, .183, .3125
-    found = mislabeled(posterior, unprotected(5), everyone(5))
+    found = mislabeled(posterior, everyone(5))
     assert found.selected.tolist() == [True, False, True, True, False]
     assert found.expected_false_rate == pytest.approx(0.55 / 3)
     assert found.threshold == pytest.approx(0.4)
@@ -114,15 +110,8 @@ def test_calibrated_posteriors_keep_the_false_share_at_q() -> None:
     g = torch.Generator().manual_seed(0)
     posterior = torch.rand(20_000, generator=g)
     wrong = torch.rand(20_000, generator=g) < posterior
-    found = mislabeled(posterior, unprotected(20_000), everyone(20_000))
+    found = mislabeled(posterior, everyone(20_000))
     assert (~wrong[found.selected]).double().mean().item() == pytest.approx(0.2, abs=0.02)  # 4 sigma of 8,000 draws
-
-
-def test_points_the_model_generalizes_from_are_protected() -> None:
-    scores = Influences(torch.tensor([1.0, 0.9, -5.0]), torch.ones(3), torch.ones(3))
-    found = mislabeled(torch.full((3,), 0.99), scores, everyone(3))
-    assert found.selected.tolist() == [False, True, True]
-    assert found.q_value[0] == 1
 
 
 def test_points_that_are_not_eligible_neither_count_nor_are_selected() -> None:
@@ -132,7 +121,7 @@ def test_points_that_are_not_eligible_neither_count_nor_are_selected() -> None:
     found = harmful(scores, reference, eligible)
     assert not found.selected[~eligible].any()
     assert torch.equal(found.selected[::2], harmful(half, reference, everyone(N // 2)).selected)
-    labels = mislabeled(torch.full((N,), 0.99), unprotected(N), eligible)
+    labels = mislabeled(torch.full((N,), 0.99), eligible)
     assert torch.equal(labels.selected, eligible)
 
 
@@ -144,16 +133,16 @@ def test_q_values_say_at_which_rate_a_point_enters() -> None:
 
 
 def test_nothing_found_is_an_empty_discovery() -> None:
-    found = mislabeled(torch.full((4,), 0.5), unprotected(4), everyone(4))
+    found = mislabeled(torch.full((4,), 0.5), everyone(4))
     assert not found.selected.any()
     assert (found.threshold, found.expected_false_rate) == (0.0, 0.0)
 
 
 def test_bad_input_is_one_clear_line() -> None:
     with pytest.raises(InfluenceError, match=r"q = 1\.5"):
-        mislabeled(torch.ones(2), unprotected(2), everyone(2), q=1.5)
+        mislabeled(torch.ones(2), everyone(2), q=1.5)
     with pytest.raises(InfluenceError, match="row 1"):
-        mislabeled(torch.tensor([0.5, torch.nan]), unprotected(2), everyone(2))
+        mislabeled(torch.tensor([0.5, torch.nan]), everyone(2))
     with pytest.raises(InfluenceError, match=r"\[m, m\]"):
         trusted(torch.ones(2, 3), torch.ones(2))
     scores, reference = case(0, seed=0)
