@@ -48,7 +48,8 @@ def conclude(cycle: Cycle, proposed: Proposed, retrained: Retrained, verdict: Ve
         champion = cycle.tracker.register(cycle.run, checkpoint, cycle.config.name)
         cycle.tracker.set_champion(champion)
     version = champion.version if champion else None
-    detail: dict[str, JSON] = {"reason": verdict.reason, "promoted": verdict.promote, "champion": version}
+    reason = verdict.reason if proposed.approved_size else f"{_why_nothing(proposed)}; {verdict.reason}"
+    detail: dict[str, JSON] = {"reason": reason, "promoted": verdict.promote, "champion": version}
     state: State
     if not proposed.approved_size:
         state = "nothing_to_do"
@@ -58,5 +59,9 @@ def conclude(cycle: Cycle, proposed: Proposed, retrained: Retrained, verdict: Ve
         cycle.ledger.record_event(cycle.number, state, detail=detail)
     else:
         state = "rolled_back"
-        cycle.ledger.roll_back(cycle.number, "rule:guardrail", verdict.reason)
-    return Concluded(state, verdict.reason, version)
+        cycle.ledger.roll_back(cycle.number, "rule:guardrail", reason)
+    return Concluded(state, reason, version)
+
+
+def _why_nothing(proposed: Proposed) -> str:
+    return "the proposal was rejected" if proposed.size else "no point is proposed"

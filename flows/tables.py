@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -98,7 +99,7 @@ def print_log(events: Sequence[EventRecord], *, as_json: bool) -> None:
     for column in ("when", "cycle", "event", "by", "detail"):
         table.add_column(column)
     for event in events:
-        detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
+        detail = ", ".join(f"{key} {_short(value)}" for key, value in event.detail.items() if value not in ("", None))
         table.add_row(f"{event.event_at:%Y-%m-%d %H:%M:%S}", str(event.cycle), event.state, event.actor, detail)
     _console().print(table)
 
@@ -131,6 +132,11 @@ def _console() -> Console:
 
 def _estimate(estimate: Estimate) -> str:
     return f"{estimate.mean:.4f} \\[{estimate.low:.4f}, {estimate.high:.4f}]"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def _rate(value: float | None) -> str:

@@ -3,7 +3,7 @@
 The kept points are dealt into folds; one model per fold and repeat is trained by the recipe of the cycle, in plain
 torch, and predicts the points of its fold at the cycle's checkpoint shares. Points that are not kept are trained on by
 no model and are predicted by all. Whole models are shared out over the ranks, and each is trained on one thread, so
-that the outcome is the same to the last bit for any number of ranks.
+that the number of ranks changes only the order of float64 sums.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from flows.config import TrainingConfig
-from flows.ranks.order import Order
+from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.recipe import save_points, steps_for
-from flows.workload import Workload, seeded_model
+from flows.workload import Workload
 from influence.sharding import Share
 
 PREDICT_BATCH = 1024
@@ -87,25 +87,13 @@ class OutOfFold:
         return models
 
     def _train(self, fold: _Fold, total: Tensor, count: Tensor) -> None:
-        model = seeded_model(self._workload, fold.seed)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self._training.learning_rate, weight_decay=self._training.weight_decay
-        )
-        order = Order(fold.train, self._training.batch_size, fold.seed)
-        steps = steps_for(self._training, len(fold.train))
-        save_at = save_points(self._training, steps)
-        for step in range(1, steps + 1):
-            optimizer.zero_grad()
-            self._workload.loss(model, self._points.take(order.next())).mean().backward()
-            optimizer.step()
-            if step in save_at:
-                self._predict(model, fold.held, total, count)
-
-    def _predict(self, model: nn.Module, held: Tensor, total: Tensor, count: Tensor) -> None:
-        model.eval()
-        with torch.no_grad():
-            for part in held.split(PREDICT_BATCH):
+        def predict(model: nn.Module) -> None:
+            for part in fold.held.split(PREDICT_BATCH):
                 logits = self._workload.logits(model, self._points.take(part))  # [b, C]
                 total[part] += logits.double().log_softmax(1)
                 count[part] += 1
-        model.train()
+
+        training = self._training
+        steps = steps_for(training, len(fold.train))
+        save_at = save_points(training, steps)
+        train_plainly(self._workload, self._points, training, fold.train, fold.seed, steps, save_at, predict)

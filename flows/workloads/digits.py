@@ -10,13 +10,14 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 CLASSES = 10
+MISLED = ((8, 1), (3, 5), (4, 9), (7, 2), (9, 7))  # true class, the class it is labelled as
 Batch = tuple[Tensor, Tensor]
 
 
@@ -40,11 +41,11 @@ class Digits:
         corruption: `flips` gives a share of the train points a random wrong label; `systematic` labels a visible
             subgroup (the heavier drawn digits) of one class as another class.
         rate: Share of the train points with a wrong label (`flips`), or of the class (`systematic`).
-        seed: Of the planted errors.
-        points: How many digits the train set has; 300 are queries and the rest is the holdout set.
+        seed: Of the split, the planted errors and the choice of the misled class.
+        points: How many digits the train set has.
+        queries: How many are queries; the rest is the holdout set.
+        hidden: Widths of the hidden layers.
     """
-
-    source, target = 3, 8
 
     def __init__(
         self,
@@ -65,13 +66,15 @@ class Digits:
         self._images = torch.from_numpy(data.data).float() / 16
         self._true = torch.from_numpy(data.target).long()
         self._hidden = tuple(hidden)
-        keys = [hashlib.sha256(image.tobytes()).hexdigest() for image in data.data]
+        keys = [hashlib.sha256(f"{seed}".encode() + image.tobytes()).hexdigest() for image in data.data]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self._train, self._query = order[:points], order[points : points + queries]
         self._rest = order[points + queries :]
         self._given = self._true.clone()
-        plant = self._flip if corruption == "flips" else self._mislead
-        plant(rate, torch.Generator().manual_seed(seed))
+        if corruption == "flips":
+            self._flip(rate, seed)
+        else:
+            self._mislead(rate, seed)
 
     def model(self) -> nn.Module:
         """A multilayer perceptron with rectified linear units."""
@@ -122,14 +125,15 @@ class Digits:
     def _set(self, rows: Sequence[int], labels: Tensor) -> Digit:
         return Digit(self._images[rows], labels[rows].tolist(), rows)
 
-    def _flip(self, rate: float, generator: torch.Generator) -> None:
+    def _flip(self, rate: float, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
         count = round(rate * len(self._train))
         rows = torch.tensor(self._train)[torch.randperm(len(self._train), generator=generator)[:count]]
         shift = torch.randint(1, CLASSES, (count,), generator=generator)
         self._given[rows] = (self._true[rows] + shift) % CLASSES
 
-    def _mislead(self, rate: float, generator: torch.Generator) -> None:
-        rows = torch.tensor([row for row in self._train if self._true[row] == self.source])
-        ink: Any = self._images[rows].sum(1)
-        heavy = rows[ink.argsort(descending=True)[: round(rate * len(rows))]]
-        self._given[heavy] = self.target
+    def _mislead(self, rate: float, seed: int) -> None:
+        source, target = MISLED[seed % len(MISLED)]
+        rows = torch.tensor([row for row in self._train if self._true[row] == source])
+        ink = self._images[rows].sum(1)
+        self._given[rows[ink.argsort(descending=True)[: round(rate * len(rows))]]] = target

@@ -1,0 +1,51 @@
+"""Training in plain torch, in one process: for models that are many, small and thrown away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+from flows.config import TrainingConfig
+from flows.ranks.order import Order
+from flows.ranks.points import Points
+from flows.workload import Workload
+
+
+def train_plainly(
+    workload: Workload,
+    points: Points,
+    training: TrainingConfig,
+    places: Tensor,
+    seed: int,
+    steps: int,
+    save_at: Collection[int],
+    saved: Callable[[nn.Module], None],
+) -> None:
+    """Train a new model by the recipe of the cycle, without DeepSpeed.
+
+    Args:
+        workload: Model and loss.
+        points: The train set.
+        training: The recipe.
+        places: Places of the points that the model sees.
+        seed: Of the initial weights, the order of the points and whatever the model draws.
+        steps: Optimizer steps.
+        save_at: Steps after which `saved` is called.
+        saved: Called with the model in evaluation mode, without gradients.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = workload.model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+        order = Order(places, training.batch_size, seed)
+        for step in range(1, steps + 1):
+            optimizer.zero_grad()
+            workload.loss(model, points.take(order.next())).mean().backward()
+            optimizer.step()
+            if step in save_at:
+                model.eval()
+                with torch.no_grad():
+                    saved(model)
+                model.train()
