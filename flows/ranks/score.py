@@ -109,7 +109,7 @@ class Scoring:
         influences = Influences(*gathered)
         in_train, q = self._points.in_train, self._plan.config.pruning.q
         harm = harmful(influences, reference, in_train, q)
-        wrong = mislabeled(found.suspicion.posterior, influences, in_train, q)
+        wrong = mislabeled(found.suspicion.posterior, in_train, q)
         return {
             "signal_out_of_fold_loss": found.out_of_fold_loss,
             "signal_knn": found.disagreement,
