@@ -32,6 +32,7 @@ TOML_OPTION = Annotated[Path, typer.Option("--file", "-f", help="The settings.")
 JSON_OPTION = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 BY = Annotated[str, typer.Option("--by", help="Who decides.")]
 HERE = Path("tamis.toml")
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -46,8 +47,11 @@ def _exit_codes() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("tamis: interrupted; the same command continues the cycle", file=sys.stderr)
-        sys.exit(130)
+        _fail("interrupted; the same command continues", INTERRUPTED)
+    except SystemExit as leaving:
+        if leaving.code != INTERRUPTED:
+            raise
+        _fail("interrupted; the same command continues", INTERRUPTED)  # typer has made Ctrl-C an exit
     except StageFailed as error:
         _fail(error, 1)
     except BadInput as error:
@@ -61,7 +65,7 @@ def _exit_codes() -> Iterator[None]:
         _fail(error, 2)
 
 
-def _fail(error: Exception, code: int) -> None:
+def _fail(error: Exception | str, code: int) -> None:
     print(f"tamis: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)
 

@@ -1,6 +1,7 @@
-"""The stages that write decisions down: `apply` enters approved removals; `conclude` promotes or rolls back.
+"""The stages that write decisions down: `apply` enters removals, `conclude` says how the cycle ends, `close` ends it.
 
-Every write is keyed by the cycle and repeatable, so a stage that is run again after a crash changes nothing.
+Every write is keyed by the cycle and repeatable, so a stage that is run again after a crash changes nothing. The event
+that ends the cycle is the last write of all: until it is there, the same command continues this cycle.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from flows.scoring import Scored
 from flows.stages import Cycle
 from flows.training import Trained
 from storage import checkpoints
-from storage.files import JSON
 from storage.records import State
+from storage.tracking import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Concluded:
     Attributes:
         state: `promoted`, `rolled_back`, `nothing_to_do` or `awaiting_review`.
         reason: One sentence.
-        champion: Version of the registered model that is champion now, if there is one.
+        champion: Version of the registered model that is champion at the end, if there is one.
+        promoted: The version that becomes it in this cycle, if one does.
     """
 
     state: State
     reason: str
     champion: int | None
+    promoted: ModelVersion | None
 
 
 def apply(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) -> int:
@@ -41,27 +44,24 @@ def apply(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) ->
 
 
 def conclude(cycle: Cycle, proposed: Proposed, retrained: Retrained, verdict: Verdict) -> Concluded:
-    """Make the promoted model champion, restore what did not prove itself, and close the cycle."""
-    champion = cycle.tracker.champion(cycle.config.name)
+    """Register the model that is to be champion, and say how the cycle ends."""
+    promoted = None
     if verdict.promote:
         checkpoint = checkpoints.verify(retrained.checkpoints[verdict.promote])
-        champion = cycle.tracker.register(cycle.run, checkpoint, cycle.config.name)
-        cycle.tracker.set_champion(champion)
-    version = champion.version if champion else None
-    reason = verdict.reason if proposed.approved_size else f"{_why_nothing(proposed)}; {verdict.reason}"
-    detail: dict[str, JSON] = {"reason": reason, "promoted": verdict.promote, "champion": version}
-    state: State
+        promoted = cycle.tracker.register(cycle.run, checkpoint, cycle.config.name)
+    champion = promoted or cycle.tracker.champion(cycle.config.name)
+    state: State = "promoted" if verdict.promote == "challenger" else "rolled_back"
     if not proposed.approved_size:
         state = "nothing_to_do"
-        cycle.ledger.record_event(cycle.number, state, detail=detail)
-    elif verdict.promote == "challenger":
-        state = "promoted"
-        cycle.ledger.record_event(cycle.number, state, detail=detail)
+    return Concluded(state, verdict.reason, champion.version if champion else None, promoted)
+
+
+def close(cycle: Cycle, verdict: Verdict, concluded: Concluded) -> None:
+    """Put the promoted model into service, restore what did not prove itself, and end the cycle."""
+    if concluded.promoted is not None:
+        cycle.tracker.set_champion(concluded.promoted)
+    if concluded.state == "rolled_back":
+        cycle.ledger.roll_back(cycle.number, "rule:guardrail", concluded.reason)
     else:
-        state = "rolled_back"
-        cycle.ledger.roll_back(cycle.number, "rule:guardrail", reason)
-    return Concluded(state, reason, version)
-
-
-def _why_nothing(proposed: Proposed) -> str:
-    return "the proposal was rejected" if proposed.size else "no point is proposed"
+        detail = {"reason": concluded.reason, "promoted": verdict.promote, "champion": concluded.champion}
+        cycle.ledger.record_event(cycle.number, concluded.state, detail=detail)

@@ -1,4 +1,4 @@
-"""One curation cycle, in order: train, score, propose, review, apply, retrain, judge, conclude, publish.
+"""One curation cycle, in order: train, score, propose, review, apply, retrain, judge, conclude, publish, close.
 
 Every stage is a plain function that does its work once and is read back when the cycle is run again, so this file is
 also the way a cycle continues after a crash or an approval. `step` is how a stage is called: plainly, or as a Prefect
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
 
-from flows.conclusion import apply, conclude
+from flows.conclusion import apply, close, conclude
 from flows.config import Config
 from flows.guardrail import judge
 from flows.launch import Progress
@@ -89,4 +89,7 @@ def _turn(cycle: Cycle, workload: Workload, step: Step, dry_run: bool) -> Summar
     retrained = step(retrain, cycle, trained, proposed)
     verdict = step(judge, cycle, proposed, retrained)
     concluded = step(conclude, cycle, proposed, retrained, verdict)
-    return step(publish, cycle, workload, replace(done, retrained=retrained, verdict=verdict, concluded=concluded))
+    done = replace(done, retrained=retrained, verdict=verdict, concluded=concluded)
+    summary = step(publish, cycle, workload, done)
+    step(close, cycle, verdict, concluded)  # the last write: a cycle that ends has been published
+    return summary

@@ -2,8 +2,8 @@
 
 A rank program is a module of flows/ranks run as `python -m flows.ranks.agent … -m flows.ranks.<program> PLAN`. Each
 rank logs to `<logs>/<program>-rank<r>.log`, shows progress in `<program>-rank<r>.beat` and leaves its error, if any, in
-`<program>-rank<r>.error`. The agent dies with this process and the ranks die with the agent, so that not even a
-`kill -9` leaves one behind.
+`<program>-rank<r>.error`; which rank was killed stands in `<program>-agent.error`. The agent dies with this process and
+the ranks die with the agent, so that not even a `kill -9` leaves one behind.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from flows.errors import BadInput, StageFailed
+from storage.files import read_json
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
+KINDS = ("bad_input", "killed", "failed")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Launch:
         """The log, beat or error file of a rank."""
         return self.logs / f"{self.program}-rank{rank}.{suffix}"
 
+    @property
+    def killed(self) -> Path:
+        """Where the agent names a rank that was killed."""
+        return self.logs / f"{self.program}-agent.error"
+
 
 def run_ranks(launch: Launch, show: Callable[[Progress], None]) -> None:
     """Run a rank program to its end.
@@ -60,7 +69,7 @@ def run_ranks(launch: Launch, show: Callable[[Progress], None]) -> None:
         StageFailed: A rank failed, died or showed no progress in time; names the rank and its log.
     """
     launch.logs.mkdir(parents=True, exist_ok=True)
-    for stale in launch.logs.glob(f"{launch.program}-rank*"):
+    for stale in (*launch.logs.glob(f"{launch.program}-rank*"), *launch.logs.glob(launch.killed.name)):
         stale.unlink()
     with (launch.logs / f"{launch.program}-agent.log").open("wb") as log:
         agent = subprocess.Popen(
@@ -85,6 +94,7 @@ def _command(launch: Launch) -> list[str]:
         "-m",
         "flows.ranks.agent",
         str(os.getpid()),
+        str(launch.killed),
         "--standalone",
         "--nproc-per-node",
         str(launch.ranks),
@@ -115,18 +125,36 @@ def _watch(launch: Launch, agent: subprocess.Popen[bytes], show: Callable[[Progr
     started = time.time()
     while agent.poll() is None:
         time.sleep(POLL_SECONDS)
-        for rank in range(launch.ranks):
-            beat = launch.file(rank, "beat")
-            last = beat.stat().st_mtime if beat.exists() else started
-            if time.time() - last > launch.heartbeat_seconds:
-                raise StageFailed(
-                    f"{launch.program}: rank {rank} showed no progress for {launch.heartbeat_seconds:g} s; "
-                    f"its log is {launch.file(rank, 'log')}"
-                )
+        if silent := _silent(launch, started):
+            rank, why = silent
+            raise StageFailed(
+                f"{launch.program}: rank {rank} {why}no progress for {launch.heartbeat_seconds:g} s; "
+                f"its log is {launch.file(rank, 'log')}"
+            )
         now = _read_beat(launch.file(0, "beat"))
         if now is not None and now != shown:
             shown = now
             show(now)
+
+
+def _silent(launch: Launch, started: float) -> tuple[int, str] | None:
+    """The rank to blame once one shows no progress: one that is stopped, or else the one that was heard of first.
+
+    Ranks wait for each other, so that one which hangs silences all.
+    """
+    beats = {rank: launch.file(rank, "beat") for rank in range(launch.ranks)}
+    heard = {rank: beat.stat().st_mtime if beat.exists() else started for rank, beat in beats.items()}
+    first = min(heard, key=heard.__getitem__)
+    if time.time() - heard[first] <= launch.heartbeat_seconds:
+        return None
+    stopped = [
+        rank for rank, beat in beats.items() if beat.exists() and _is_stopped(json.loads(beat.read_text())["pid"])
+    ]
+    return (stopped[0], "is stopped and showed ") if stopped else (first, "showed ")
+
+
+def _is_stopped(pid: int) -> bool:
+    return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() == psutil.STATUS_STOPPED)
 
 
 def _read_beat(path: Path) -> Progress | None:
@@ -149,11 +177,12 @@ def _end(agent: subprocess.Popen[bytes]) -> None:
 
 def _explain(launch: Launch, code: int) -> None:
     errors = [
-        json.loads(path.read_text()) | {"rank": rank}
-        for rank in range(launch.ranks)
-        if (path := launch.file(rank, "error")).exists()
+        {"rank": rank} | read_json(path)
+        for rank, path in [(-1, launch.killed), *((rank, launch.file(rank, "error")) for rank in range(launch.ranks))]
+        if path.exists()
     ]
-    errors.sort(key=lambda error: (error["kind"] != "bad_input", error["time"], error["rank"]))
+    # the cause first: what was given, then a rank that was killed, then those that only lost it
+    errors.sort(key=lambda error: (KINDS.index(error["kind"]), error["time"], error["rank"]))
     if not errors:
         raise StageFailed(
             f"{launch.program}: ended with code {code}; its logs are {launch.logs}/{launch.program}-*.log"

@@ -24,7 +24,6 @@ from flows.launch import Progress
 from flows.opening import ledger_of
 from flows.progress import progress_shown
 from flows.publication import describe
-from flows.server import note_server
 from flows.summary import Summary
 
 P = ParamSpec("P")
@@ -43,7 +42,6 @@ def curate(file: str, dry_run: bool = False) -> Summary:
         dry_run: Stop at the proposal.
     """
     config = load(Path(file))
-    note_server(config.workspace)
     mirror = _EventMirror(config)
     with progress_shown() as bar:
         artifact = _ProgressArtifact()

@@ -23,6 +23,7 @@ from flows.training import Trained, arm_folder, training_inputs, write_ids
 from storage.files import JSON
 from storage.points import PointId
 from storage.proposals import Proposal
+from storage.tracking import ModelVersion
 
 ARMS = ("baseline", "challenger", "control")
 
@@ -55,35 +56,35 @@ def retrain(cycle: Cycle, trained: Trained, proposed: Proposed) -> Retrained:
         trained: The baseline's first seed.
         proposed: The proposal that was applied. An empty one, or one that was rejected, leaves baseline and champion.
     """
-    champion = cycle.tracker.champion(cycle.config.name)
+    champion = _incumbent(cycle)
     inputs = training_inputs(cycle) | {
         "proposal": proposed.hash if proposed.approved_size else "",
         "seeds": cycle.config.guardrail.seeds,
         "champion": champion.digest if champion else "",
     }
-    return once(cycle, "retrain", Retrained, inputs, lambda: _retrain(cycle, trained, proposed))
+    return once(cycle, "retrain", Retrained, inputs, lambda: _retrain(cycle, trained, proposed, champion))
 
 
-def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed) -> Retrained:
+def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: ModelVersion | None) -> Retrained:
     training, count = cycle.config.training, cycle.config.guardrail.seeds
     pruning = proposed.approved_size > 0
     seeds = tuple(range(training.seed, training.seed + (count if pruning else 1)))
     arms = ARMS if pruning else ("baseline",)
     jobs = {(arm, seed): _job(cycle, trained, proposed, arm, seed) for arm in arms for seed in seeds}
-    champion = _champion(cycle)
+    judged = _champion(cycle, champion) if champion else None
     missing = [job for job in jobs.values() if not (job.folder / f"step-{job.steps:06d}").exists()]
-    todo = tuple(missing) + ((champion,) if champion else ())
+    todo = tuple(missing) + ((judged,) if judged else ())
     started = time.monotonic()
     if todo:
         cycle.launch("train", TrainPlan(config=cycle.config, logs=cycle.folder / "logs", jobs=todo), training.ranks)
     seconds = time.monotonic() - started
     if pruning:
-        cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(missing)}, key=proposed.hash)
+        cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(jobs)}, key=proposed.hash)
     return Retrained(
         seeds=seeds,
         folders={arm: tuple(jobs[arm, seed].folder for seed in seeds) for arm in arms},
         checkpoints={arm: jobs[arm, seeds[0]].folder / f"step-{trained.steps:06d}" for arm in arms},
-        champion=champion.folder if champion else None,
+        champion=judged.folder if judged else None,
         seconds=seconds,
         trained_steps=sum(job.steps for job in missing),
     )
@@ -122,14 +123,24 @@ def random_control(cycle: Cycle, points: Sequence[PointId], seed: int) -> list[P
     return drawn
 
 
-def _champion(cycle: Cycle) -> Job | None:
-    champion = cycle.tracker.champion(cycle.config.name)
-    if champion is None:
-        return None
+def _champion(cycle: Cycle, version: ModelVersion) -> Job:
     return Job(
         role="champion",
         seed=0,
         steps=0,
-        folder=cycle.folder / "checkpoints" / f"champion-v{champion.version}",
-        weights=champion.source,
+        folder=cycle.folder / "checkpoints" / f"champion-v{version.version}",
+        weights=version.source,
     )
+
+
+@dataclass(frozen=True)
+class _Incumbent:
+    version: ModelVersion | None
+
+
+def _incumbent(cycle: Cycle) -> ModelVersion | None:
+    """The champion that this cycle began with, kept: the alias moves before the event that ends the cycle."""
+    inputs: dict[str, JSON] = {"cycle": cycle.number}
+    return once(
+        cycle, "incumbent", _Incumbent, inputs, lambda: _Incumbent(cycle.tracker.champion(cycle.config.name))
+    ).version

@@ -1,7 +1,7 @@
 """Prefect's temporary server: its settings, and the one that a killed run may have left behind.
 
 Prefect starts the server as a child and stops it at exit; only a `kill -9` of its parent alone can leave it running.
-Its process id is noted in the workspace, and the next run ends it.
+The server inherits a mark with the name of the workspace, by which the next run finds it however early its parent died.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from storage.files import atomic_write_json, read_json
+MARK = "TAMIS_SERVER_OF"
 
 
 def prefect_environment(workspace: Path) -> None:
@@ -21,33 +21,22 @@ def prefect_environment(workspace: Path) -> None:
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the command says what went wrong, in one line
         "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
         "DO_NOT_TRACK": "true",
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-
-
-def note_server(workspace: Path) -> None:
-    """Write down the temporary server that this process has started, if it has."""
-    for child in psutil.Process().children():
-        if "prefect.server" in " ".join(child.cmdline()):
-            atomic_write_json(_note(workspace), {"pid": child.pid, "started": child.create_time()})
+    os.environ[MARK] = str(workspace)
 
 
 def end_left_server(workspace: Path) -> None:
-    """End the server that an earlier run noted and could not stop."""
-    note = _note(workspace)
-    if not note.exists():
-        return
-    left = read_json(note)
-    if psutil.pid_exists(left["pid"]):
-        process = psutil.Process(left["pid"])
-        if process.create_time() == left["started"]:
-            process.kill()
-    note.unlink()
-
-
-def _note(workspace: Path) -> Path:
-    return workspace / "prefect" / "server.json"
+    """End the server that an earlier run of this workspace could not stop; the caller holds the workspace."""
+    for process in psutil.process_iter():
+        try:
+            ours = "prefect.server" in " ".join(process.cmdline()) and process.environ().get(MARK) == str(workspace)
+            if ours:
+                process.kill()
+                process.wait()
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue  # another user's, or gone meanwhile

@@ -8,6 +8,8 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+AGENT = "TAMIS_AGENT"
+"""Names the agent's process id to its ranks, which may come to ask for it after it has died."""
 
 
 def die_with_parent(parent: int) -> None:

@@ -18,9 +18,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flows.errors import BadInput
-from flows.ranks.lifeline import die_with_parent
+from flows.ranks.lifeline import AGENT, die_with_parent
 from influence.errors import InfluenceError
 from storage.errors import StorageError
+from storage.files import atomic_write_json
 
 BEAT_SECONDS = 0.2
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -46,7 +47,7 @@ class Rank:
         if now - self._last >= BEAT_SECONDS or done == total:
             self._last = now
             draft = self._beat.with_suffix(".beat-draft")
-            draft.write_text(json.dumps({"phase": phase, "done": done, "total": total}))
+            draft.write_text(json.dumps({"phase": phase, "done": done, "total": total, "pid": os.getpid()}))
             os.replace(draft, self._beat)
 
     def sum(self, tensor: Tensor) -> None:
@@ -63,7 +64,7 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
         logs: Folder of its log, heartbeat and error.
         connect: Opens the process group; default: gloo on CPU, nccl on CUDA.
     """
-    die_with_parent(os.getppid())
+    die_with_parent(int(os.environ[AGENT]))
     index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     stem = logs / f"{program}-rank{index}"
     with stem.with_suffix(".log").open("ab", buffering=0) as log:
@@ -88,5 +89,5 @@ def _connect() -> None:
 
 
 def _leave(stem: Path, kind: str, message: str) -> None:
-    stem.with_suffix(".error").write_text(json.dumps({"kind": kind, "message": message, "time": time.time()}))
+    atomic_write_json(stem.with_suffix(".error"), {"kind": kind, "message": message, "time": time.time()})
     sys.exit(2 if kind == "bad_input" else 1)

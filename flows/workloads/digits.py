@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CLASSES = 10
+IN_TRAIN = 0.76  # share of the misled class that the train set holds
 MISLED = ((8, 1), (3, 5), (4, 9), (7, 2), (9, 7))  # true class, the class it is labelled as
 Batch = tuple[Tensor, Tensor]
 
@@ -40,7 +41,7 @@ class Digits:
     Args:
         corruption: `flips` gives a share of the train points a random wrong label; `systematic` labels a visible
             subgroup (the heavier drawn digits) of one class as another class.
-        rate: Share of the train points with a wrong label (`flips`), or of the class (`systematic`).
+        rate: Share of the train points with a wrong label.
         seed: Of the split, the planted errors and the choice of the misled class.
         points: How many digits the train set has.
         queries: How many are queries; the rest is the holdout set.
@@ -68,13 +69,14 @@ class Digits:
         self._hidden = tuple(hidden)
         keys = [hashlib.sha256(f"{seed}".encode() + image.tobytes()).hexdigest() for image in data.data]
         order = sorted(range(len(keys)), key=keys.__getitem__)
-        self._train, self._query = order[:points], order[points : points + queries]
-        self._rest = order[points + queries :]
         self._given = self._true.clone()
         if corruption == "flips":
+            self._split(order[:points], order[points:], queries)
             self._flip(rate, seed)
         else:
-            self._mislead(rate, seed)
+            source, target = MISLED[seed % len(MISLED)]
+            self._split_around(source, order, points, queries)
+            self._mislead(round(rate * points), source, target)
 
     def model(self) -> nn.Module:
         """A multilayer perceptron with rectified linear units."""
@@ -132,8 +134,22 @@ class Digits:
         shift = torch.randint(1, CLASSES, (count,), generator=generator)
         self._given[rows] = (self._true[rows] + shift) % CLASSES
 
-    def _mislead(self, rate: float, seed: int) -> None:
-        source, target = MISLED[seed % len(MISLED)]
+    def _split(self, train: list[int], rest: list[int], queries: int) -> None:
+        self._train, self._query, self._rest = train, rest[:queries], rest[queries:]
+
+    def _split_around(self, source: int, order: list[int], points: int, queries: int) -> None:
+        """Put most of one class into the train set, so that a subgroup of it can be a tenth of all points."""
+        of_class = [row for row in order if self._true[row] == source]
+        others = [row for row in order if self._true[row] != source]
+        cut = round(IN_TRAIN * len(of_class))
+        train, others = of_class[:cut] + others[: points - cut], others[points - cut :]
+        half = (len(of_class) - cut) // 2
+        rest = of_class[cut : cut + half] + others[: queries - half] + of_class[cut + half :] + others[queries - half :]
+        self._split(train, rest, queries)
+
+    def _mislead(self, count: int, source: int, target: int) -> None:
         rows = torch.tensor([row for row in self._train if self._true[row] == source])
+        if count > len(rows):
+            raise ValueError(f"{count} points of class {source} are to be misled, the train set has {len(rows)}")
         ink = self._images[rows].sum(1)
-        self._given[rows[ink.argsort(descending=True)[: round(rate * len(rows))]]] = target
+        self._given[rows[ink.argsort(descending=True)[:count]]] = target

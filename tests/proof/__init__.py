@@ -1,0 +1,1 @@
+"""The claims about quality, measured: `make proof`."""

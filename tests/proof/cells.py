@@ -1,0 +1,203 @@
+"""One cell of the proof: a whole cycle on one setting and seed, and what other signals would have done in its place.
+
+The cycle is the shipped one (deploy/digits/tamis.toml without Prefect), read through `tamis run --json`. Beside its
+arms, models are trained by the same recipe after removing what a baseline signal ranks highest, as many points as the
+proposal holds; what each policy alone proposes; and what is truly wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flows.config import Config, load
+from flows.ranks.plain import train_plainly
+from flows.ranks.points import Points
+from flows.recipe import steps_for
+from flows.workload import Workload, load_workload
+from influence.validation import average_precision
+from storage import score_store
+
+SHIPPED = Path(__file__).parents[2] / "deploy" / "digits" / "tamis.toml"
+SIGNALS = {
+    "loss": "loss",
+    "EL2N": "signal_el2n",
+    "out-of-fold loss": "signal_out_of_fold_loss",
+    "kNN": "signal_knn",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is wrong with the train labels."""
+
+    name: str
+    corruption: str
+    rate: float
+
+
+SETTINGS = (
+    Setting("0 % flips", "flips", 0.0),
+    Setting("5 % flips", "flips", 0.05),
+    Setting("10 % flips", "flips", 0.1),
+    Setting("20 % flips", "flips", 0.2),
+    Setting("10 % systematic", "systematic", 0.1),
+)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A set of points removed, and the model trained without them.
+
+    Attributes:
+        precision: Share of the removed that are truly wrong; None if nothing was removed.
+        recall: Share of the truly wrong that were removed; None if nothing is wrong.
+        accuracy: On the holdout set, mean over the seeds of the guardrail.
+        loss: The same, in nats.
+        average_precision: Of the ranking that it is cut from, if it is one.
+    """
+
+    size: int
+    precision: float | None
+    recall: float | None
+    accuracy: float
+    loss: float
+    average_precision: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was measured in one setting with one seed."""
+
+    setting: str
+    seed: int
+    state: str
+    reason: str
+    hash: str
+    removals: dict[str, Removal]
+
+
+def measure(setting: Setting, seed: int, folder: Path) -> Cell:
+    """Run the cycle of a cell and its comparisons in a folder.
+
+    Args:
+        setting: What is planted.
+        seed: Of the split, the planted errors and the training.
+        folder: Where the workspace goes.
+    """
+    toml = write_toml(setting, seed, folder)
+    command = [sys.executable, "-m", "flows", "run", str(toml), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"{setting.name}, seed {seed}: tamis run ended with {done.returncode}: {done.stderr[-2000:]}"
+        )
+    summary = json.loads(done.stdout)
+    config = load(toml)
+    removals = _arms(summary) | Comparison(config).removals(summary["proposed"])
+    return Cell(setting.name, seed, summary["state"], summary["reason"], summary["proposal"], removals)
+
+
+def write_toml(setting: Setting, seed: int, folder: Path) -> Path:
+    """The shipped TOML with another workload option and seed, and without Prefect: nothing else differs."""
+    shipped = tomllib.loads(SHIPPED.read_text())
+    assert set(shipped) == {"workspace", "workload", "review"}, "the proof must carry over every shipped key"
+    folder.mkdir(parents=True, exist_ok=True)
+    toml = folder / "tamis.toml"
+    toml.write_text(
+        f'workspace = "workspace"\norchestrator = "none"\n[workload]\nclass = "digits"\n'
+        f'options = {{ corruption = "{setting.corruption}", rate = {setting.rate}, seed = {seed} }}\n'
+        f'[training]\nseed = {seed}\n[review]\nmode = "auto"\n'
+    )
+    return toml
+
+
+def _arms(summary: dict[str, Any]) -> dict[str, Removal]:
+    known = summary["known_errors"]
+    rates = {"challenger": (known["precision"], known["recall"]), "control": (None, None), "baseline": (None, None)}
+    return {
+        arm: Removal(
+            0 if arm == "baseline" else summary["proposed"],
+            *rates[arm],
+            outcome["accuracy"]["mean"],
+            outcome["loss"]["mean"],
+        )
+        for arm, outcome in summary["arms"].items()
+    }
+
+
+class Comparison:
+    """What other signals would have removed, and how the models trained without that do."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._workload: Workload = load_workload(config)
+        self._points = Points("train", self._workload.points(), self._workload)
+        self._holdout = Points("holdout", self._workload.holdout(), self._workload)
+        self._scores = score_store.read(config.workspace / "cycles" / "000001" / "scores")
+        truth = self._workload.truth()  # type: ignore[attr-defined]
+        true = torch.tensor([truth[point] for point in self._points.ids])
+        self._wrong = true != self._points.labels
+
+    def removals(self, size: int) -> dict[str, Removal]:
+        """Baseline signals at the proposal's size, each policy alone, and the truth."""
+        found = {name: self._top(column, size) for name, column in SIGNALS.items()}
+        ranked = {name: average_precision(self._column(column), self._wrong) for name, column in SIGNALS.items()}
+        for policy in ("harmful", "mislabeled"):
+            found[f"{policy} alone"] = self._column(f"{policy}_q") <= self._config.pruning.q
+        found["truth"] = self._wrong
+        if not bool(self._wrong.any()):
+            ranked = {}
+        return {name: self._removal(gone, ranked.get(name)) for name, gone in found.items()}
+
+    def _column(self, name: str) -> Tensor:
+        return torch.from_numpy(self._scores[name].to_numpy().copy()).double()
+
+    def _top(self, column: str, size: int) -> Tensor:
+        gone = torch.zeros(len(self._points), dtype=torch.bool)
+        gone[self._column(column).argsort(descending=True, stable=True)[:size]] = True
+        return gone
+
+    def _removal(self, gone: Tensor, ranked: float | None) -> Removal:
+        hit = int((gone & self._wrong).sum())
+        size, wrong = int(gone.sum()), int(self._wrong.sum())
+        outcomes = torch.stack([self._outcome(gone, seed) for seed in self._seeds()]).mean(0)
+        accuracy, loss = outcomes.tolist()
+        return Removal(size, hit / size if size else None, hit / wrong if wrong else None, accuracy, loss, ranked)
+
+    def _seeds(self) -> range:
+        first = self._config.training.seed
+        return range(first, first + self._config.guardrail.seeds)
+
+    def _outcome(self, gone: Tensor, seed: int) -> Tensor:
+        """Accuracy and loss on the holdout set of a model trained without some points: `[2]`."""
+        steps = steps_for(self._config.training, len(self._points))
+        batch = self._holdout.take(range(len(self._holdout)))
+        outcomes: list[Tensor] = []
+
+        def judge(model: nn.Module) -> None:
+            correct = self._workload.logits(model, batch).argmax(1) == self._workload.labels(batch)
+            outcomes.append(torch.stack([correct.double().mean(), self._workload.loss(model, batch).double().mean()]))
+
+        places = (~gone).nonzero()[:, 0]
+        train_plainly(self._workload, self._points, self._config.training, places, seed, steps, {steps}, judge)
+        return outcomes[0]
+
+
+def to_json(cell: Cell) -> str:
+    """A cell as JSON."""
+    return json.dumps(asdict(cell), indent=1)
+
+
+def from_json(text: str) -> Cell:
+    """A cell from JSON."""
+    raw = json.loads(text)
+    return Cell(**(raw | {"removals": {name: Removal(**value) for name, value in raw["removals"].items()}}))
