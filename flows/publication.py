@@ -85,7 +85,7 @@ def _metrics(summary: Summary) -> dict[str, float]:
 def describe(summary: Summary) -> str:
     """The Markdown at the head of the MLflow run: what was decided and why, and what a person can do."""
     lines = [
-        f"**Cycle {summary.cycle}: {summary.state.replace('_', ' ')}.** {summary.reason}.",
+        f"**Cycle {summary.cycle}: {summary.state.replace('_', ' ')}.** {summary.decision}.",
         "",
         f"{summary.points:,} points scored, {summary.proposed:,} proposed "
         f"({', '.join(f'{count:,} {policy}' for policy, count in summary.candidates.items())}), "
@@ -153,7 +153,7 @@ def _report(
         dataset_sha256=summary.dataset_sha256,
         proposal=summary.proposal,
         state=summary.state,
-        decision=summary.reason,
+        decision=summary.decision,
         summary=_facts(summary, done),
         arms=arms,
         checks=[Check(check.name, check.bound, check.limit, check.passed) for check in summary.checks],
@@ -172,9 +172,9 @@ def _facts(summary: Summary, done: Progression) -> dict[str, str]:
         **{f"candidates, {policy}": f"{count:,}" for policy, count in summary.candidates.items()},
         **{f"left out, budget {name}": f"{count:,}" for name, count in summary.dropped.items()},
         "estimator": str(estimator["estimator"]),
-        "blocks": ", ".join(map(str, estimator["blocks"] if isinstance(estimator["blocks"], list) else [])),
-        "damping": str(estimator["damping"]),
-        "estimated noise rate": f"{float(str(estimator['noise_rate'])):.3f}",
+        "blocks": ", ".join(estimator["blocks"]),
+        "damping": ", ".join(f"{block}: {value:.4g}" for block, value in estimator["damping"].items()),
+        "estimated noise rate": f"{estimator['noise_rate']:.3f}",
     }
     if summary.known_errors is not None:
         known = summary.known_errors

@@ -64,6 +64,17 @@ class Summary:
     report: Path
     next_commands: tuple[str, ...]
 
+    @property
+    def decision(self) -> str:
+        """What was decided and why, in one sentence."""
+        said = {
+            "promoted": f"{self.removed:,} of {self.in_train:,} points are removed, and the model trained without them "
+            f"is champion: {self.reason}",
+            "rolled_back": f"The removal of {self.proposed:,} points is undone: {self.reason}",
+            "nothing_to_do": f"Nothing is removed: {self.reason}",
+        }
+        return said.get(self.state, self.reason)
+
 
 @dataclass(frozen=True)
 class Progression:

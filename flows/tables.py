@@ -28,7 +28,7 @@ def print_summary(summary: Summary, *, as_json: bool) -> None:
         _json(summary)
         return
     out = _console()
-    out.print(f"[bold]Cycle {summary.cycle}: {summary.state.replace('_', ' ')}[/bold] - {summary.reason}")
+    out.print(f"[bold]Cycle {summary.cycle}: {summary.state.replace('_', ' ')}[/bold] - {summary.decision}")
     facts = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _facts(summary).items():
         facts.add_row(name, value)

@@ -150,12 +150,12 @@ class Comparison:
     def removals(self, size: int) -> dict[str, Removal]:
         """Baseline signals at the proposal's size, each policy alone, and the truth."""
         found = {name: self._top(column, size) for name, column in SIGNALS.items()}
-        ranked = {name: average_precision(self._column(column), self._wrong) for name, column in SIGNALS.items()}
+        ranked: dict[str, float] = {}
+        if bool(self._wrong.any()):
+            ranked = {name: average_precision(self._column(column), self._wrong) for name, column in SIGNALS.items()}
         for policy in ("harmful", "mislabeled"):
             found[f"{policy} alone"] = self._column(f"{policy}_q") <= self._config.pruning.q
         found["truth"] = self._wrong
-        if not bool(self._wrong.any()):
-            ranked = {}
         return {name: self._removal(gone, ranked.get(name)) for name, gone in found.items()}
 
     def _column(self, name: str) -> Tensor:
