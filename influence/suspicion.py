@@ -8,7 +8,9 @@ seen through uniform noise of an unknown rate eps:
     P(y given) = (1 - eps) p_y + eps (1 - p_y) / (C - 1).
 
 Maximum likelihood of the given labels sets w1, w2 and eps, so that no true label is needed. Since wrong labels also
-teach the models and vote among the neighbours, a second round trains and votes without those found in the first.
+teach the models, a second round trains without those found in the first. The votes stay as they are: a neighbour's
+improved label would carry this point's own given label back to it, and the fit would take that echo for evidence and
+find no noise (seen on digits, 20 % flips: the estimated rate fell to .05 and nothing was found).
 Notation: n points, C classes, d features. float64 inside. An error that is consistent and visible in the input is
 invisible here, because the models learn it; signed influence on trusted queries sees it.
 """
@@ -82,18 +84,18 @@ def two_round(
             nor vote nor enter the fit.
         k: neighbours.
     """
-    votes = knn_votes(inputs, one_hot(labels, classes), in_train, k)
+    votes = knn_votes(inputs, labels, classes, in_train, k)
     first = suspect(out_of_fold(in_train), votes, labels, in_train)
-    votes = knn_votes(inputs, first.label_probs, in_train, k)
     return suspect(out_of_fold(in_train & (first.posterior <= 0.5)), votes, labels, in_train)
 
 
-def knn_votes(inputs: Tensor, label_probs: Tensor, voters: Tensor, k: int = NEIGHBOURS) -> Tensor:
-    """Sum of the labels of the k nearest other points, by Euclidean distance.
+def knn_votes(inputs: Tensor, labels: Tensor, classes: int, voters: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """Count the labels of the k nearest other points, by Euclidean distance.
 
     Args:
         inputs: [n, d].
-        label_probs: what each point votes for: one-hot or soft labels, [n, C].
+        labels: given labels, [n], int64 in [0, C).
+        classes: C.
         voters: points that vote, bool [n].
         k: less than the number of voters.
 
@@ -114,7 +116,7 @@ def knn_votes(inputs: Tensor, label_probs: Tensor, voters: Tensor, k: int = NEIG
         distances = squares - 2 * x[rows] @ x[voting].T  # less |x|^2, the same along a row; [rows, voters]
         distances.masked_fill_(rows[:, None] == voting, torch.inf)
         nearest = voting[distances.topk(k, dim=1, largest=False).indices]  # [rows, k]
-        votes.append(label_probs[nearest].double().sum(1))
+        votes.append(one_hot(labels[nearest], classes).double().sum(1))
     return torch.cat(votes)
 
 
