@@ -148,18 +148,26 @@ class Comparison:
         self._wrong = true != self._points.labels
 
     def removals(self, size: int) -> dict[str, Removal]:
-        """Baseline signals at the proposal's size, each policy alone, and the truth."""
+        """Baseline signals at the proposal's size, each policy alone, the policies on shuffled signals, the truth."""
         found = {name: self._top(column, size) for name, column in SIGNALS.items()}
         ranked: dict[str, float] = {}
         if bool(self._wrong.any()):
             ranked = {name: average_precision(self._column(column), self._wrong) for name, column in SIGNALS.items()}
         for policy in ("harmful", "mislabeled"):
             found[f"{policy} alone"] = self._column(f"{policy}_q") <= self._config.pruning.q
+        found["shuffled"] = self._shuffled(size)
         found["truth"] = self._wrong
         return {name: self._removal(gone, ranked.get(name)) for name, gone in found.items()}
 
     def _column(self, name: str) -> Tensor:
         return torch.from_numpy(self._scores[name].to_numpy().copy()).double()
+
+    def _shuffled(self, size: int) -> Tensor:
+        """What both policies propose when every point carries another point's signals."""
+        other = torch.randperm(len(self._points), generator=torch.Generator().manual_seed(self._config.training.seed))
+        q = torch.minimum(self._column("harmful_q"), self._column("mislabeled_q"))[other]
+        gone = q <= self._config.pruning.q
+        return gone & (gone.cumsum(0) <= size)
 
     def _top(self, column: str, size: int) -> Tensor:
         gone = torch.zeros(len(self._points), dtype=torch.bool)
