@@ -27,9 +27,11 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from storage.checkpoints import Checkpoint
 from storage.errors import StaleApproval, StorageError
+from storage.files import atomic_path
 from storage.score_store import ScoreSet
 
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -80,6 +82,8 @@ class Tracker:
         self.artifact_uri = (self.workspace / "mlartifacts").as_uri()
         try:
             self.workspace.mkdir(parents=True, exist_ok=True)
+            if not (self.workspace / "mlflow.db").exists():
+                self._create_store(self.workspace / "mlflow.db")
             (self.workspace / "mlflow.db").open("ab").close()  # or MLflow retries an unwritable file for minutes
             self._client = MlflowClient(self.uri)
             found = self._client.get_experiment_by_name(experiment)
@@ -88,6 +92,13 @@ class Tracker:
             )
         except (OSError, MlflowException) as error:
             raise StorageError(f"cannot open MLflow at {self.uri}: {str(error).splitlines()[0]}") from error
+
+    def _create_store(self, path: Path) -> None:
+        """Make the database whole or not at all: MLflow's migrations, once killed half way, cannot be continued."""
+        with atomic_path(path) as draft:
+            draft.open("ab").close()
+            store: Any = SqlAlchemyStore
+            store(f"sqlite:///{draft}", self.artifact_uri)._dispose_engine()
 
     def cycle_run(self, cycle: int, dataset_sha256: str, parameters: Mapping[str, Value]) -> str:
         """The run of a cycle, made at the first call.

@@ -1,0 +1,117 @@
+"""Traps: a call of one function, found by name, at which something happens: a kill, an end of the disk, a failure.
+
+    storage.ledger:Ledger.add_proposal after 1 kill     the whole tree dies once the first proposal is in the ledger
+    rank 0 storage.score_store:write_chunk after 1 kill   … once rank 0 has written its first shard
+
+`python -m tests.faults.trap FILE TRAP…` runs `tamis run FILE` with the traps set. One that begins with `rank` is set in
+that rank: the launcher is made to start the ranks through this module. Nothing in the product knows of it.
+"""
+
+import functools
+import importlib
+import json
+import os
+import resource
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+TRAPS = "TEST_TRAPS"
+ROOT = "TEST_ROOT"
+
+
+def kill_tree() -> None:
+    """SIGKILL `tamis run` and everything below it, the calling process last of all."""
+    root = psutil.Process(int(os.environ[ROOT]))
+    below = root.children(recursive=True)
+    for process in [root, *(child for child in below if child.pid != os.getpid())]:
+        process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_self() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def fill_disk() -> None:
+    """From now on no file of this process or its children grows, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+ACTS: dict[str, Callable[[], None]] = {
+    "kill": kill_tree,
+    "kill_self": kill_self,
+    "stop_self": stop_self,
+    "fill_disk": fill_disk,
+}
+
+
+def set_trap(trap: str) -> None:
+    """Wrap the function that a trap names."""
+    target, when, nth, act = trap.split()
+    module, _, path = target.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = functools.reduce(getattr, owners, importlib.import_module(module))
+    function, calls = getattr(owner, name), 0
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if when == "before" and calls == int(nth):
+            ACTS[act]()
+        result = function(*args, **kwargs)
+        if when == "after" and calls == int(nth):
+            ACTS[act]()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def run(file: str, traps: list[str]) -> None:
+    os.environ[ROOT] = str(os.getpid())
+    in_ranks = [trap.removeprefix("rank ") for trap in traps if trap.startswith("rank")]
+    if in_ranks:
+        os.environ[TRAPS] = json.dumps(in_ranks)
+        import flows.launch
+
+        command = flows.launch._command
+
+        def through_here(launch: Any) -> list[str]:
+            parts = command(launch)
+            parts.insert(parts.index(f"flows.ranks.{launch.program}"), "tests.faults.trap")
+            return parts
+
+        flows.launch._command = through_here
+    for trap in traps:
+        if not trap.startswith("rank"):
+            set_trap(trap)
+    from flows.cli import main
+
+    sys.argv = ["tamis", "run", file]
+    main()
+
+
+def rank(program: str) -> None:
+    """A rank: its program with the traps set, in the rank that RANK of the trap names, or in all."""
+    for trap in json.loads(os.environ[TRAPS]):
+        which, _, rest = trap.partition(" ")
+        if os.environ["RANK"] == which:
+            set_trap(rest)
+    del sys.argv[1]
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1].startswith("flows.ranks."):
+        rank(sys.argv[1])
+    else:
+        run(sys.argv[1], sys.argv[2:])
