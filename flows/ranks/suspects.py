@@ -59,7 +59,7 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) ->
 
     found = two_round(out_of_fold, inputs, points.labels, classes, points.in_train, config.neighbours)
     given = one_hot(points.labels, classes)
-    votes = knn_votes(inputs, given, points.in_train, config.neighbours)  # [n, C]
+    votes = knn_votes(inputs, points.labels, classes, points.in_train, config.neighbours)  # [n, C]
     return Suspects(
         suspicion=found,
         out_of_fold_loss=-(rounds[0] * given).sum(1),
