@@ -15,7 +15,7 @@ from flows.workload import Batches, PointSet, Workload, check_losses, collate_of
 from influence import blocks
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError
-from influence.gradients import check_cross_entropy
+from influence.gradients import FactorSource, check_cross_entropy, head_outputs
 from storage.errors import StorageError
 
 SAMPLE = 32
@@ -47,6 +47,11 @@ class _Checker:
 
     def sets(self) -> str:
         sets = read_sets(self.workload)
+        known = set(sets.train.ids)
+        if unknown := [point for point in self.config.pruning.protected if point not in known]:
+            raise BadInput(
+                f"pruning.protected: {unknown[:3]} not in the train set, whose ids are {sets.train.id_kind}s"
+            )
         return (
             f"{len(sets.train):,} train, {len(sets.query):,} query, {len(sets.holdout):,} holdout points; "
             "ids unique, sets disjoint"
@@ -84,6 +89,10 @@ class _Checker:
             raise BadInput(
                 f"the head {head.name} has {head.parameters:,} parameters: its exact Gauss-Newton takes {LARGEST:,}"
             )
+        points = self.workload.points()
+        batch = Batches(points, collate_of(self.workload)).take(torch.arange(min(SAMPLE, len(points))))
+        with FactorSource(self.model, chosen if head in chosen else (*chosen, head)) as source:
+            head_outputs(source, head, source.forward(self.workload.logits, batch))
         return f"{', '.join(summary.names)}: {summary.parameters:,} parameters, {summary.share:.1%} of the model"
 
 

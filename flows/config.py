@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -52,7 +52,7 @@ class TrainingConfig(_Section):
     def _consistent(self) -> TrainingConfig:
         if self.batch_size % self.ranks:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of ranks {self.ranks}")
-        if list(self.checkpoints) != sorted(set(self.checkpoints)) or self.checkpoints[-1] != 1.0:
+        if list(self.checkpoints) != sorted(set(self.checkpoints)) or self.checkpoints[-1:] != (1.0,):
             raise ValueError(f"checkpoints {list(self.checkpoints)} must rise and end at 1.0")
         return self
 
@@ -216,7 +216,5 @@ def _keys(section: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in section:
         annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
+        model = next(kind for kind in (annotation, *get_args(annotation)) if issubclass(kind, BaseModel))
     return [field.alias or name for name, field in model.model_fields.items() if name != "file"]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 
 from flows.config import Config
-from flows.dataset import DataSets, read_sets
+from flows.dataset import read_sets
 from flows.errors import BadInput
 from flows.launch import Progress
 from flows.stages import Cycle, cycle_folder
@@ -31,6 +31,7 @@ def workspace(config: Config) -> Iterator[None]:
 
     Raises:
         BadInput: It cannot be written, or another process works in it.
+        storage.errors.WorkspaceTooNew: A newer version made it.
     """
     path = config.workspace / ".lock"
     try:
@@ -49,6 +50,9 @@ def workspace(config: Config) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        ledger = ledger_of(config)
+        if ledger.exists:
+            ledger.last_cycle()  # opens it, and so refuses a newer one before anything else is touched
         yield
 
 
@@ -61,18 +65,17 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     """Continue the unfinished cycle, or open the next one on the data as they are now.
 
     Raises:
-        BadInput: A set is empty or malformed, or a protected id is unknown.
+        BadInput: A set is empty or malformed.
         storage.errors.StorageError: Sets that overlap, duplicate ids, a locked or newer ledger.
     """
     show(Progress("reading the data", 0, 1))
     sets = read_sets(workload)
     ledger = ledger_of(config)
     tracker = Tracker(config.workspace, config.name)
-    number, parent = _number(ledger, sets.train)
+    number, parent = _number(ledger, tracker, sets.train)
     removed = ledger.removed_as_of(number - 1) if ledger.exists else frozenset()
     removed &= frozenset(sets.train.ids)
     digest = dataset_sha256(sets.train, removed)
-    _check_protected(config, sets)
     versions = {name: version(name) for name in PACKAGES}
     digests = {**sets.digests, "code": _code(workload, versions)}
     run = tracker.cycle_run(number, digest, _parameters(config))
@@ -88,7 +91,7 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     return Cycle(config, number, sets.train, removed, digest, digests, ledger, tracker, run, show)
 
 
-def _number(ledger: Ledger, train: Manifest) -> tuple[int, int | None]:
+def _number(ledger: Ledger, tracker: Tracker, train: Manifest) -> tuple[int, int | None]:
     """The number of the cycle to work on and of the one before it; closes a cycle whose data are gone."""
     last = ledger.last_cycle() if ledger.exists else None
     if last is None:
@@ -100,13 +103,9 @@ def _number(ledger: Ledger, train: Manifest) -> tuple[int, int | None]:
     if dataset_sha256(train, before) == unfinished.dataset_sha256:
         return unfinished.cycle, unfinished.parent
     ledger.roll_back(unfinished.cycle, "tamis", "the train set changed while the cycle was open")
+    if unfinished.mlflow_run_id:
+        tracker.finish(unfinished.mlflow_run_id, failed=True)
     return unfinished.cycle + 1, unfinished.cycle
-
-
-def _check_protected(config: Config, sets: DataSets) -> None:
-    known = set(sets.train.ids)
-    if unknown := [point for point in config.pruning.protected if point not in known]:
-        raise BadInput(f"pruning.protected: {unknown[:3]} not in the train set (ids are of type {sets.train.id_kind})")
 
 
 def _code(workload: Workload, versions: dict[str, str]) -> str:

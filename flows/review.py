@@ -38,7 +38,8 @@ def review(cycle: Cycle, proposed: Proposed) -> Reviewed:
             request.proposal_prefix, request.decision, "mlflow:unauthenticated", "MLflow tag tamis.review", request.text
         )
     if known is None:
-        cycle.ledger.record_event(cycle.number, "awaiting_review", key=proposed.hash)
+        failures = sum(event.state == "failed" for event in cycle.ledger.events(cycle.number))
+        cycle.ledger.record_event(cycle.number, "awaiting_review", key=f"{proposed.hash}/{failures}")  # waits again
         return Reviewed("awaiting")
     cycle.tracker.mirror_review(cycle.run, known.decision, known.proposal)
     return Reviewed(known.decision, known.actor, known.how)

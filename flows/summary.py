@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,12 +157,12 @@ def _savings(cycle: Cycle, done: Progression) -> Savings | None:
 
 
 def _commands(cycle: Cycle, state: str, proposed: Proposed) -> tuple[str, ...]:
-    toml = cycle.config.file
+    toml = shlex.quote(str(cycle.config.file))
     commands = [f"tamis ui {toml}"]
     if state == "awaiting_review":
         commands = [
-            f"tamis approve {proposed.hash[:12]} --by NAME {toml}",
-            f"tamis reject {proposed.hash[:12]} --by NAME {toml}",
+            f"tamis approve {proposed.hash[:12]} --by NAME --file {toml}",
+            f"tamis reject {proposed.hash[:12]} --by NAME --file {toml}",
             f"tamis run {toml}",
             *commands,
         ]

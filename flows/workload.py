@@ -95,7 +95,9 @@ def load_workload(config: Config) -> Workload:
     module = _module(where, config.file.parent)
     found = getattr(module, name, None)
     if not inspect.isclass(found):
-        classes = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == where]
+        classes = [
+            key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__
+        ]
         raise BadInput(
             f"workload.class = {entry!r}: {where} has no class {name}" + (f" (it has {classes})" * bool(classes))
         )
@@ -112,27 +114,30 @@ def load_workload(config: Config) -> Workload:
 
 
 def _module(where: str, root: Path) -> ModuleType:
-    if where.endswith(".py"):
-        path = root / where
-        if not path.is_file():
-            raise BadInput(f"workload.class: {path}: no such file")
-        spec = importlib.util.spec_from_file_location(f"tamis_workload_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise BadInput(f"workload.class: {path}: Python cannot load it")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
     if str(root) not in sys.path:
         sys.path.append(str(root))  # last, so that a user's folder never hides an installed package
     try:
-        return importlib.import_module(where)
+        return _file(root / where) if where.endswith(".py") else importlib.import_module(where)
     except ModuleNotFoundError as error:
-        raise BadInput(f"workload.class: no module {where!r} beside the TOML or installed ({error})") from error
+        raise BadInput(f"workload.class = {where!r}: {error}, neither beside the TOML nor installed") from error
+
+
+def _file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise BadInput(f"workload.class: {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"tamis_workload_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"workload.class: {path}: Python cannot load it")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 class Batches:
     """Batches of one data set by row index, held in memory once where the whole set is small and made of tensors.
+
+    Only torch's own collation is sure to treat each sample alike in every batch; a padding one, say, is not.
 
     Args:
         points: The data set.
@@ -142,7 +147,7 @@ class Batches:
     def __init__(self, points: PointSet, collate: Callable[[list[Any]], Any]) -> None:
         self._points, self._collate = points, collate
         self._whole: Any = None
-        if len(points):
+        if len(points) and collate is default_collate:
             leaves = tree_leaves(collate([points[0]]))
             small = all(isinstance(leaf, Tensor) for leaf in leaves) and (
                 sum(leaf.nbytes for leaf in leaves) * len(points) <= CACHE_BYTES

@@ -78,10 +78,12 @@ class Attribution:
 
     def _accumulate(self, places: range, *, first: bool) -> None:
         weights = self._points.in_train[torch.as_tensor(places)]
-        logits = self.source.forward(self._workload.logits, self._points.take(places))
+        with self._points.named(places):
+            logits = self.source.forward(self._workload.logits, self._points.take(places))
+            outputs = head_outputs(self.source, self.head, logits)
+            factors = label_factors(self.source, logits)
         if first:
-            self.exact.accumulate(head_outputs(self.source, self.head, logits), weights)
-        factors = label_factors(self.source, logits)
+            self.exact.accumulate(outputs, weights)
         self.ekfac.accumulate({block.name: factors[block.name] for block in self.blocks}, weights)
 
     def prepare(self, queries: Points) -> None:
@@ -90,14 +92,16 @@ class Attribution:
         self._scorer = Scorer(self.ekfac, points=points, queries=len(queries))
         self._head_scorer = Scorer(self.exact, points=points, queries=len(queries))
         for places in torch.arange(len(queries)).split(QUERY_BATCH):
-            factors = self.source.pull(self.source.forward(self._workload.loss, queries.take(places)))
+            with queries.named(places):
+                factors = self.source.pull(self.source.forward(self._workload.loss, queries.take(places)))
             self._scorer.add_queries({block.name: factors[block.name] for block in self.blocks})
             self._head_scorer.add_queries({self.head.name: factors[self.head.name]})
 
     def score(self, points: Points, places: range | Tensor) -> ChunkPairs:
         """Score the points at these places, of the train set or of the queries themselves."""
         batch = points.take(places)
-        factors = self.source.pull(self.source.forward(self._workload.loss, batch))
+        with points.named(places):
+            factors = self.source.pull(self.source.forward(self._workload.loss, batch))
         with torch.no_grad():
             logits = self._workload.logits(self.source.model, batch)
         return ChunkPairs(

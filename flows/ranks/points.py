@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flows.dataset import manifest_of, rows_by_id
+from flows.errors import BadInput
 from flows.workload import Batches, PointSet, Workload, collate_of
+from influence.errors import NotFinite
 from storage.points import Manifest, PointId
 
 
@@ -31,6 +34,7 @@ class Points:
     def __init__(
         self, name: str, points: PointSet, workload: Workload, removed: Collection[PointId] = frozenset()
     ) -> None:
+        self._name = name
         self.manifest: Manifest = manifest_of(name, points)
         self.ids: list[PointId] = self.manifest.ids
         self.rows = rows_by_id(points, self.manifest)
@@ -44,3 +48,11 @@ class Points:
     def take(self, places: range | Tensor) -> Any:
         """The batch of the points at these places."""
         return self.batches.take(self.rows[torch.as_tensor(places)])
+
+    @contextmanager
+    def named(self, places: range | Tensor) -> Iterator[None]:
+        """Give a value that is not finite the id of its point, where the batch was taken from these places."""
+        try:
+            yield
+        except NotFinite as error:
+            raise BadInput(f"{self._name} point {self.ids[int(places[error.row])]}: {error}") from error

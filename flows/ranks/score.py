@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from flows.errors import BadInput
 from flows.plans import ScorePlan, read_plan
 from flows.ranks.attribution import QUERY_BATCH, Attribution, score_trajectory
 from flows.ranks.points import Points
@@ -26,7 +25,7 @@ from flows.ranks.shards import ChunkColumns, shard_table
 from flows.ranks.suspects import Suspects, suspects
 from flows.ranks.weights import load_weights
 from flows.workload import load_workload
-from influence import ChunkGrid, NotFinite, Share, cheap_signals, summarize_chunk
+from influence import ChunkGrid, Share, cheap_signals, summarize_chunk
 from influence.discovery import Influences, Trusted, harmful, mislabeled, trusted
 from storage.score_store import ScoreMetadata, write_chunk
 
@@ -84,10 +83,7 @@ class Scoring:
         chunks = {}
         for done, chunk in enumerate(mine, start=1):
             places = self._grid.rows(chunk)
-            try:
-                pairs = score_trajectory(attributions, self._points, places)
-            except NotFinite as error:
-                raise BadInput(f"point {self._points.ids[places[error.row]]}, {error}") from error
+            pairs = score_trajectory(attributions, self._points, places)
             labels = self._points.labels[torch.as_tensor(places)]
             chunks[chunk] = ChunkColumns(
                 scores=summarize_chunk(pairs.blocks, self._queries.labels, classes),
