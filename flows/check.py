@@ -49,9 +49,7 @@ class _Checker:
         sets = read_sets(self.workload)
         known = set(sets.train.ids)
         if unknown := [point for point in self.config.pruning.protected if point not in known]:
-            raise BadInput(
-                f"pruning.protected: {unknown[:3]} not in the train set, whose ids are {sets.train.id_kind}s"
-            )
+            raise BadInput(f"pruning.protected: {unknown[:3]} not in the train set ({sets.train.id_kind} ids)")
         return (
             f"{len(sets.train):,} train, {len(sets.query):,} query, {len(sets.holdout):,} holdout points; "
             "ids unique, sets disjoint"
@@ -67,10 +65,8 @@ class _Checker:
     def _one_batch(self, points: PointSet) -> None:
         rows = torch.arange(min(SAMPLE, len(points)))
         batch = Batches(points, collate_of(self.workload)).take(rows)
-        losses = self.workload.loss(self.model, batch)
         logits = self.workload.logits(self.model, batch)
         labels = self.workload.labels(batch)
-        check_losses(losses, rows, points.ids)
         if logits.ndim != 2 or len(logits) != len(rows):
             raise BadInput(f"logits(model, batch) gave shape {list(logits.shape)} for {len(rows)} points: give [B, C]")
         classes = logits.shape[1]
@@ -79,6 +75,8 @@ class _Checker:
             raise BadInput(f"label {outside[0]} is outside 0 … {classes - 1}, the classes of the logits")
         if labels.tolist() != [int(points.labels[row]) for row in rows.tolist()]:
             raise BadInput("labels(batch) differ from the data set's `labels`: both must give the given label")
+        losses = self.workload.loss(self.model, batch)
+        check_losses(losses, rows, points.ids)
         check_cross_entropy(losses, logits, labels)
 
     def blocks(self) -> str:

@@ -7,6 +7,7 @@ it concerns are keyed by, and nothing else.
 
 from __future__ import annotations
 
+import inspect
 import os
 import tomllib
 from pathlib import Path
@@ -125,7 +126,7 @@ class GuardrailConfig(_Section):
     """What must be shown before a model is promoted."""
 
     seeds: Annotated[int, Field(ge=2)] = 3
-    tolerance: Annotated[float, Field(ge=0)] = 0.005
+    tolerance: Annotated[float, Field(ge=0)] = 0.01
     """Nats per holdout point that the challenger may lose against baseline and champion."""
     group_tolerance: Annotated[float, Field(ge=0)] = 0.05
     """Nats per holdout point that a class may lose before promotion is refused."""
@@ -216,5 +217,9 @@ def _keys(section: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in section:
         annotation = model.model_fields[str(part)].annotation
-        model = next(kind for kind in (annotation, *get_args(annotation)) if issubclass(kind, BaseModel))
+        model = next(
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if inspect.isclass(kind) and issubclass(kind, BaseModel)
+        )
     return [field.alias or name for name, field in model.model_fields.items() if name != "file"]

@@ -5,6 +5,7 @@ are consistent and visible in the input, which no signal without trusted queries
 given label the models that never saw the point, and its neighbours, contradict; use it for scattered label errors. Each
 policy has its own false-discovery rate: a point is a candidate if its q-value, the smallest rate at which its policy
 would take it, is at most `q`. The shipped default joins the two, since each is blind to the harm that the other sees.
+Where a budget binds, the most negative influence goes first.
 """
 
 from __future__ import annotations
@@ -43,11 +44,8 @@ class Proposed:
     approved_size: int
 
 
-RULES: Mapping[str, tuple[str, str]] = {
-    "harmful": ("harmful_q", "influence"),
-    "mislabeled": ("mislabeled_q", "posterior"),
-}
-"""Policy to the column of its q-values and the column that ranks its candidates."""
+Q_VALUES: Mapping[str, str] = {"harmful": "harmful_q", "mislabeled": "mislabeled_q"}
+"""Policy to the column of its q-values."""
 
 
 def rules_of(pruning: PruningConfig) -> tuple[Rule, ...]:
@@ -56,11 +54,10 @@ def rules_of(pruning: PruningConfig) -> tuple[Rule, ...]:
         Rule(
             policy=policy,
             reason=policy,
-            column=RULES[policy][0],
+            column=Q_VALUES[policy],
             op="<=",
             threshold=pruning.q,
-            rank_column=RULES[policy][1],
-            descending=policy == "mislabeled",
+            rank_column="influence",
             parameters={"q": pruning.q},
         )
         for policy in pruning.policies

@@ -12,12 +12,14 @@ from influence.blocks import Block, BlockSummary, head, linear_blocks, select, s
 from influence.curvature.base import AllReduce, Curvature, Damping, DampingKind, Diagnostics, alone
 from influence.curvature.dense import HeadGaussNewton
 from influence.curvature.kronecker import EKFAC
+from influence.discovery import Discovery, Influences, Trusted, harmful, mislabeled, trusted
 from influence.errors import InfluenceError, NotFinite, NotPerPoint, UnknownBlock
 from influence.factored import Factor, Factors, materialise
 from influence.gradients import FactorSource, HeadOutputs, check_cross_entropy, head_outputs, label_factors
 from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, memorization_labels
 from influence.scores import ChunkScores, PairScores, Scorer, TopQueries, stratified_error, summarize_chunk
 from influence.sharding import ChunkGrid, Share
+from influence.suspicion import Suspicion, knn_votes, suspect, two_round
 from influence.validation import (
     PrecisionRecall,
     auc,
@@ -41,12 +43,14 @@ __all__ = [
     "Damping",
     "DampingKind",
     "Diagnostics",
+    "Discovery",
     "Factor",
     "FactorSource",
     "Factors",
     "HeadGaussNewton",
     "HeadOutputs",
     "InfluenceError",
+    "Influences",
     "MemorizationLabel",
     "NotFinite",
     "NotPerPoint",
@@ -54,21 +58,26 @@ __all__ = [
     "PrecisionRecall",
     "Scorer",
     "Share",
+    "Suspicion",
     "TopQueries",
+    "Trusted",
     "UnknownBlock",
     "alone",
     "auc",
     "average_precision",
     "cheap_signals",
     "check_cross_entropy",
+    "harmful",
     "head",
     "head_outputs",
+    "knn_votes",
     "label_factors",
     "lds",
     "linear_blocks",
     "loo_correlation",
     "materialise",
     "memorization_labels",
+    "mislabeled",
     "pearson",
     "precision_recall",
     "select",
@@ -76,4 +85,7 @@ __all__ = [
     "stratified_error",
     "summarize",
     "summarize_chunk",
+    "suspect",
+    "trusted",
+    "two_round",
 ]
