@@ -1,0 +1,61 @@
+"""Fixtures that are costly to set up: each once per session, and only where a test asks for it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prefect with a temporary server of its own."""
+    from flows.server import prefect_environment
+
+    prefect_environment(tmp_path_factory.mktemp("prefect"))
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone, in which DeepSpeed and the rank programs work."""
+    import torch.distributed as dist
+
+    from flows.ranks.engine import connect
+
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    connect()
+    yield
+    dist.destroy_process_group()
+    del os.environ["LOCAL_RANK"]
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without experiments, to be copied: making its tables takes seconds."""
+    from storage.tracking import Tracker
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    Tracker(folder, "unused")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def here(one_rank: None, mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a workspace `ws`, in which cycles run inside this process."""
+    import shutil
+
+    from tests.flows.helpers import run_here
+
+    monkeypatch.setattr("flows.stages.run_ranks", run_here)
+    (tmp_path / "ws").mkdir()
+    shutil.copy(mlflow_store, tmp_path / "ws")
+    return tmp_path

@@ -1,0 +1,69 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.check import check, require
+from flows.config import load
+from flows.errors import BadInput
+from tests.flows.helpers import write_toml
+
+
+@pytest.mark.parametrize("fault", ["", "numpy ids"])
+def test_a_sound_workload_passes_every_line(tmp_path: Path, fault: str) -> None:
+    findings = check(load(write_toml(tmp_path, options={"fault": fault})))
+    assert [finding.name for finding in findings if finding.ok] == ["workload", "model", "sets", "losses", "blocks"]
+    assert "120 train, 60 query, 150 holdout points" in findings[2].text
+    assert findings[4].text == "hidden, head: 51 parameters, 100.0% of the model"
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "parts"),
+    [
+        ("reduced", "losses", ("shape []", "one loss per point", "reduction='none'")),
+        ("nan", "losses", ("the loss of point 7 is not finite",)),
+        ("smoothed", "losses", ("not the cross-entropy of the logits",)),
+        ("label outside", "losses", ("label 7 is outside 0 … 2",)),
+        ("overlap", "sets", ("train", "query")),
+        ("duplicate ids", "sets", ("0",)),
+        ("unused layer", "blocks", ("'aaa' is not called",)),
+        ("layer called twice", "blocks", ("'hidden' is called twice",)),
+        ("rescaled head", "blocks", ("'head' does not produce the logits as they are",)),
+    ],
+)
+def test_what_is_wrong_stands_in_its_line_before_a_cycle_spends_anything(
+    tmp_path: Path, fault: str, name: str, parts: tuple[str, ...]
+) -> None:
+    config = load(write_toml(tmp_path, options={"fault": fault}))
+    [wrong] = [finding for finding in check(config) if not finding.ok]
+    assert wrong.name == name
+    for part in parts:
+        assert part in wrong.text
+    with pytest.raises(BadInput, match=r"^[^\n]+$"):
+        require(config)
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"scoring": {"blocks": ["encoder.*"]}}, ("'encoder.*'", "hidden", "head")),
+        ({"pruning": {"protected": [5, 9999]}}, ("pruning.protected: [9999] not in the train set",)),
+        ({"pruning": {"protected": ["5"]}}, ("pruning.protected: ['5']", "int ids")),
+    ],
+)
+def test_settings_that_do_not_fit_the_workload_are_found(
+    tmp_path: Path, sections: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    [wrong] = [finding for finding in check(load(write_toml(tmp_path, **sections))) if not finding.ok]
+    for part in parts:
+        assert part in wrong.text
+
+
+def test_a_layer_that_is_called_twice_does_no_harm_where_it_is_not_selected(tmp_path: Path) -> None:
+    file = write_toml(tmp_path, options={"fault": "layer called twice"}, scoring={"blocks": ["head"]})
+    assert all(finding.ok for finding in check(load(file)))
+
+
+def test_a_workload_that_does_not_load_stops_the_check_there(tmp_path: Path) -> None:
+    findings = check(load(write_toml(tmp_path, "none.py:None")))
+    assert [(finding.name, finding.ok) for finding in findings] == [("workload", False)]
