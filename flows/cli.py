@@ -6,6 +6,7 @@ Exit codes: 0 for a cycle that ended or waits for review; 1 failed; 2 bad input;
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,11 +33,12 @@ TOML_OPTION = Annotated[Path, typer.Option("--file", "-f", help="The settings.")
 JSON_OPTION = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 BY = Annotated[str, typer.Option("--by", help="Who decides.")]
 HERE = Path("tamis.toml")
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that what was started is ended, too
     with _exit_codes():
         _check_rooms()
         app(standalone_mode=True)

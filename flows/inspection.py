@@ -18,6 +18,11 @@ from flows.errors import BadInput
 from storage.ledger import Ledger
 
 GRACE_SECONDS = 10.0
+UI_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a UI to look at needs none of its workers
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def serve_ui(file: Path, port: int) -> int:
             port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{store}"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    environment = os.environ | UI_ENVIRONMENT
     print(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:

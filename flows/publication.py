@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flows.guardrail import read_outcome
 from flows.stages import Cycle
 from flows.summary import Progression, Summary, summarize_cycle
 from flows.workload import Workload
@@ -58,16 +59,14 @@ def _log_scores(tracker: Tracker, run: str, done: Progression) -> None:
 
 
 def _log_arms(cycle: Cycle, done: Progression) -> None:
-    if done.retrained is None or done.verdict is None:
+    if done.retrained is None:
         return
-    for arm, outcome in done.verdict.arms.items():
-        cycle.tracker.arm_run(
-            cycle.run,
-            arm,
-            cycle.config.training.seed,
-            {"seeds": outcome.seeds, "steps": done.trained.steps},
-            {"holdout_loss": outcome.loss.mean, "holdout_accuracy": outcome.accuracy.mean},
-        )
+    for arm, folders in done.retrained.folders.items():
+        outcome = read_outcome(folders)
+        losses, accuracies = outcome.loss.mean(1).tolist(), outcome.correct.mean(1).tolist()  # [S]
+        for seed, loss, accuracy in zip(done.retrained.seeds, losses, accuracies):
+            metrics = {"holdout_loss": loss, "holdout_accuracy": accuracy}
+            cycle.tracker.arm_run(cycle.run, arm, seed, {"steps": done.trained.steps}, metrics)
 
 
 def _metrics(summary: Summary) -> dict[str, float]:
