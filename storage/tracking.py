@@ -8,14 +8,16 @@ where the command was called from. Tables are written whole here: MLflow's own `
     tags of an arm's run:  tamis.arm, tamis.seed, mlflow.parentRunId
 """
 
+import functools
+import inspect
 import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -28,13 +30,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy.exc import SQLAlchemyError
 
 from storage.checkpoints import Checkpoint
-from storage.errors import StaleApproval, StorageError
+from storage.errors import StaleApproval, StorageError, WriteFailed
 from storage.files import atomic_path
 from storage.score_store import ScoreSet
 
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the errors that it raises
 
 CHAMPION = "champion"
 MOST_METRICS = 15
@@ -42,6 +45,8 @@ MOST_ROWS = 1000
 REVIEW = re.compile(r"(approve|reject):([0-9a-f]{12,64})")
 
 Value: TypeAlias = str | int | float | bool
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,29 @@ class ReviewRequest:
     text: str
 
 
+def _named(method: Callable[P, R]) -> Callable[P, R]:
+    """Say in one line what MLflow, its database or the disk refused."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except (OSError, MlflowException, SQLAlchemyError) as error:
+            why = str(error).splitlines()[0]
+            raise WriteFailed(
+                f"MLflow cannot open or write its store: {why}; free space or fix permissions, then run again"
+            ) from error
+
+    return call
+
+
+def _all_named(kind: type[R]) -> type[R]:
+    for name, method in inspect.getmembers(kind, inspect.isfunction):
+        setattr(kind, name, _named(method))
+    return kind
+
+
+@_all_named
 class Tracker:
     """The MLflow store of one workspace and one experiment.
 
@@ -80,18 +108,16 @@ class Tracker:
             )
         self.uri = f"sqlite:///{self.workspace / 'mlflow.db'}"
         self.artifact_uri = (self.workspace / "mlartifacts").as_uri()
-        try:
-            self.workspace.mkdir(parents=True, exist_ok=True)
-            if not (self.workspace / "mlflow.db").exists():
-                self._create_store(self.workspace / "mlflow.db")
-            (self.workspace / "mlflow.db").open("ab").close()  # or MLflow retries an unwritable file for minutes
-            self._client = MlflowClient(self.uri)
-            found = self._client.get_experiment_by_name(experiment)
-            self._experiment: str = (
-                found.experiment_id if found else self._client.create_experiment(experiment, self.artifact_uri)
-            )
-        except (OSError, MlflowException) as error:
-            raise StorageError(f"cannot open MLflow at {self.uri}: {str(error).splitlines()[0]}") from error
+        self.workspace.mkdir(parents=True, exist_ok=True)
+        store = self.workspace / "mlflow.db"
+        if not store.exists():
+            self._create_store(store)
+        store.open("ab").close()  # or MLflow retries an unwritable file for minutes
+        self._client = MlflowClient(self.uri)
+        found = self._client.get_experiment_by_name(experiment)
+        self._experiment: str = (
+            found.experiment_id if found else self._client.create_experiment(experiment, self.artifact_uri)
+        )
 
     def _create_store(self, path: Path) -> None:
         """Make the database whole or not at all: MLflow's migrations, once killed half way, cannot be continued."""
