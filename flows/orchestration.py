@@ -24,6 +24,7 @@ from flows.launch import Progress
 from flows.opening import ledger_of
 from flows.progress import progress_shown
 from flows.publication import describe
+from flows.server import let_interrupts_in
 from flows.summary import Summary
 
 P = ParamSpec("P")
@@ -41,6 +42,7 @@ def curate(file: str, dry_run: bool = False) -> Summary:
         file: The tamis.toml.
         dry_run: Stop at the proposal.
     """
+    let_interrupts_in()
     config = load(Path(file))
     mirror = _EventMirror(config)
     with progress_shown() as bar:

@@ -9,7 +9,7 @@ from flows.config import load
 from flows.cycle import plainly, run_cycle
 from flows.opening import workspace
 from flows.progress import progress_shown
-from flows.server import end_left_server, prefect_environment
+from flows.server import end_left_server, interrupts_held, prefect_environment
 from flows.summary import Summary
 
 
@@ -30,4 +30,5 @@ def run_file(file: Path, *, dry_run: bool = False) -> Summary:
         prefect_environment(config.workspace)
         from flows.orchestration import curate
 
-        return curate(str(config.file), dry_run)
+        with interrupts_held():  # until the flow begins, which is when its server is up
+            return curate(str(config.file), dry_run)

@@ -7,6 +7,9 @@ The server inherits a mark with the name of the workspace, by which the next run
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -23,11 +26,30 @@ def prefect_environment(workspace: Path) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the command says what went wrong, in one line
         "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
         "DO_NOT_TRACK": "true",
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     os.environ[MARK] = str(workspace)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C back: a server that is started meanwhile inherits the mask and never sees it.
+
+    A terminal sends Ctrl-C to every process of the command; Prefect has yet to tell its server how the flow ended.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        let_interrupts_in()
+
+
+def let_interrupts_in() -> None:
+    """Answer Ctrl-C again, one that came meanwhile included."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def end_left_server(workspace: Path) -> None:
