@@ -15,6 +15,8 @@ from typing import Any
 import duckdb
 import psutil
 
+from flows.server import MARK
+
 ROOT = Path(__file__).parents[2]
 TAMIS = Path(sys.executable).parent / "tamis"
 PATIENCE = 240.0  # seconds until a wait is given up; no test depends on how long anything takes
@@ -119,8 +121,7 @@ class Bench:
             mark = str(self.folder)
             for process in psutil.process_iter():
                 try:
-                    environment = process.environ()
-                    named = mark in " ".join(process.cmdline()) or environment.get("PREFECT_HOME", "").startswith(mark)
+                    named = mark in " ".join(process.cmdline()) or process.environ().get(MARK, "").startswith(mark)
                 except (psutil.AccessDenied, psutil.NoSuchProcess):
                     continue
                 if named and _lives(process):
@@ -135,13 +136,13 @@ class Bench:
 class Command:
     """A command in a session with a terminal of its own, as from a shell; what it writes goes to files."""
 
-    def __init__(self, bench: Bench, command: list[str]) -> None:
+    def __init__(self, bench: Bench, line: list[str], name: str = "first") -> None:
         self._bench = bench
         self._master, slave = os.openpty()
-        self._out, self._err = bench.folder / "stdout", bench.folder / "stderr"
+        self._out, self._err = bench.folder / f"{name}.out", bench.folder / f"{name}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = psutil.Popen(
-                command,
+                line,
                 cwd=bench.folder,
                 stdin=slave,
                 stdout=out,
@@ -185,6 +186,11 @@ class Command:
         wait_for(ended, "the command to end")
         os.close(self._master)
         return Ended(self.process.returncode, self._out.read_text(), self._err.read_text())
+
+
+def servers(command: Command) -> list[psutil.Process]:
+    """Prefect's servers below a command."""
+    return [process for process in command.tree() if "prefect.server" in _command_line(process)]
 
 
 def wait_for(there: Callable[[], bool], what: str, patience: float = PATIENCE, strict: bool = True) -> None:

@@ -23,7 +23,7 @@ KILLS = {
     "retrain, two of five models are done": "rank 0 storage.checkpoints:commit after 2 kill",
     "retrain, all are done and the stage has no result": "storage.ledger:Ledger.record_event after 1 kill",
     "judge, the verdict is in the ledger and the stage has no result": (
-        "storage.ledger:Ledger.record_event after 1 kill"
+        "storage.ledger:Ledger.record_event after 2 kill"
     ),
     "conclude, the version is registered": "storage.tracking:Tracker.register after 1 kill",
     "publish, the report is logged and the arms are not": "storage.tracking:Tracker.log_report after 1 kill",

@@ -15,13 +15,17 @@ import resource
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import psutil
 
+from storage.ledger_views import LedgerViews
+
 TRAPS = "TEST_TRAPS"
 ROOT = "TEST_ROOT"
+LINES = 16 * 2**10
 
 
 def kill_tree() -> None:
@@ -41,16 +45,28 @@ def stop_self() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def hold() -> None:
+    """Wait for ever, so that a test finds the work in the middle however fast it is."""
+    threading.Event().wait()
+
+
 def fill_disk() -> None:
-    """From now on no file of this process or its children grows, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    """From now on no file of this process and its children grows beyond a few lines, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LINES, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def lose_patience() -> None:
+    """Wait for a locked ledger no longer than a moment."""
+    LedgerViews.__init__.__defaults__ = (0.5,)
 
 
 ACTS: dict[str, Callable[[], None]] = {
     "kill": kill_tree,
     "kill_self": kill_self,
     "stop_self": stop_self,
+    "hold": hold,
     "fill_disk": fill_disk,
+    "lose_patience": lose_patience,
 }
 
 

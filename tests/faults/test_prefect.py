@@ -1,0 +1,33 @@
+"""Promise 1 with Prefect, on the workload of the demo: kill -9 of the command alone."""
+
+from pathlib import Path
+
+import psutil
+
+from tests.faults.harness import Bench, ledger, proposal_hashes, servers, tracked
+
+IN_TRAINING = "flows.workload:check_losses before 5"
+
+
+def test_the_command_killed_under_prefect_leaves_no_rank_and_its_server_ends_with_the_next_run(tmp_path: Path) -> None:
+    plain = Bench(tmp_path / "undisturbed", workload="digits")
+    assert plain.run(arguments=("--dry-run",)).code == 0
+
+    bench = Bench(tmp_path / "killed", workload="digits", orchestrator="prefect")
+    command = bench.start(f"rank 1 {IN_TRAINING} hold")
+    logs = bench.cycle / "logs"
+    command.until(lambda: all((logs / f"train-rank{rank}.beat").exists() for rank in (0, 1)), "both ranks train")
+    [server] = servers(command)
+    command.process.kill()
+    assert command.wait().code == -9
+    assert [process.split()[0] for process in bench.left()] == [str(server.pid)], "only the server can be left"
+    assert server.is_running(), "or this test shows nothing"
+
+    ended = bench.run()
+    assert ended.code == 0, ended.err
+    assert ended.lines == []
+    assert not psutil.pid_exists(server.pid) or not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+    assert bench.left() == []
+    assert proposal_hashes(bench.workspace) == proposal_hashes(plain.workspace)
+    assert ledger(bench.workspace)["events"][-1][1] in ("promoted", "rolled_back")
+    assert tracked(bench.workspace)["champion"] == {"champion": "1"}
