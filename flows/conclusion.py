@@ -53,7 +53,12 @@ def conclude(cycle: Cycle, proposed: Proposed, retrained: Retrained, verdict: Ve
     state: State = "promoted" if verdict.promote == "challenger" else "rolled_back"
     if not proposed.approved_size:
         state = "nothing_to_do"
-    return Concluded(state, verdict.reason, champion.version if champion else None, promoted)
+    reason = verdict.reason if proposed.approved_size else f"{_why_nothing(proposed)}; {verdict.reason}"
+    return Concluded(state, reason, champion.version if champion else None, promoted)
+
+
+def _why_nothing(proposed: Proposed) -> str:
+    return "the proposal was rejected" if proposed.size else "no point is a candidate within the budgets"
 
 
 def close(cycle: Cycle, verdict: Verdict, concluded: Concluded) -> None:

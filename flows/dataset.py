@@ -32,10 +32,25 @@ class DataSets:
     @property
     def digests(self) -> Mapping[str, str]:
         """A sha256 of each set as the workload gives it now."""
-        return {
-            name: sha256_json([manifest.table["point_id"].to_pylist(), manifest.table["content"].to_pylist()])
-            for name, manifest in (("train", self.train), ("query", self.query), ("holdout", self.holdout))
-        }
+        return {"train": digest(self.train), "query": digest(self.query), "holdout": digest(self.holdout)}
+
+
+def digest(manifest: Manifest) -> str:
+    """A sha256 of who is in a set and what each point holds."""
+    return sha256_json([manifest.table["point_id"].to_pylist(), manifest.table["content"].to_pylist()])
+
+
+def check_unchanged(manifest: Manifest, expected: str) -> None:
+    """Refuse a train set that reads differently from what the cycle was opened on.
+
+    Raises:
+        BadInput: It changed, or its samples are drawn anew at every reading.
+    """
+    if digest(manifest) != expected:
+        raise BadInput(
+            "the train set reads differently than when the cycle was opened: a sample must be the same at every "
+            "reading (augment in loss or logits); if the data have moved, run again"
+        )
 
 
 def read_sets(workload: Workload) -> DataSets:

@@ -116,7 +116,7 @@ def _environment(launch: Launch) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "OMP_NUM_THREADS": str(threads),
-        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
+        "DS_ACCELERATOR": "cpu",
     }
 
 

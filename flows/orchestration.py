@@ -15,6 +15,7 @@ from uuid import UUID
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows.check import require
@@ -54,7 +55,8 @@ def curate(file: str, dry_run: bool = False) -> Summary:
 
         def step(stage: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                return task(name=getattr(stage, "__name__", "stage"))(lambda: stage(*args, **kwargs))()
+                name = getattr(stage, "__name__", "stage")
+                return task(name=name, cache_policy=NO_CACHE, persist_result=False)(lambda: stage(*args, **kwargs))()
             finally:
                 mirror()
 

@@ -18,6 +18,8 @@ class Plan(BaseModel):
 
     config: Config
     logs: Path
+    train_digest: str
+    """Of the train set that the cycle was opened on; ranks read the same or stop."""
 
 
 class Job(BaseModel):

@@ -72,7 +72,15 @@ def propose(cycle: Cycle, scored: Scored) -> Proposed:
         "scores": scored.sha256,
         "cooldown": [str(point) for point in sorted(cooldown, key=str)],
     }
-    return once(cycle, "propose", Proposed, inputs, lambda: _propose(cycle, scored, cooldown))
+    return once(
+        cycle,
+        "propose",
+        Proposed,
+        inputs,
+        lambda: _propose(cycle, scored, cooldown),
+        decided=cycle.applied,
+        intact=lambda _: Proposal.exists(cycle.folder),
+    )
 
 
 def _propose(cycle: Cycle, scored: Scored, cooldown: frozenset[PointId]) -> Proposed:

@@ -7,7 +7,6 @@ was killed trains only what is missing.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from flows.plans import Job, TrainPlan
+from flows.plans import Job
 from flows.pruning import Proposed
 from flows.recipe import save_points
 from flows.stages import Cycle, once
-from flows.training import Trained, arm_folder, training_inputs, write_ids
+from flows.training import Trained, arm_folder, train_plan, training_inputs, write_ids
 from storage.files import JSON
 from storage.points import PointId
 from storage.proposals import Proposal
@@ -36,16 +35,12 @@ class Retrained:
         folders: Arm to the folders of its models, in the order of `seeds`.
         checkpoints: Arm to the checkpoint of its first seed.
         champion: Folder of the champion's holdout outcome, if there is a champion.
-        seconds: Of the training, ranks' start included.
-        trained_steps: Optimizer steps that those seconds hold.
     """
 
     seeds: tuple[int, ...]
     folders: Mapping[str, tuple[Path, ...]]
     checkpoints: Mapping[str, Path]
     champion: Path | None
-    seconds: float
-    trained_steps: int
 
 
 def retrain(cycle: Cycle, trained: Trained, proposed: Proposed) -> Retrained:
@@ -62,7 +57,17 @@ def retrain(cycle: Cycle, trained: Trained, proposed: Proposed) -> Retrained:
         "seeds": cycle.config.guardrail.seeds,
         "champion": champion.digest if champion else "",
     }
-    return once(cycle, "retrain", Retrained, inputs, lambda: _retrain(cycle, trained, proposed, champion))
+    return once(
+        cycle, "retrain", Retrained, inputs, lambda: _retrain(cycle, trained, proposed, champion), intact=_intact
+    )
+
+
+def _intact(retrained: Retrained) -> bool:
+    models = [folder for folders in retrained.folders.values() for folder in folders]
+    outcomes = models if retrained.champion is None else [*models, retrained.champion]
+    return all((folder / "holdout.parquet").exists() for folder in outcomes) and all(
+        checkpoint.exists() for checkpoint in retrained.checkpoints.values()
+    )
 
 
 def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: ModelVersion | None) -> Retrained:
@@ -74,10 +79,8 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     judged = _champion(cycle, champion) if champion else None
     missing = [job for job in jobs.values() if not (job.folder / f"step-{job.steps:06d}").exists()]
     todo = tuple(missing) + ((judged,) if judged else ())
-    started = time.monotonic()
     if todo:
-        cycle.launch("train", TrainPlan(config=cycle.config, logs=cycle.folder / "logs", jobs=todo), training.ranks)
-    seconds = time.monotonic() - started
+        cycle.launch("train", train_plan(cycle, todo), training.ranks)
     if pruning:
         cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(jobs)}, key=proposed.hash)
     return Retrained(
@@ -85,8 +88,6 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
         folders={arm: tuple(jobs[arm, seed].folder for seed in seeds) for arm in arms},
         checkpoints={arm: jobs[arm, seeds[0]].folder / f"step-{trained.steps:06d}" for arm in arms},
         champion=judged.folder if judged else None,
-        seconds=seconds,
-        trained_steps=sum(job.steps for job in missing),
     )
 
 

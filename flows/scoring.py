@@ -44,7 +44,15 @@ def score(cycle: Cycle, trained: Trained) -> Scored:
         "code": cycle.digests["code"],
         "checkpoint": trained.digest,
     }
-    return once(cycle, "score", Scored, inputs, lambda: _score(cycle, trained, sha256_json(inputs)))
+    return once(
+        cycle,
+        "score",
+        Scored,
+        inputs,
+        lambda: _score(cycle, trained, sha256_json(inputs)),
+        decided=cycle.applied,
+        intact=lambda scored: score_store.load(scored.folder) is not None,
+    )
 
 
 def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
@@ -53,6 +61,7 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
     plan = ScorePlan(
         config=config,
         logs=cycle.folder / "logs",
+        train_digest=cycle.digests["train"],
         cycle=cycle.number,
         checkpoints=trained.checkpoints,
         removed=write_ids(cycle.folder / "plans" / "removed.parquet", cycle.removed, cycle.manifest),

@@ -78,7 +78,16 @@ def cycle_folder(config: Config, number: int) -> Path:
     return config.workspace / "cycles" / f"{number:06d}"
 
 
-def once(cycle: Cycle, name: str, kind: type[R], inputs: Mapping[str, JSON], work: Callable[[], R]) -> R:
+def once(
+    cycle: Cycle,
+    name: str,
+    kind: type[R],
+    inputs: Mapping[str, JSON],
+    work: Callable[[], R],
+    *,
+    decided: bool = False,
+    intact: Callable[[R], bool] = lambda _: True,
+) -> R:
     """Do a stage, or read back what it gave for the same inputs.
 
     Args:
@@ -87,14 +96,17 @@ def once(cycle: Cycle, name: str, kind: type[R], inputs: Mapping[str, JSON], wor
         kind: The frozen dataclass it results in.
         inputs: What the result depends on.
         work: Does it.
+        decided: The result led to removals that stand in the ledger: it is kept whatever the inputs are now.
+        intact: Whether what the result names is still on disk.
     """
     path = cycle.folder / "stages" / f"{name}.json"
     digest = sha256_json(inputs)
     adapter: TypeAdapter[R] = TypeAdapter(kind)
     if path.exists():
         kept = read_json(path)
-        if kept["inputs"] == digest or cycle.applied:
-            return adapter.validate_python(kept["result"])
+        known = adapter.validate_python(kept["result"])
+        if (kept["inputs"] == digest or decided) and intact(known):
+            return known
     started = time.time()
     result = work()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -148,7 +148,7 @@ def _known_errors(cycle: Cycle, workload: Workload, points: Collection[PointId])
 
 
 def _savings(cycle: Cycle, done: Progression) -> Savings | None:
-    if not done.proposed.size:
+    if not done.proposed.size or (done.concluded is not None and done.concluded.state != "promoted"):
         return None
     training = cycle.config.training
     fewer = steps_for(training, done.proposed.in_train - done.proposed.size)

@@ -36,7 +36,18 @@ class Trained:
 
 def train(cycle: Cycle) -> Trained:
     """Train the baseline with its first seed."""
-    return once(cycle, "train", Trained, training_inputs(cycle), lambda: _train(cycle))
+    return once(
+        cycle, "train", Trained, training_inputs(cycle), lambda: _train(cycle), decided=cycle.applied, intact=_intact
+    )
+
+
+def _intact(trained: Trained) -> bool:
+    return all(path.exists() for path in trained.checkpoints)
+
+
+def train_plan(cycle: Cycle, jobs: tuple[Job, ...]) -> TrainPlan:
+    """The jobs, for the ranks."""
+    return TrainPlan(config=cycle.config, logs=cycle.folder / "logs", train_digest=cycle.digests["train"], jobs=jobs)
 
 
 def training_inputs(cycle: Cycle) -> dict[str, JSON]:
@@ -60,7 +71,7 @@ def _train(cycle: Cycle) -> Trained:
         folder=arm_folder(cycle, "baseline", training.seed, training_inputs(cycle)),
         save_at=save_points(training, steps),
     )
-    cycle.launch("train", TrainPlan(config=cycle.config, logs=cycle.folder / "logs", jobs=(job,)), training.ranks)
+    cycle.launch("train", train_plan(cycle, (job,)), training.ranks)
     saved = tuple(job.folder / f"step-{step:06d}" for step in job.save_at)
     digest = checkpoints.verify(saved[-1]).digest
     cycle.ledger.record_event(cycle.number, "trained", detail={"checkpoint": digest, "steps": steps}, key=digest)

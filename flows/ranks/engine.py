@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -20,14 +19,10 @@ def connect() -> None:
     import deepspeed.ops
     from deepspeed.comm.torch import TorchBackend
 
-    if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.ops.__compatible_ops__ = {}
     # DeepSpeed's own groups would otherwise wait torch's 30 minutes for a lost rank
     TorchBackend.new_group = lambda _, ranks: dist.new_group(ranks, timeout=COLLECTIVE_TIMEOUT)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    deepspeed.init_distributed("gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
 
 
 class Engine:
@@ -46,6 +41,7 @@ class Engine:
         settings = {
             "train_micro_batch_size_per_gpu": training.batch_size // world,
             "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0,  # DeepSpeed's default is a norm of 1, which would be another recipe
             "steps_per_print": 10**9,
             "zero_optimization": {"stage": training.zero_stage},
             "zero_allow_untested_optimizer": True,
@@ -59,6 +55,11 @@ class Engine:
         """One optimizer step on the mean of this rank's per-point losses `[B]`, averaged over the ranks."""
         self._engine.backward(losses.mean())
         self._engine.step()
+
+    def share_buffers(self) -> None:
+        """Give every rank the buffers of rank 0, which are the ones saved (batch statistics differ between ranks)."""
+        for buffer in self._engine.module.buffers():
+            dist.broadcast(buffer, 0)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """The whole parameters and buffers in float32; every rank must call this together."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -62,7 +61,7 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
     Args:
         program: Its name, which its files carry.
         logs: Folder of its log, heartbeat and error.
-        connect: Opens the process group; default: gloo on CPU, nccl on CUDA.
+        connect: Opens the process group; default: gloo.
     """
     die_with_parent(int(os.environ[AGENT]))
     index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -85,7 +84,7 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
 
 
 def _connect() -> None:
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
 
 
 def _leave(stem: Path, kind: str, message: str) -> None:

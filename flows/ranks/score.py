@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from flows.dataset import check_unchanged
 from flows.plans import ScorePlan, read_plan
 from flows.ranks.attribution import QUERY_BATCH, Attribution, score_trajectory
 from flows.ranks.points import Points
@@ -38,6 +39,7 @@ class Scoring:
         self._workload = load_workload(plan.config)
         removed = frozenset(pq.read_table(plan.removed)["point_id"].to_pylist())
         self._points = Points("train", self._workload.points(), self._workload, removed)
+        check_unchanged(self._points.manifest, plan.train_digest)
         self._queries = Points("query", self._workload.queries(), self._workload)
         self._share = Share(rank.index, rank.world)
         self._grid = ChunkGrid(len(self._points), plan.config.scoring.chunk)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from flows.dataset import manifest_of, rows_by_id
+from flows.dataset import check_unchanged, manifest_of, rows_by_id
 from flows.plans import Job, TrainPlan, read_plan
 from flows.ranks.engine import Engine, connect
 from flows.ranks.holdout import Holdout
@@ -35,6 +35,7 @@ class Trainer:
         self._workload: Workload = load_workload(plan.config)
         points = self._workload.points()
         self._manifest: Manifest = manifest_of("train", points)
+        check_unchanged(self._manifest, plan.train_digest)
         self._rows = rows_by_id(points, self._manifest)
         self._ids = points.ids
         self._batches = Batches(points, collate_of(self._workload))
@@ -55,6 +56,7 @@ class Trainer:
             self._done += job.steps
 
     def _train(self, job: Job, model: torch.nn.Module) -> None:
+        torch.manual_seed(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
         engine = Engine(model, self._config.training, self._rank.world)
         order = Order(self._kept(job.removed), self._config.training.batch_size, job.seed)
         started = time.monotonic()
@@ -65,6 +67,7 @@ class Trainer:
             engine.step(losses)
             if step == job.steps:
                 self._time(job, time.monotonic() - started)
+                engine.share_buffers()
                 self._holdout.judge(engine.model, job.folder / "holdout.parquet")
             if step in job.save_at:
                 self._save(engine, job, step)

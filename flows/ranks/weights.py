@@ -16,8 +16,9 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
 
     Raises:
         BadInput: The checkpoint is of another model.
+        storage.errors.CheckpointDamaged: It is not what was written.
     """
-    tensors = checkpoints.read_tensors(checkpoint)
+    tensors = checkpoints.read_tensors(checkpoints.verify(checkpoint).path)
     try:
         model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
     except RuntimeError as error:
