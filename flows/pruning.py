@@ -57,7 +57,6 @@ def rules_of(pruning: PruningConfig) -> tuple[Rule, ...]:
             column=Q_VALUES[policy],
             op="<=",
             threshold=pruning.q,
-            rank_column="influence",
             parameters={"q": pruning.q},
         )
         for policy in pruning.policies

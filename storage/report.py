@@ -49,7 +49,7 @@ class Check:
 
 @dataclass(frozen=True)
 class ReportPoint:
-    """One proposed point; score and threshold are those of the policy that ranked it best, the picture is a PNG."""
+    """One proposed point; score and threshold are those of the first policy that chose it, the picture a PNG."""
 
     point_id: PointId
     reason: str

@@ -1,8 +1,8 @@
 """From scores to the rows of a proposal: all SQL over score shards, run by DuckDB out of core.
 
-A candidate is a point still in train whose column passes a rule. Protected points and points in cooldown leave first.
-Each policy ranks its candidates by its own column; a point's joint rank is the best of its ranks, ties by point_id, so
-that no policy's unit is compared with another's. Budgets then take the joint order greedily:
+A candidate is a point still in train that some rule chooses. Protected points and points in cooldown leave first. One
+column, the influence unless another is named, ranks the candidates of all rules together, smallest first, ties by
+point_id: the rules say who may go, the rank who goes first. Budgets then take that order greedily:
 
     class cap   the first floor(per_class * n_y) - removed_y of each given label y (n_y counts removed points too)
     limit       the first min(cycle, cumulative, minimum_kept) of what the class caps left
@@ -28,17 +28,21 @@ Op: TypeAlias = Literal["<", "<=", ">", ">="]
 
 CANDIDATES = """
 CREATE TEMP TABLE candidates AS
-WITH chosen AS ({chosen})
-SELECT *, row_number() OVER (PARTITION BY policy, excluded ORDER BY rank_value NULLS LAST, point_id) AS rank
-FROM (SELECT *, CASE WHEN point_id IN (FROM protected) THEN 'protected'
-                     WHEN point_id IN (FROM cooldown) THEN 'cooldown' END AS excluded FROM chosen)
+WITH chosen AS (
+    SELECT point_id, {label} AS label, {rank_column} AS rank_value,
+           [choice FOR choice IN [{choices}] IF choice IS NOT NULL] AS choices,
+           CASE WHEN point_id IN (FROM protected) THEN 'protected'
+                WHEN point_id IN (FROM cooldown) THEN 'cooldown' END AS excluded
+    FROM scores WHERE in_train
+)
+SELECT *, row_number() OVER (PARTITION BY excluded ORDER BY rank_value NULLS LAST, point_id) AS rank
+FROM chosen WHERE len(choices) > 0
 """
 
-CHOSEN = """
-SELECT point_id, {label} AS label, $policy_{i} AS policy, $reason_{i} AS reason, $column_{i} AS "column",
-       CAST({column} AS DOUBLE) AS value, CAST($threshold_{i} AS DOUBLE) AS threshold,
-       {sign} CAST({rank} AS DOUBLE) AS rank_value
-FROM scores WHERE in_train AND {column} {op} CAST($threshold_{i} AS DOUBLE)
+CHOICE = """
+CASE WHEN {column} {op} CAST($threshold_{i} AS DOUBLE)
+     THEN {{policy: $policy_{i}, reason: $reason_{i}, "column": $column_{i}, value: CAST({column} AS DOUBLE),
+            threshold: CAST($threshold_{i} AS DOUBLE)}} END
 """
 
 FATES = """
@@ -47,29 +51,29 @@ WITH caps AS (
     SELECT {label} AS label,
            greatest(0, floor($per_class * count(*) + 1e-9) - count(*) FILTER (NOT in_train)) AS cap
     FROM scores GROUP BY ALL
-), joint AS (
-    SELECT point_id, any_value(label) AS label, any_value(excluded) AS excluded, min(rank) AS rank,
-           string_agg(DISTINCT reason, '+' ORDER BY reason) AS reason,
-           list({{policy: policy, "column": "column", value: value, threshold: threshold, rank: rank}}
-                ORDER BY rank, policy) AS evidence
-    FROM candidates GROUP BY point_id
 ), in_class AS (
-    SELECT joint.*, joint.label IS NULL
-           OR row_number() OVER (PARTITION BY joint.label ORDER BY rank, point_id) <= cap AS fits
-    FROM joint LEFT JOIN caps USING (label) WHERE excluded IS NULL
+    SELECT candidates.*, candidates.label IS NULL
+           OR row_number() OVER (PARTITION BY candidates.label ORDER BY rank) <= cap AS fits
+    FROM candidates LEFT JOIN caps USING (label) WHERE excluded IS NULL
 ), placed AS (
-    SELECT *, row_number() OVER (PARTITION BY fits ORDER BY rank, point_id) AS place FROM in_class
+    SELECT *, row_number() OVER (PARTITION BY fits ORDER BY rank) AS place FROM in_class
 )
-SELECT * EXCLUDE (fits, place, excluded),
+SELECT point_id, choices, rank,
        CASE WHEN NOT fits THEN 'per_class' WHEN place > $limit THEN $binding ELSE 'proposed' END AS fate FROM placed
-UNION ALL BY NAME
-SELECT * EXCLUDE (excluded), excluded AS fate FROM joint WHERE excluded IS NOT NULL
+UNION ALL
+SELECT point_id, choices, rank, excluded FROM candidates WHERE excluded IS NOT NULL
 """
 
 PROPOSED = """
-SELECT point_id, 'remove' AS action, reason, [e.policy FOR e IN evidence] AS policies,
-       evidence[1].value AS score, evidence[1].threshold AS threshold, rank, evidence
+SELECT point_id, 'remove' AS action,
+       array_to_string(list_sort(list_distinct([c.reason FOR c IN choices])), '+') AS reason,
+       [c.policy FOR c IN choices] AS policies, choices[1].value AS score, choices[1].threshold AS threshold, rank,
+       [{policy: c.policy, "column": c."column", value: c.value, threshold: c.threshold} FOR c IN choices] AS evidence
 FROM fates WHERE fate = 'proposed' ORDER BY point_id
+"""
+
+BY_POLICY = """
+SELECT policy, count(*) FROM (SELECT unnest([c.policy FOR c IN choices]) AS policy FROM candidates) GROUP BY policy
 """
 
 
@@ -83,8 +87,6 @@ class Rule:
         column: The score column that is compared.
         op: The comparison.
         threshold: In the unit of `column`; evidence, so it does not enter the proposal hash.
-        rank_column: The score column that orders the candidates, smallest first.
-        descending: Largest first instead.
         parameters: What the user set, e.g. {"q": 0.2}; enters the proposal hash.
     """
 
@@ -93,8 +95,6 @@ class Rule:
     column: str
     op: Op
     threshold: float
-    rank_column: str
-    descending: bool = False
     parameters: Mapping[str, JSON] = field(default_factory=dict)
 
 
@@ -134,7 +134,8 @@ class Selection:
 
     Args:
         rows: The proposed points, sorted by point_id: point_id, action, reason, policies, score, threshold, rank,
-            evidence (list of {policy, column, value, threshold, rank}).
+            evidence (list of {policy, column, value, threshold}, in the order of the rules). score and threshold are
+            those of the first rule that chose the point.
         candidates: In-train candidates of each policy, before budgets.
         dropped: Candidates lost to each budget, counted at the first that refused them.
         points: Rows scored, removed ones included.
@@ -150,11 +151,11 @@ class Selection:
     limit: int
 
 
-def policy_json(rules: Sequence[Rule], budgets: Budgets) -> dict[str, JSON]:
-    """What the user set, for the proposal hash: rule names and parameters and the budgets; never a score."""
+def policy_json(rules: Sequence[Rule], budgets: Budgets, rank_column: str = "influence") -> dict[str, JSON]:
+    """What the user set, for the proposal hash: rule names and parameters, budgets, the rank; never a score."""
     return {
         "rules": [
-            {"policy": rule.policy, "reason": rule.reason, "parameters": dict(rule.parameters)}
+            {"policy": rule.policy, "parameters": dict(rule.parameters)}
             for rule in sorted(rules, key=lambda rule: rule.policy)
         ],
         "budgets": {
@@ -163,6 +164,7 @@ def policy_json(rules: Sequence[Rule], budgets: Budgets) -> dict[str, JSON]:
             "per_class": budgets.per_class,
             "minimum_kept": budgets.minimum_kept,
         },
+        "rank_column": rank_column,
     }
 
 
@@ -171,28 +173,28 @@ def _share(share: float, count: int) -> int:
     return math.floor(share * count + 1e-9)
 
 
-def select(folder: Path, rules: Sequence[Rule], budgets: Budgets) -> Selection:
+def select(folder: Path, rules: Sequence[Rule], budgets: Budgets, rank_column: str = "influence") -> Selection:
     """Choose the points to propose for removal (see the module docstring).
 
     Args:
         folder: Finished score shards.
         rules: At least one; each policy once.
         budgets: How much may go.
+        rank_column: The score column that orders the candidates of all rules, smallest first, null last.
 
     Raises:
-        ScoresInvalid: a rule names a column that the scores do not have.
+        ScoresInvalid: a rule or the rank names a column that the scores do not have.
         StorageError: no rule, or a policy named twice.
     """
     names = [rule.policy for rule in rules]
     if not names or len(set(names)) < len(names):
         raise StorageError(f"at least one policy is needed and each only once; got {', '.join(names) or 'none'}")
-    used = {column for rule in rules for column in (rule.column, rule.rank_column)}
-    with open_scores(folder, used) as scores:
+    with open_scores(folder, {rank_column, *(rule.column for rule in rules)}) as scores:
         con = scores.connection
         label = "label" if "label" in scores.columns else "CAST(NULL AS INTEGER)"
         register_ids(scores, "protected", budgets.protected)
         register_ids(scores, "cooldown", budgets.cooldown)
-        _find_candidates(con, rules, label)
+        _find_candidates(con, rules, label, rank_column)
         points, in_train = _counts(con)
         limits = _limits(budgets, points, in_train)
         binding = min(limits, key=lambda name: limits[name])
@@ -200,7 +202,7 @@ def select(folder: Path, rules: Sequence[Rule], budgets: Budgets) -> Selection:
             FATES.format(label=label),
             {"per_class": budgets.per_class, "limit": limits[binding], "binding": binding},
         )
-        candidates = dict(con.sql("SELECT policy, count(*) FROM candidates GROUP BY policy").fetchall())
+        candidates = dict(con.sql(BY_POLICY).fetchall())
         fates = dict(con.sql("SELECT fate, count(*) FROM fates GROUP BY fate").fetchall())
         return Selection(
             rows=con.sql(PROPOSED).to_arrow_table(),
@@ -212,15 +214,14 @@ def select(folder: Path, rules: Sequence[Rule], budgets: Budgets) -> Selection:
         )
 
 
-def _find_candidates(con: duckdb.DuckDBPyConnection, rules: Sequence[Rule], label: str) -> None:
-    chosen, values = [], {}
+def _find_candidates(con: duckdb.DuckDBPyConnection, rules: Sequence[Rule], label: str, rank_column: str) -> None:
+    choices, values = [], {}
     for i, rule in enumerate(rules):
-        sign = "-" if rule.descending else "+"
-        column, rank = quote(rule.column), quote(rule.rank_column)
-        chosen.append(CHOSEN.format(i=i, label=label, column=column, rank=rank, op=rule.op, sign=sign))
+        choices.append(CHOICE.format(i=i, column=quote(rule.column), op=rule.op))
         for name in ("policy", "reason", "column", "threshold"):
             values[f"{name}_{i}"] = getattr(rule, name)
-    con.execute(CANDIDATES.format(chosen=" UNION ALL ".join(chosen)), values)
+    query = CANDIDATES.format(label=label, rank_column=quote(rank_column), choices=", ".join(choices))
+    con.execute(query, values)
 
 
 def _counts(con: duckdb.DuckDBPyConnection) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from storage.selection import Budgets, Rule, policy_json
 ROWS = pa.table(
     {"point_id": [3, 10], "action": ["remove"] * 2, "reason": ["harmful", "mislabeled"], "score": [-1.0, 2.0]}
 )
+HARMFUL = Rule("harmful", "harmful", "influence", "<", 0.0)
 PROPOSAL = Proposal(1, ROWS, "d", "s", {"q": 0.2})
 
 
@@ -34,11 +35,14 @@ def test_rows_data_and_policy_enter_the_hash_and_scores_and_cycle_do_not() -> No
 
 def test_the_policy_holds_what_the_user_set_and_no_score() -> None:
     def policy(threshold: float, q: float, cycle: float) -> str:
-        rule = Rule("harmful", "harmful", "harm_fdr", "<=", threshold, "influence", parameters={"q": q})
+        rule = Rule("harmful", "harmful", "harm_fdr", "<=", threshold, parameters={"q": q})
         return json.dumps(policy_json([rule], Budgets(cycle, 0.3, 0.3)))
 
     assert policy(0.2, 0.2, 0.15) == policy(0.1999, 0.2, 0.15)
     assert len({policy(0.2, 0.2, 0.15), policy(0.2, 0.1, 0.15), policy(0.2, 0.2, 0.1)}) == 3
+    budgets, rules = Budgets(0.1, 0.3, 0.3), [HARMFUL, Rule("mislabeled", "mislabeled", "suspicion", ">=", 0.5)]
+    assert policy_json(rules, budgets) == policy_json(rules[::-1], budgets), "the order of rules is no setting"
+    assert policy_json(rules, budgets) != policy_json(rules, budgets, rank_column="loss")
 
 
 def test_a_proposal_reads_back_as_written(tmp_path: Path) -> None:

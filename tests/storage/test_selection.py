@@ -15,8 +15,8 @@ from storage.proposals import Proposal
 from storage.selection import Budgets, Rule, policy_json, rows_of, select, top
 
 METADATA = score_store.ScoreMetadata(1, "ekfac", ["fc"], None, "checkpoint", "inputs")
-HARMFUL = Rule("harmful", "harmful", "influence", "<", 0.0, "influence", parameters={"q": 0.2})
-MISLABELED = Rule("mislabeled", "mislabeled", "suspicion", ">=", 0.5, "suspicion", descending=True)
+HARMFUL = Rule("harmful", "harmful", "influence", "<", 0.0, parameters={"q": 0.2})
+MISLABELED = Rule("mislabeled", "mislabeled", "suspicion", ">=", 0.5)
 ALL = Budgets(1.0, 1.0, 1.0)
 
 
@@ -54,31 +54,47 @@ def chosen(folder: Path, rules: Sequence[Rule], budgets: Budgets) -> list[int | 
     return rows
 
 
-def test_two_policies_share_a_budget_by_their_ranks_not_by_their_units(tmp_path: Path) -> None:
-    # suspicion is a thousand times larger than influence, and still each policy gets its first two
-    rows = [Row(i, -1.0 / i) for i in range(1, 6)] + [Row(10 + i, 1.0, suspicion=1000.0 - i) for i in range(5)]
-    write(tmp_path, rows)
-    made = select(tmp_path, [HARMFUL, MISLABELED], Budgets(0.4, 1.0, 1.0))
-    assert made.rows["point_id"].to_pylist() == [1, 2, 10, 11]
-    assert made.candidates == {"harmful": 5, "mislabeled": 5}
+def test_one_rank_orders_the_candidates_of_all_policies(tmp_path: Path) -> None:
+    # the most suspicious points are helpful (+0.4 and more): they may go, but after every harmful one
+    harmful = [Row(i, -i / 10) for i in range(1, 5)]
+    suspect = [Row(10 + i, 0.4 + i, suspicion=1000.0 - i) for i in range(5)] + [Row(20, -0.25, suspicion=0.6)]
+    write(tmp_path, harmful + suspect)
+    made = select(tmp_path, [HARMFUL, MISLABELED], Budgets(0.6, 1.0, 1.0))
+    rank = dict(zip(made.rows["point_id"].to_pylist(), made.rows["rank"].to_pylist(), strict=True))
+    assert rank == {4: 1, 3: 2, 20: 3, 2: 4, 1: 5, 10: 6}
+    assert made.candidates == {"harmful": 5, "mislabeled": 6}
     assert made.dropped == {
-        "protected": 0, "cooldown": 0, "per_class": 0, "cycle": 6, "cumulative": 0, "minimum_kept": 0,
+        "protected": 0, "cooldown": 0, "per_class": 0, "cycle": 4, "cumulative": 0, "minimum_kept": 0,
     }  # fmt: skip
-    assert (made.points, made.in_train, made.limit) == (10, 10, 4)
+    assert (made.points, made.in_train, made.limit) == (10, 10, 6)
 
 
-def test_a_point_chosen_by_both_policies_carries_both_and_its_best_rank_decides(tmp_path: Path) -> None:
+def test_the_class_cap_takes_the_smallest_rank_whichever_policy_chose_the_point(tmp_path: Path) -> None:
+    write(tmp_path, [Row(1, 0.4, suspicion=0.9), Row(2, -0.8), Row(3, -0.1), Row(4, 9.0)])
+    assert chosen(tmp_path, [MISLABELED, HARMFUL], Budgets(1.0, 1.0, 0.5)) == [2, 3]
+
+
+def test_another_column_may_rank_and_its_nulls_come_last(tmp_path: Path) -> None:
+    write(tmp_path, [Row(1, -9.0), Row(2, -1.0, suspicion=0.9), Row(3, -1.0, suspicion=0.1)])
+    ranks = select(tmp_path, [HARMFUL], ALL, rank_column="suspicion").rows
+    assert ranks["point_id"].to_pylist() == [2, 3], "of three points one always stays"
+    assert ranks["rank"].to_pylist() == [2, 1]
+
+
+def test_a_point_chosen_by_two_policies_carries_both_and_the_score_of_the_first_rule(tmp_path: Path) -> None:
     write(tmp_path, [Row(1, -3.0), Row(2, -2.0, suspicion=0.9), Row(3, -1.0)])
-    row = select(tmp_path, [HARMFUL, MISLABELED], ALL).rows.to_pylist()[1]
-    assert (row["point_id"], row["action"], row["reason"]) == (2, "remove", "harmful+mislabeled")
-    assert (row["rank"], row["score"], row["threshold"], row["policies"]) == (1, 0.9, 0.5, ["mislabeled", "harmful"])
-    assert row["evidence"][1] == {
-        "policy": "harmful",
-        "column": "influence",
-        "value": -2.0,
-        "threshold": 0.0,
-        "rank": 2,
-    }
+    evidence = [
+        {"policy": "harmful", "column": "influence", "value": -2.0, "threshold": 0.0},
+        {"policy": "mislabeled", "column": "suspicion", "value": 0.9, "threshold": 0.5},
+    ]
+    for rules in ([HARMFUL, MISLABELED], [MISLABELED, HARMFUL]):
+        row = select(tmp_path, rules, ALL).rows.to_pylist()[1]
+        assert (row["point_id"], row["action"], row["reason"]) == (2, "remove", "harmful+mislabeled")
+        assert row["rank"] == 2
+        assert row["evidence"] == evidence
+        assert (row["score"], row["threshold"]) == (evidence[0]["value"], evidence[0]["threshold"])
+        assert row["policies"] == [entry["policy"] for entry in evidence]
+        evidence.reverse()
 
 
 def test_ties_are_broken_by_point_id_whatever_the_order_of_the_shards(tmp_path: Path) -> None:
@@ -173,14 +189,9 @@ def test_random_tables_agree_with_a_greedy_choice_in_plain_python(tmp_path: Path
 
 
 def greedy(rows: Sequence[Row], budgets: Budgets) -> list[int | str]:
-    """The definition: walk the joint order, take a point if its class and the totals still have room."""
+    """The definition: walk the candidates by influence, take a point if its class and the totals still have room."""
     free = [row for row in rows if row.in_train and row.point not in budgets.protected]
-    harmful = sorted((row.influence, row.point) for row in free if row.influence < 0)
-    suspect = sorted((-(row.suspicion or 0), row.point) for row in free if (row.suspicion or 0) >= 0.5)
-    rank: dict[int | str, int] = {}
-    for order in (harmful, suspect):
-        for place, (_, point) in enumerate(order):
-            rank[point] = min(place, rank.get(point, place))
+    ranked = sorted((row.influence, row.point) for row in free if row.influence < 0 or (row.suspicion or 0) >= 0.5)
     label = {row.point: row.label for row in rows}
     size, gone = Counter(label.values()), Counter(row.label for row in rows if not row.in_train)
     in_train, removed = sum(row.in_train for row in rows), sum(not row.in_train for row in rows)
@@ -188,7 +199,7 @@ def greedy(rows: Sequence[Row], budgets: Budgets) -> list[int | str]:
         int(budgets.cycle * in_train), int(budgets.cumulative * len(rows)) - removed, in_train - budgets.minimum_kept
     )
     taken: list[int | str] = []
-    for _, point in sorted((r, p) for p, r in rank.items()):
+    for _, point in ranked:
         y = label[point]
         room = y is None or gone[y] < int(budgets.per_class * size[y])
         if room and len(taken) < total:
@@ -208,7 +219,7 @@ def test_a_budget_outside_its_range_is_refused(shares: tuple[float, float, float
 def test_an_unknown_column_or_no_policy_is_one_line(tmp_path: Path) -> None:
     write(tmp_path, [Row(1, -1.0)])
     with pytest.raises(ScoresInvalid, match="no column nope; they have point_id"):
-        select(tmp_path, [Rule("p", "p", "nope", "<", 0.0, "influence")], ALL)
+        select(tmp_path, [Rule("p", "p", "nope", "<", 0.0)], ALL)
     for rules in ([], [HARMFUL, HARMFUL]):
         with pytest.raises(StorageError, match="at least one policy"):
             select(tmp_path, rules, ALL)
@@ -216,7 +227,7 @@ def test_an_unknown_column_or_no_policy_is_one_line(tmp_path: Path) -> None:
 
 def test_names_and_paths_are_not_read_as_sql_or_globs(tmp_path: Path) -> None:
     folder = write(tmp_path / "a [1]*'x", [Row(1, -1.0), Row(2, 1.0)])
-    evil = Rule("p'; DROP TABLE scores; --", "r'", "influence", "<", 0.0, "influence")
+    evil = Rule("p'; DROP TABLE scores; --", "r'", "influence", "<", 0.0)
     assert select(folder, [evil], Budgets(1, 1, 1)).rows["reason"].to_pylist() == ["r'"]
     assert [path.name for path in folder.iterdir()] == ["part-r000-c00000.parquet"], "nothing is left beside the shards"
 
