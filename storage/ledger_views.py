@@ -1,7 +1,8 @@
 """What the ledger tells: reads only, each on a connection of its own.
 
 The view as of a cycle is the data set after that cycle: a point is removed if its newest action with `cycle <= c`, by
-sequence, is a removal. The data set that cycle c started from is therefore the manifest without `removed_as_of(c - 1)`.
+sequence, is a removal. The data set that cycle c started from is therefore the manifest without those of
+`removed_contents(c - 1)` that still have the content they were removed with.
 """
 
 import json
@@ -147,10 +148,23 @@ class LedgerViews:
             return review_of(con, cycle, proposal)
 
     def removed_as_of(self, cycle: int | None = None) -> frozenset[PointId]:
-        """The points removed after a cycle (see the module docstring); None: now."""
+        """The points removed after a cycle (see the module docstring), by id whatever their content; None: now."""
         with self._open() as con:
             query = "SELECT point_id FROM removed_as_of(?)"
             return self._ids(con, query, [NOW if cycle is None else cycle])
+
+    def removed_contents(self, cycle: int | None = None) -> dict[PointId, str]:
+        """The points of `removed_as_of` with the content hash each was removed with.
+
+        The same id with other content is a new point, which nobody has removed.
+        """
+        query = "SELECT point_id, content FROM removed_as_of(?)"
+        with self._open() as con:
+            last = last_cycle(con)
+            if last is None:
+                return {}
+            found = con.execute(query, [NOW if cycle is None else cycle]).fetchall()
+            return {id_from_text(text, last.id_kind): content for text, content in found}
 
     def cooldown(self, cycle: int, cycles: int) -> frozenset[PointId]:
         """The points not to be proposed in `cycle`: restored, rejected or rolled back in the `cycles` before it."""

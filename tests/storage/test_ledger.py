@@ -69,6 +69,22 @@ def test_the_view_as_of_any_cycle_follows_the_sequence_of_removals_and_restorati
     assert ledger.removed_as_of() == ledger.removed_as_of(3) == {1, 2, 3, 4}
 
 
+def test_a_removal_is_of_the_content_that_the_point_had_then(ledger: Ledger) -> None:
+    removed(ledger, 1, [1, 2, 3])
+    ledger.restore([3], "bob", "was right")
+    ledger.record_event(1, "promoted")
+    assert ledger.removed_contents() == {1: "c1", 2: "c2"}
+    opened(ledger, 2)
+    made = proposal(2, [1])
+    ledger.add_proposal(made)
+    ledger.add_review(made.hash, "approve", "ada", "cli")
+    changed = Manifest.build([1, 2], ["new", "c2"], ["i", "j"])
+    ledger.apply_removals(2, made.hash, changed, "ekfac", "digest")
+    assert ledger.removed_contents() == {1: "new", 2: "c2"}, "the newest removal counts"
+    assert ledger.removed_contents(1) == {1: "c1", 2: "c2"}
+    assert ledger.removed_contents(0) == {}
+
+
 def test_every_call_repeated_after_a_kill_changes_nothing(ledger: Ledger) -> None:
     made = removed(ledger, 1, [1, 2])
     before = ledger.events(1), ledger.why(1)
@@ -242,4 +258,5 @@ def test_string_ids_come_back_as_strings(tmp_path: Path) -> None:
     ledger.add_review(made.hash, "approve", "ada", "cli")
     ledger.apply_removals(1, made.hash, manifest, "e", "d")
     assert ledger.removed_as_of() == {"07", "a'b"}
+    assert ledger.removed_contents() == {"07": "c", "a'b": "d"}
     assert manifest.without(ledger.removed_as_of()).ids == []
