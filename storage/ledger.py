@@ -106,15 +106,23 @@ class Ledger(LedgerViews):
     def add_proposal(self, proposal: Proposal) -> bool:
         """Record a proposal with its rows; it supersedes earlier ones of its cycle and needs a review of its own.
 
+        One that was superseded and not decided on is open again, by another event `proposed`.
+
         Returns:
-            False if it was recorded before.
+            False if it is the newest already.
 
         Raises:
-            CycleConflict: another proposal of this cycle has superseded it.
+            CycleConflict: it was decided on and then superseded.
         """
+        detail: dict[str, JSON] = {"proposal": proposal.hash, "size": proposal.size}
         with self._open() as con:
-            if _is_recorded(con, proposal):
+            newest = newest_proposal(con, proposal.cycle)
+            if newest is not None and newest.hash == proposal.hash:
                 return False
+            times = _times_proposed(con, proposal)
+            if times:
+                _check_undecided(con, proposal)
+                return _record(con, proposal.cycle, "proposed", "tamis", detail, f"{proposal.hash}/{times + 1}")
             key, policy = [proposal.cycle, proposal.hash], canonical_json(proposal.policy)
             columns = "cycle, hash, dataset_sha256, scores_sha256, policy_json, size, proposed_at"
             row = [*key, proposal.dataset_sha256, proposal.scores_sha256, policy, proposal.size, utc_now()]
@@ -122,7 +130,6 @@ class Ledger(LedgerViews):
             con.register("new_rows", proposal.rows.select(["point_id", "action", "reason", "score", "threshold"]))
             columns = "CAST(point_id AS VARCHAR), action, reason, score, threshold"
             con.execute(f"INSERT INTO proposal_rows SELECT ?, ?, {columns} FROM new_rows", key)
-            detail: dict[str, JSON] = {"proposal": proposal.hash, "size": proposal.size}
             return _record(con, proposal.cycle, "proposed", "tamis", detail, proposal.hash)
 
     def add_review(
@@ -250,16 +257,19 @@ def _check_opening(con: duckdb.DuckDBPyConnection, cycle: int, dataset_sha256: s
         )
 
 
-def _is_recorded(con: duckdb.DuckDBPyConnection, proposal: Proposal) -> bool:
-    newest = newest_proposal(con, proposal.cycle)
-    query = "SELECT count(*) FROM proposals WHERE cycle = ? AND hash = ?"
-    [(count,)] = con.execute(query, [proposal.cycle, proposal.hash]).fetchall()
-    if newest is not None and count and newest.hash != proposal.hash:
+def _times_proposed(con: duckdb.DuckDBPyConnection, proposal: Proposal) -> int:
+    query = "SELECT count(*) FROM events WHERE cycle = ? AND state = 'proposed' AND left(key, 64) = ?"
+    [(times,)] = con.execute(query, [proposal.cycle, proposal.hash]).fetchall()
+    return int(times)
+
+
+def _check_undecided(con: duckdb.DuckDBPyConnection, proposal: Proposal) -> None:
+    review = review_of(con, proposal.cycle, proposal.hash)
+    if review is not None:
         raise CycleConflict(
-            f"proposal {proposal.hash[:12]} was superseded in cycle {proposal.cycle} by {_short(newest)}; "
-            "reject that one and propose again in the next cycle"
+            f"proposal {proposal.hash[:12]} of cycle {proposal.cycle} was decided already: {review.decision} by "
+            f"{review.actor}, and superseded since; decide on the newest one and propose again in the next cycle"
         )
-    return bool(count)
 
 
 def _open_proposal(con: duckdb.DuckDBPyConnection, given: str) -> ProposalRecord:

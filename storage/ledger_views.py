@@ -17,6 +17,7 @@ from storage.connection import open_ledger
 from storage.errors import CycleConflict, LedgerMissing, UnknownPoint
 from storage.points import PointId, id_from_text, id_text
 from storage.records import (
+    DATA_MOVED,
     FINAL,
     ActionRecord,
     CycleRecord,
@@ -30,7 +31,10 @@ from storage.records import (
 
 T = TypeVar("T")
 
-PROPOSALS = "SELECT * EXCLUDE (seq) FROM proposals"
+NEWEST = """
+SELECT p.* EXCLUDE (seq) FROM proposals p JOIN events e ON e.cycle = p.cycle AND left(e.key, 64) = p.hash
+WHERE p.cycle = ? AND e.state = 'proposed' ORDER BY e.seq DESC LIMIT 1
+"""
 REVIEWS = "SELECT cycle, hash AS proposal, decision, actor, how, reason, event_at FROM reviews"
 NOW = 2**31 - 1
 
@@ -59,8 +63,8 @@ def is_finished(con: duckdb.DuckDBPyConnection, cycle: int) -> bool:
 
 
 def newest_proposal(con: duckdb.DuckDBPyConnection, cycle: int) -> ProposalRecord | None:
-    """The proposal of a cycle that a review may still be of; earlier ones are superseded."""
-    found = records(con, ProposalRecord, f"{PROPOSALS} WHERE cycle = ? ORDER BY seq DESC LIMIT 1", [cycle])
+    """The proposal of a cycle that a review may still be of: the one that was proposed, or proposed again, last."""
+    found = records(con, ProposalRecord, NEWEST, [cycle])
     return found[0] if found else None
 
 
@@ -167,14 +171,18 @@ class LedgerViews:
             return {id_from_text(text, last.id_kind): content for text, content in found}
 
     def cooldown(self, cycle: int, cycles: int) -> frozenset[PointId]:
-        """The points not to be proposed in `cycle`: restored, rejected or rolled back in the `cycles` before it."""
+        """The points not to be proposed in `cycle`: restored, rejected or rolled back in the `cycles` before it.
+
+        A roll-back by `DATA_MOVED` judged no point, so it starts no cooldown.
+        """
         query = """
-            SELECT point_id FROM actions WHERE action = 'restore' AND cycle BETWEEN $first AND $last
+            SELECT point_id FROM actions
+            WHERE action = 'restore' AND actor <> $data_moved AND cycle BETWEEN $first AND $last
             UNION
             SELECT point_id FROM proposal_rows JOIN reviews USING (cycle, hash)
             WHERE decision = 'reject' AND cycle BETWEEN $first AND $last"""
         with self._open() as con:
-            return self._ids(con, query, {"first": cycle - cycles, "last": cycle - 1})
+            return self._ids(con, query, {"first": cycle - cycles, "last": cycle - 1, "data_moved": DATA_MOVED})
 
     @staticmethod
     def _ids(con: duckdb.DuckDBPyConnection, query: str, parameters: Any) -> frozenset[PointId]:

@@ -25,6 +25,8 @@ State: TypeAlias = Literal[
 ]
 Decision: TypeAlias = Literal["approve", "reject"]
 FINAL: tuple[State, ...] = ("promoted", "rolled_back", "nothing_to_do")
+DATA_MOVED = "rule:data-moved"
+"""The actor of a roll-back that says nothing of its points: the train set changed while the cycle was open."""
 
 
 @dataclass(frozen=True)

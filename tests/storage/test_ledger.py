@@ -19,6 +19,7 @@ from storage.errors import (
 from storage.ledger import Ledger
 from storage.points import Manifest
 from storage.proposals import Proposal
+from storage.records import DATA_MOVED, Decision
 
 N = 10
 MANIFEST = Manifest.build(range(N), [f"c{i}" for i in range(N)], [f"i{i}" for i in range(N)])
@@ -150,6 +151,14 @@ def test_cooldown_covers_restored_rejected_and_rolled_back_points_for_so_many_cy
     assert ledger.cooldown(3, 9) == {1, 2, 3}, "decisions of the cycle itself never change its own proposal"
 
 
+def test_a_roll_back_because_the_data_moved_starts_no_cooldown(ledger: Ledger) -> None:
+    removed(ledger, 1, [1, 2])
+    assert ledger.roll_back(1, DATA_MOVED, "the train set changed") == 2
+    removed(ledger, 2, [3])
+    ledger.roll_back(2, "rule:guardrail", "")
+    assert ledger.cooldown(3, 2) == {3}
+
+
 def test_an_approval_carries_the_hash_of_the_open_proposal(ledger: Ledger) -> None:
     opened(ledger, 1)
     with pytest.raises(StaleApproval, match="no proposal is open"):
@@ -166,8 +175,38 @@ def test_an_approval_carries_the_hash_of_the_open_proposal(ledger: Ledger) -> No
     ledger.add_review(second.hash[:12].upper(), "approve", "ada", "cli")
     with pytest.raises(StaleApproval, match="approve by ada"):
         ledger.add_review(second.hash, "reject", "bob", "cli")
-    with pytest.raises(CycleConflict, match="superseded"):
+
+
+def test_a_superseded_proposal_that_is_proposed_again_is_the_open_one(ledger: Ledger) -> None:
+    opened(ledger, 1)
+    first, second = proposal(1, [1]), proposal(1, [2])
+    for made in (first, second, first, second, first):
+        assert ledger.add_proposal(made)
+        assert not ledger.add_proposal(made), "the second time as after a kill"
+        newest = ledger.proposal(1)
+        assert newest is not None
+        assert newest.hash == made.hash
+    assert [event.detail["size"] for event in ledger.events(1) if event.state == "proposed"] == [1] * 5
+    assert len(ledger.why(1).proposals) == 1
+    with pytest.raises(StaleApproval, match=first.hash[:12]):
+        ledger.add_review(second.hash, "approve", "ada", "cli")
+    ledger.add_review(first.hash, "approve", "ada", "cli")
+    assert ledger.apply_removals(1, first.hash, MANIFEST, "e", "d") == 1
+
+
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+def test_a_proposal_that_was_decided_on_and_superseded_stays_closed(ledger: Ledger, decision: Decision) -> None:
+    opened(ledger, 1)
+    first, second = proposal(1, [1]), proposal(1, [2])
+    ledger.add_proposal(first)
+    ledger.add_review(first.hash, decision, "ada", "cli")
+    assert not ledger.add_proposal(first)
+    ledger.add_proposal(second)
+    with pytest.raises(CycleConflict, match=f"{first.hash[:12]}.*{decision} by ada, and superseded"):
         ledger.add_proposal(first)
+    newest = ledger.proposal(1)
+    assert newest is not None
+    assert newest.hash == second.hash
 
 
 def test_only_an_approved_proposal_is_applied(ledger: Ledger) -> None:
