@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flows.config import Config
-from flows.dataset import read_sets
+from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, load_workload, seeded_model
 from influence import blocks
@@ -47,6 +47,14 @@ class _Checker:
 
     def sets(self) -> str:
         sets = read_sets(self.workload)
+        if digest(manifest_of("train", self.workload.points())) != digest(sets.train):
+            raise BadInput(
+                "the train set reads differently the second time: a sample must be the same at every reading"
+            )
+        if len(sets.train) <= self.config.scoring.neighbours:
+            raise BadInput(f"{len(sets.train)} train points: scoring.neighbours = {self.config.scoring.neighbours}")
+        if len(sets.query) < 2:
+            raise BadInput("one query point has no standard error: give at least two")
         known = set(sets.train.ids)
         if unknown := [point for point in self.config.pruning.protected if point not in known]:
             raise BadInput(f"pruning.protected: {unknown[:3]} not in the train set ({sets.train.id_kind} ids)")
@@ -83,14 +91,17 @@ class _Checker:
         chosen = blocks.select(self.model, self.config.scoring.blocks)
         summary = blocks.summarize(self.model, chosen)
         head = blocks.head(self.model)
-        if head.parameters > LARGEST:
+        if self.config.scoring.exact_head and head.parameters > LARGEST:
             raise BadInput(
-                f"the head {head.name} has {head.parameters:,} parameters: its exact Gauss-Newton takes {LARGEST:,}"
+                f"the head {head.name} has {head.parameters:,} parameters, its exact Gauss-Newton takes {LARGEST:,}: "
+                "set scoring.exact_head = false"
             )
         points = self.workload.points()
         batch = Batches(points, collate_of(self.workload)).take(torch.arange(min(SAMPLE, len(points))))
         with FactorSource(self.model, chosen if head in chosen else (*chosen, head)) as source:
-            head_outputs(source, head, source.forward(self.workload.logits, batch))
+            logits = source.forward(self.workload.logits, batch)
+            if self.config.scoring.exact_head:
+                head_outputs(source, head, logits)
         return f"{', '.join(summary.names)}: {summary.parameters:,} parameters, {summary.share:.1%} of the model"
 
 

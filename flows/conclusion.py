@@ -38,9 +38,8 @@ class Concluded:
 
 def apply(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) -> int:
     """Record the approved removals; returns how many points the proposal removes."""
-    return cycle.ledger.apply_removals(
-        cycle.number, proposed.hash, cycle.manifest, str(scored.estimator["estimator"]), trained.digest
-    )
+    estimator = f"harmful: {scored.estimator['estimator']}; mislabeled: {scored.estimator['suspicion']}"
+    return cycle.ledger.apply_removals(cycle.number, proposed.hash, cycle.manifest, estimator, trained.digest)
 
 
 def conclude(cycle: Cycle, proposed: Proposed, retrained: Retrained, verdict: Verdict) -> Concluded:

@@ -80,6 +80,8 @@ class ScoringConfig(_Section):
     """Globs over module names: the Linear modules whose parameters influence is computed on."""
     damping: DampingConfig | None = None
     """Of EK-FAC on the selected blocks; default: the weight decay, absolute."""
+    exact_head: bool = True
+    """Exact Gauss-Newton on the head beside EK-FAC, as a signal; false for a head of more than 4,096 parameters."""
     head_damping: DampingConfig = DampingConfig()
     """Of the exact Gauss-Newton on the head."""
     chunk: Count = 256

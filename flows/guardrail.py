@@ -2,8 +2,8 @@
 
 The statistic is the loss difference per holdout point in nats, averaged over the seeds and bootstrapped over points and
 seeds. The challenger is promoted if the one-sided 95 % upper bound of challenger - baseline is below `tolerance`, that
-of challenger - control below 0, that of (mean challenger - champion) below `tolerance`, and no class is worse than the
-baseline by more than `group_tolerance` beyond doubt. Nothing else promotes.
+of challenger - control below 0, that of (mean challenger - champion) below `tolerance`, and no class or group is worse
+than the baseline by more than `group_tolerance` beyond doubt. Nothing else promotes.
 """
 
 from __future__ import annotations
@@ -78,11 +78,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Losses and hits of one arm on the holdout set: `[S, N]`, and the given label of each point `[N]`."""
+    """Losses and hits of one arm on the holdout set: `[S, N]`, and the label and group of each point: `[N]`."""
 
     loss: Tensor
     correct: Tensor
     label: Tensor
+    group: tuple[str | None, ...] = ()
+
+    def slices(self) -> dict[str, Tensor]:
+        """The points of each class and of each group, by name: `[N]` bool."""
+        found = {f"class {label}": self.label == label for label in self.label.unique().tolist()}
+        for group in sorted({group for group in self.group if group is not None}):
+            found[f"group {group}"] = torch.tensor([other == group for other in self.group])
+        return found
 
 
 def judge(cycle: Cycle, proposed: Proposed, retrained: Retrained) -> Verdict:
@@ -115,7 +123,7 @@ def read_outcome(folders: tuple[Path, ...]) -> Outcome:
         seed, point = (~loss.isfinite()).nonzero()[0].tolist()
         raise BadInput(f"the holdout loss of point {tables[seed]['point_id'][point]} is not finite ({folders[seed]})")
     correct = torch.stack([torch.tensor(table["correct"].to_pylist(), dtype=torch.float64) for table in tables])
-    return Outcome(loss, correct, torch.tensor(tables[0]["label"].to_pylist()))
+    return Outcome(loss, correct, torch.tensor(tables[0]["label"].to_pylist()), tuple(tables[0]["group"].to_pylist()))
 
 
 def compare(
@@ -166,9 +174,9 @@ def _of_challenger(
     if champion is not None:
         against = challenger.loss.mean(0, keepdim=True) - champion.loss  # [1, N]
         bounds.append(("challenger - champion", estimate(against).upper, guardrail.tolerance))
-    for label in baseline.label.unique().tolist():
-        worse = estimate(change[:, baseline.label == label]).lower  # refused only where it is worse beyond doubt
-        bounds.append((f"class {label}, lower bound", worse, guardrail.group_tolerance))
+    for name, points in baseline.slices().items():
+        worse = estimate(change[:, points]).lower  # refused only where it is worse beyond doubt
+        bounds.append((f"{name}, lower bound", worse, guardrail.group_tolerance))
     return [Check(name, bound, limit, bound < limit) for name, bound, limit in bounds]
 
 

@@ -138,14 +138,15 @@ def _watch(launch: Launch, agent: subprocess.Popen[bytes], show: Callable[[Progr
 
 
 def _silent(launch: Launch, started: float) -> tuple[int, str] | None:
-    """The rank to blame once one shows no progress: one that is stopped, or else the one that was heard of first.
+    """The rank to blame once none shows progress: one that is stopped, or else the one that fell silent first.
 
-    Ranks wait for each other, so that one which hangs silences all.
+    Ranks wait for each other, so that one which hangs silences all, and one that waits for a slower one is not at
+    fault.
     """
     beats = {rank: launch.file(rank, "beat") for rank in range(launch.ranks)}
     heard = {rank: beat.stat().st_mtime if beat.exists() else started for rank, beat in beats.items()}
     first = min(heard, key=heard.__getitem__)
-    if time.time() - heard[first] <= launch.heartbeat_seconds:
+    if time.time() - max(heard.values()) <= launch.heartbeat_seconds:
         return None
     stopped = [
         rank for rank, beat in beats.items() if beat.exists() and _is_stopped(json.loads(beat.read_text())["pid"])

@@ -6,6 +6,8 @@ import fcntl
 import hashlib
 import inspect
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -15,11 +17,12 @@ from flows.dataset import read_sets
 from flows.errors import BadInput
 from flows.launch import Progress
 from flows.stages import Cycle, cycle_folder
-from flows.workload import Workload
+from flows.workload import Workload, seeded_model
+from storage import checkpoints
 from storage.errors import StorageError
 from storage.files import JSON, atomic_write_json, sha256_json
 from storage.ledger import Ledger
-from storage.points import Manifest, dataset_sha256
+from storage.points import Manifest, PointId, dataset_sha256
 from storage.tracking import Tracker
 
 PACKAGES = ("tamis", "torch", "deepspeed", "prefect", "mlflow", "duckdb")
@@ -73,8 +76,8 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     ledger = ledger_of(config)
     tracker = Tracker(config.workspace, config.name)
     number, parent = _number(ledger, tracker, sets.train)
-    removed = ledger.removed_as_of(number - 1) if ledger.exists else frozenset()
-    removed &= frozenset(sets.train.ids)
+    removed = _still_removed(ledger, number - 1, sets.train)
+    _check_champion(tracker, config, workload)
     digest = dataset_sha256(sets.train, removed)
     versions = {name: version(name) for name in PACKAGES}
     digests = {**sets.digests, "code": _code(workload, versions)}
@@ -85,7 +88,8 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     folder.mkdir(parents=True, exist_ok=True)
     sets.train.write(folder / "manifest.parquet")
     record: dict[str, JSON] = {"cycle": number, "config": settings, "versions": versions, "digests": digests}
-    atomic_write_json(folder / "cycle.json", record | {"dataset_sha256": digest, "mlflow_run": run})
+    record |= {"dataset_sha256": digest, "mlflow_run": run, "git_revision": _revision(config)}
+    atomic_write_json(folder / "cycle.json", record)
     tracker.log_dataset(run, config.name, digest, len(sets.train) - len(removed), config.workload.entry)
     show(Progress("reading the data", 1, 1))
     return Cycle(config, number, sets.train, removed, digest, digests, ledger, tracker, run, show)
@@ -99,21 +103,56 @@ def _number(ledger: Ledger, tracker: Tracker, train: Manifest) -> tuple[int, int
     unfinished = ledger.unfinished_cycle()
     if unfinished is None:
         return last.cycle + 1, last.cycle
-    before = ledger.removed_as_of(unfinished.cycle - 1) & frozenset(train.ids)
+    before = _still_removed(ledger, unfinished.cycle - 1, train)
     if dataset_sha256(train, before) == unfinished.dataset_sha256:
         return unfinished.cycle, unfinished.parent
-    ledger.roll_back(unfinished.cycle, "tamis", "the train set changed while the cycle was open")
+    ledger.roll_back(unfinished.cycle, "rule:data-moved", "the train set changed while the cycle was open")
     if unfinished.mlflow_run_id:
         tracker.finish(unfinished.mlflow_run_id, failed=True)
     return unfinished.cycle + 1, unfinished.cycle
 
 
+def _still_removed(ledger: Ledger, cycle: int, train: Manifest) -> frozenset[PointId]:
+    """Ids removed as of a cycle whose content is what was removed: the same id with new content is a new point."""
+    if not ledger.exists:
+        return frozenset()
+    content = dict(zip(train.ids, train.table["content"].to_pylist()))
+    gone = ledger.removed_contents(cycle)
+    return frozenset(point for point, removed in gone.items() if content.get(point) == removed)
+
+
+def _check_champion(tracker: Tracker, config: Config, workload: Workload) -> None:
+    """A champion of another architecture could not be judged: better said before a cycle is spent."""
+    champion = tracker.champion(config.name)
+    if champion is None:
+        return
+    theirs = {name: value.shape for name, value in checkpoints.read_tensors(champion.source).items()}
+    ours = {name: tuple(value.shape) for name, value in seeded_model(workload, 0).state_dict().items()}
+    if theirs != ours:
+        raise BadInput(
+            f"the champion of data set {config.name!r} (version {champion.version}) is of another model than the "
+            "workload's: give `dataset` a new name, which starts without a champion, or go back to that model"
+        )
+
+
 def _code(workload: Workload, versions: dict[str, str]) -> str:
+    """A digest of the modules that the workload's class is made of, and of the versions."""
+    modules = [sys.modules[base.__module__] for base in type(workload).__mro__ if base is not object]
     try:
-        source = inspect.getsource(inspect.getmodule(type(workload)) or type(workload))
+        sources = [inspect.getsource(module) for module in modules]
     except (OSError, TypeError) as error:
         raise StorageError(f"workload {type(workload).__name__}: its source cannot be read ({error})") from error
-    return sha256_json([hashlib.sha256(source.encode()).hexdigest(), versions])
+    return sha256_json([[hashlib.sha256(source.encode()).hexdigest() for source in sources], versions])
+
+
+def _revision(config: Config) -> str | None:
+    """The git revision of the folder of the TOML, if it is in a repository."""
+    command = ["git", "-C", str(config.file.parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
 
 
 def _parameters(config: Config) -> dict[str, str | int | float | bool]:

@@ -153,6 +153,7 @@ def _report(
         proposal=summary.proposal,
         state=summary.state,
         decision=summary.decision,
+        proposed=summary.proposed,
         summary=_facts(summary, done),
         arms=arms,
         checks=[Check(check.name, check.bound, check.limit, check.passed) for check in summary.checks],

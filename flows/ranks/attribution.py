@@ -41,12 +41,12 @@ class ChunkPairs:
 
     Attributes:
         blocks: EK-FAC on the selected blocks.
-        head: Exact Gauss-Newton on the head.
+        head: Exact Gauss-Newton on the head, if it is wanted.
         logits: Of the last checkpoint `[b, C]`.
     """
 
     blocks: PairScores
-    head: PairScores
+    head: PairScores | None
     logits: Tensor
 
 
@@ -60,7 +60,8 @@ class Attribution:
         both = self.blocks if self.head in self.blocks else (*self.blocks, self.head)
         self.source = FactorSource(model, both)
         self.ekfac = EKFAC(self.blocks, share)
-        self.exact = HeadGaussNewton(self.head)
+        self.exact = HeadGaussNewton(self.head) if config.exact_head else None
+        self._head_scorer: Scorer | None = None
         self._workload, self._plan, self._points, self._share = workload, plan, points, share
         self._grid = ChunkGrid(len(points), config.chunk)
 
@@ -72,30 +73,32 @@ class Attribution:
                 rank.progress(phase, turn * len(mine) + done, self.ekfac.passes * len(mine))
                 self._accumulate(self._grid.rows(chunk), first=turn == 0)
             self.ekfac.reduce(rank.sum)
-        self.exact.reduce(rank.sum)
         self.ekfac.finish(self._damping(self._plan.config.scoring.damping))
-        self.exact.finish(self._damping(self._plan.config.scoring.head_damping))
+        if self.exact is not None:
+            self.exact.reduce(rank.sum)
+            self.exact.finish(self._damping(self._plan.config.scoring.head_damping))
 
     def _accumulate(self, places: range, *, first: bool) -> None:
         weights = self._points.in_train[torch.as_tensor(places)]
         with self._points.named(places):
             logits = self.source.forward(self._workload.logits, self._points.take(places))
-            outputs = head_outputs(self.source, self.head, logits)
+            if first and self.exact is not None:
+                self.exact.accumulate(head_outputs(self.source, self.head, logits), weights)
             factors = label_factors(self.source, logits)
-        if first:
-            self.exact.accumulate(outputs, weights)
         self.ekfac.accumulate({block.name: factors[block.name] for block in self.blocks}, weights)
 
     def prepare(self, queries: Points) -> None:
         """Precondition the loss gradients of every query."""
         points = int(self._points.in_train.sum())
         self._scorer = Scorer(self.ekfac, points=points, queries=len(queries))
-        self._head_scorer = Scorer(self.exact, points=points, queries=len(queries))
+        if self.exact is not None:
+            self._head_scorer = Scorer(self.exact, points=points, queries=len(queries))
         for places in torch.arange(len(queries)).split(QUERY_BATCH):
             with queries.named(places):
                 factors = self.source.pull(self.source.forward(self._workload.loss, queries.take(places)))
             self._scorer.add_queries({block.name: factors[block.name] for block in self.blocks})
-            self._head_scorer.add_queries({self.head.name: factors[self.head.name]})
+            if self._head_scorer is not None:
+                self._head_scorer.add_queries({self.head.name: factors[self.head.name]})
 
     def score(self, points: Points, places: range | Tensor) -> ChunkPairs:
         """Score the points at these places, of the train set or of the queries themselves."""
@@ -104,17 +107,20 @@ class Attribution:
             factors = self.source.pull(self.source.forward(self._workload.loss, batch))
         with torch.no_grad():
             logits = self._workload.logits(self.source.model, batch)
+        exact = self._head_scorer
         return ChunkPairs(
             self._scorer.score({block.name: factors[block.name] for block in self.blocks}),
-            self._head_scorer.score({self.head.name: factors[self.head.name]}),
+            None if exact is None else exact.score({self.head.name: factors[self.head.name]}),
             logits,
         )
 
     def describe(self) -> dict[str, JSON]:
         """Diagnostics of both curvatures, the resolved damping among them."""
+        both = {"ekfac": self.ekfac, "head": self.exact}
         return {
-            "ekfac": {name: asdict(found) for name, found in self.ekfac.diagnostics().items()},
-            "head": {name: asdict(found) for name, found in self.exact.diagnostics().items()},
+            kind: {name: asdict(found) for name, found in curvature.diagnostics().items()}
+            for kind, curvature in both.items()
+            if curvature is not None
         }
 
     def _damping(self, config: DampingConfig | None) -> Damping:
@@ -131,5 +137,6 @@ def score_trajectory(attributions: Sequence[Attribution], points: Points, places
     total = attributions[0].score(points, places)
     for attribution in attributions[1:]:
         one = attribution.score(points, places)
-        total = ChunkPairs(total.blocks + one.blocks, total.head + one.head, one.logits)
+        head = None if total.head is None or one.head is None else total.head + one.head
+        total = ChunkPairs(total.blocks + one.blocks, head, one.logits)
     return total

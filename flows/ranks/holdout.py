@@ -32,7 +32,7 @@ class Holdout:
         self._batches = Batches(points, collate_of(workload))
 
     def judge(self, model: nn.Module, path: Path) -> None:
-        """Write `point_id, label, loss, correct` for every holdout point; every rank must call this together."""
+        """Write `point_id, label, group, loss, correct` for every holdout point; every rank must call this together."""
         training = model.training
         model.eval()
         outcome = torch.zeros(2, len(self._rows), dtype=torch.float64)
@@ -47,6 +47,7 @@ class Holdout:
                 {
                     "point_id": self._manifest.table["point_id"],
                     "label": self._manifest.table["label"],
+                    "group": self._manifest.table["group"],
                     "loss": outcome[0].numpy(),
                     "correct": outcome[1].bool().numpy(),
                 }

@@ -89,7 +89,7 @@ class Scoring:
             labels = self._points.labels[torch.as_tensor(places)]
             chunks[chunk] = ChunkColumns(
                 scores=summarize_chunk(pairs.blocks, self._queries.labels, classes),
-                head=summarize_chunk(pairs.head, self._queries.labels, classes),
+                head=None if pairs.head is None else summarize_chunk(pairs.head, self._queries.labels, classes),
                 cheap=cheap_signals(pairs.logits, labels),
             )
             self._rank.progress("scoring", done, len(mine))
@@ -128,7 +128,11 @@ class Scoring:
             damping={name: found.damping for name, found in last.ekfac.diagnostics().items()},
             checkpoint_digest=plan.checkpoint_digest,
             inputs_digest=plan.inputs_digest,
-            extra={"noise_rate": found.suspicion.noise_rate, "diagnostics": last.describe()},
+            extra={
+                "suspicion": "two-round stack",
+                "noise_rate": found.suspicion.noise_rate,
+                "diagnostics": last.describe(),
+            },
         )
 
 

@@ -1,4 +1,4 @@
-"""A chunk's scores as a row group of the score store: the columns that DESIGN.md names, in its order."""
+"""A chunk's scores as a row group of the score store: one row per point, in manifest order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ChunkColumns:
     """What one chunk's points have of their own."""
 
     scores: ChunkScores
-    head: ChunkScores
+    head: ChunkScores | None
     cheap: CheapSignals
 
 
@@ -55,8 +55,9 @@ def shard_table(
     columns["self_influence"] = _numbers(scores.self_influence)
     columns["memorization"] = pa.array(memorization_labels(scores.influence, scores.influence_se))
     columns["signal_el2n"] = _numbers(cheap.el2n)
-    columns["signal_influence_head"] = _numbers(chunk.head.influence)
-    columns["signal_self_influence_head"] = _numbers(chunk.head.self_influence)
+    if chunk.head is not None:
+        columns["signal_influence_head"] = _numbers(chunk.head.influence)
+        columns["signal_self_influence_head"] = _numbers(chunk.head.self_influence)
     for name, values in whole.items():
         part = values[at]
         columns[name] = _numbers(part) if part.is_floating_point() else pa.array(part.numpy(), pa.int32())
