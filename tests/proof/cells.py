@@ -27,6 +27,7 @@ from influence.validation import average_precision
 from storage import score_store
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "digits" / "tamis.toml"
+POLICIES = ("harmful", "mislabeled")
 SIGNALS = {
     "loss": "loss",
     "EL2N": "signal_el2n",
@@ -121,16 +122,17 @@ def write_toml(setting: Setting, seed: int, folder: Path) -> Path:
 
 
 def _arms(summary: dict[str, Any]) -> dict[str, Removal]:
-    known = summary["known_errors"]
-    rates = {"challenger": (known["precision"], known["recall"]), "control": (None, None), "baseline": (None, None)}
+    """The arms of the cycle; where nothing was proposed, challenger and control are the baseline."""
+    known, arms = summary["known_errors"], summary["arms"]
+    rates = {"challenger": (known["precision"], known["recall"])}
     return {
         arm: Removal(
             0 if arm == "baseline" else summary["proposed"],
-            *rates[arm],
-            outcome["accuracy"]["mean"],
-            outcome["loss"]["mean"],
+            *rates.get(arm, (None, None)),
+            arms.get(arm, arms["baseline"])["accuracy"]["mean"],
+            arms.get(arm, arms["baseline"])["loss"]["mean"],
         )
-        for arm, outcome in summary["arms"].items()
+        for arm in ("baseline", "challenger", "control")
     }
 
 
@@ -153,20 +155,25 @@ class Comparison:
         ranked: dict[str, float] = {}
         if bool(self._wrong.any()):
             ranked = {name: average_precision(self._column(column), self._wrong) for name, column in SIGNALS.items()}
-        for policy in ("harmful", "mislabeled"):
+        for policy in POLICIES:
             found[f"{policy} alone"] = self._column(f"{policy}_q") <= self._config.pruning.q
-        found["shuffled"] = self._shuffled(size)
+        found["influence shuffled"] = self._shuffled("harmful", size)
+        found["suspicion shuffled"] = self._shuffled("mislabeled", size)
         found["truth"] = self._wrong
         return {name: self._removal(gone, ranked.get(name)) for name, gone in found.items()}
 
     def _column(self, name: str) -> Tensor:
         return torch.from_numpy(self._scores[name].to_numpy().copy()).double()
 
-    def _shuffled(self, size: int) -> Tensor:
-        """What both policies propose when every point carries another point's signals."""
+    def _shuffled(self, policy: str, size: int) -> Tensor:
+        """What both policies propose when, for one of them, every point carries another point's signal.
+
+        Both rules treat points alike, so that q-values of shuffled signals are the shuffled q-values.
+        """
         other = torch.randperm(len(self._points), generator=torch.Generator().manual_seed(self._config.training.seed))
-        q = torch.minimum(self._column("harmful_q"), self._column("mislabeled_q"))[other]
-        gone = q <= self._config.pruning.q
+        q = {name: self._column(f"{name}_q") for name in POLICIES}
+        q[policy] = q[policy][other]
+        gone = torch.minimum(*q.values()) <= self._config.pruning.q
         return gone & (gone.cumsum(0) <= size)
 
     def _top(self, column: str, size: int) -> Tensor:

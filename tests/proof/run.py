@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 ORDER = (
     "baseline", "challenger", "control", "harmful alone", "mislabeled alone",
-    "shuffled", "loss", "EL2N", "out-of-fold loss", "kNN", "truth",
+    "influence shuffled", "suspicion shuffled", "loss", "EL2N", "out-of-fold loss", "kNN", "truth",
 )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def _setting(cells: Sequence[Cell], setting: Setting) -> list[str]:
 
 LABELS = {
     "baseline": "nothing (baseline)", "challenger": "**the proposal (challenger)**", "control": "random (control)",
-    "shuffled": "both policies, signals shuffled", "truth": "the truth (oracle)",
+    "influence shuffled": "both policies, influence shuffled", "suspicion shuffled": "both policies, suspicion shuffled", "truth": "the truth (oracle)",
 }  # fmt: skip
 
 
