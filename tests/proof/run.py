@@ -83,9 +83,13 @@ def _setting(cells: Sequence[Cell], setting: Setting) -> list[str]:
 
 
 LABELS = {
-    "baseline": "nothing (baseline)", "challenger": "**the proposal (challenger)**", "control": "random (control)",
-    "influence shuffled": "both policies, influence shuffled", "suspicion shuffled": "both policies, suspicion shuffled", "truth": "the truth (oracle)",
-}  # fmt: skip
+    "baseline": "nothing (baseline)",
+    "challenger": "**the proposal (challenger)**",
+    "control": "random (control)",
+    "influence shuffled": "both policies, influence shuffled",
+    "suspicion shuffled": "both policies, suspicion shuffled",
+    "truth": "the truth (oracle)",
+}
 
 
 def _row(found: Sequence[Removal]) -> str:
