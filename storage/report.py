@@ -76,6 +76,7 @@ class ReportData:
         proposal: The full hash.
         state: Where the cycle stands.
         decision: One sentence: what was decided and why.
+        proposed: Number of points that the proposal would remove; `points` may be the first of them.
         summary: Facts in order: points scored, proposed, the estimator, the damping …
         arms: Results on the holdout set; empty before they are known.
         checks: The conditions of promotion; empty before they are known.
@@ -90,6 +91,7 @@ class ReportData:
     proposal: str
     state: str
     decision: str
+    proposed: int
     summary: Mapping[str, str]
     arms: Sequence[Arm] = ()
     checks: Sequence[Check] = ()

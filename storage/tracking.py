@@ -43,6 +43,7 @@ CHAMPION = "champion"
 MOST_METRICS = 15
 MOST_ROWS = 1000
 REVIEW = re.compile(r"(approve|reject):([0-9a-f]{12,64})")
+NAME = re.compile(r"\w[\w .-]*")
 
 Value: TypeAlias = str | int | float | bool
 P = ParamSpec("P")
@@ -67,6 +68,19 @@ class ReviewRequest:
     decision: Literal["approve", "reject"]
     proposal_prefix: str
     text: str
+
+
+def check_name(name: str) -> None:
+    """Check that MLflow can name an experiment and a registered model so.
+
+    Raises:
+        StorageError: the name is empty or has other characters than letters, digits, space and . _ -
+    """
+    if not NAME.fullmatch(name):
+        raise StorageError(
+            f"the data set is named {name!r}; a name has letters, digits, spaces, '.', '_' and '-' and begins with a "
+            "letter, a digit or '_', e.g. my-data"
+        )
 
 
 def _named(method: Callable[P, R]) -> Callable[P, R]:
@@ -97,10 +111,11 @@ class Tracker:
 
     Args:
         workspace: The folder that holds mlflow.db and mlartifacts.
-        experiment: Name of the data set.
+        experiment: Name of the data set (`check_name`).
     """
 
     def __init__(self, workspace: Path, experiment: str) -> None:
+        check_name(experiment)
         self.workspace = workspace.resolve()
         if set("%?") & set(str(self.workspace)):
             raise StorageError(
@@ -167,6 +182,8 @@ class Tracker:
     def log_metrics(self, run: str, metrics: Mapping[str, float]) -> None:
         """Write metrics; more than a few push everything else off the page of a run.
 
+        A metric that is written again with another value shows the newer one; with the same value nothing is added.
+
         Raises:
             StorageError: the run would have more than 15.
         """
@@ -176,8 +193,14 @@ class Tracker:
             raise StorageError(
                 f"{len(names)} metrics for one run; at most {MOST_METRICS}: put the others in the report"
             )
-        start = int(found.info.start_time)  # not the clock: a repeated call then writes the same point, not a second
-        self._client.log_batch(run, metrics=[Metric(key, float(value), start, 0) for key, value in metrics.items()])
+        changed = {name: float(value) for name, value in metrics.items() if found.data.metrics.get(name) != value}
+        # by step, not by the clock: MLflow shows the highest (step, time, value), and two writes may share a time
+        step = {name: self._next_step(run, name) if name in found.data.metrics else 0 for name in changed}
+        start = int(found.info.start_time)
+        self._client.log_batch(run, metrics=[Metric(name, value, start, step[name]) for name, value in changed.items()])
+
+    def _next_step(self, run: str, metric: str) -> int:
+        return 1 + max(int(point.step) for point in self._client.get_metric_history(run, metric))
 
     def log_dataset(self, run: str, name: str, sha256: str, points: int, source: str) -> None:
         """Show the data set as the input of a run; the digest on the page is a label, the tag is the full hash."""
@@ -273,9 +296,10 @@ class Tracker:
         for found in self._client.search_model_versions(f"name = '{model}' and run_id = '{run}'"):
             if found.tags.get("tamis.checkpoint") == checkpoint.digest:
                 return _version(found)
+        folder = f"model/{checkpoint.digest[:12]}"  # its own: a version in service is never overwritten
         for path in (checkpoint.tensors, checkpoint.path / "MANIFEST.json"):
-            self._client.log_artifact(run, str(path), "model")
-        source = f"{self._client.get_run(run).info.artifact_uri}/model"
+            self._client.log_artifact(run, str(path), folder)
+        source = f"{self._client.get_run(run).info.artifact_uri}/{folder}"
         return _version(
             self._client.create_model_version(model, source, run, tags={"tamis.checkpoint": checkpoint.digest})
         )

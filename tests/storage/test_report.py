@@ -1,5 +1,6 @@
 """The report stands alone, says what was asked, and shows data as text."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -39,6 +40,7 @@ def data(text: str = "a sample") -> ReportData:
         proposal="b" * 64,
         state="awaiting_review",
         decision=text,
+        proposed=1,
         summary={text: text},
         arms=[Arm(text, 85, 50, 3, ARM.loss, None), ARM],
         checks=[Check(text, -0.01, 0.0, True), Check("control", 0.3, 0.0, False)],
@@ -70,10 +72,16 @@ def test_the_report_says_how_to_approve_what_was_decided_and_in_which_unit() -> 
     for said in ("tamis approve bbbbbbbbbbbb --by NAME", "positive = helpful", "in nats", "0.93", "[0.91, 0.94]"):
         assert said in text
     assert "does not hold" in text
+    assert "upper bound" not in text, "a bound of a check may be a lower one"
+
+
+def test_the_heading_counts_every_proposed_point_and_says_when_it_shows_fewer() -> None:
+    assert "Proposed for removal: 1 points<" in render(data())
+    assert "Proposed for removal: 700 points, showing the first 1<" in render(replace(data(), proposed=700))
 
 
 def test_an_empty_proposal_has_a_report_too() -> None:
-    html = render(ReportData(1, "digits", "d" * 64, "b" * 64, "nothing_to_do", "No point was harmful.", {}))
+    html = render(ReportData(1, "digits", "d" * 64, "b" * 64, "nothing_to_do", "No point was harmful.", 0, {}))
     assert "Doing nothing is an answer" in html
     assert "<script>" not in html
 

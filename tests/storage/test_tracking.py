@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from storage import checkpoints, score_store
 from storage.errors import StaleApproval, StorageError
-from storage.tracking import ReviewRequest, Tracker
+from storage.tracking import ReviewRequest, Tracker, check_name
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,38 @@ def test_the_champion_is_a_registered_version_that_reads_without_pickle(tracker:
     assert tracker.champion("digits") == two
     np.testing.assert_array_equal(checkpoints.read_tensors(two.source)["w"], np.full(3, 2.0))
     assert checkpoints.verify(one.source).digest == first.digest
+
+
+def test_two_checkpoints_of_one_cycle_are_two_versions_that_both_stay(tracker: Tracker, tmp_path: Path) -> None:
+    run = tracker.cycle_run(17, "a", {})
+    saved = [checkpoint(tmp_path / name, value) for name, value in (("1", 1.0), ("2", 2.0))]
+    versions = [tracker.register(run, each, "twice") for each in saved]
+    for each, version in zip(saved, versions, strict=True):
+        assert checkpoints.verify(version.source).digest == each.digest == version.digest
+
+
+def test_the_newest_value_of_a_metric_is_shown_whether_it_rose_or_fell(tracker: Tracker, client: MlflowClient) -> None:
+    run = tracker.cycle_run(18, "a", {})
+    for value in (50.0, 30.0, 30.0, 40.0, 20.0):
+        tracker.log_metrics(run, {"proposed": value, "points": 60.0})
+        assert client.get_run(run).data.metrics == {"proposed": value, "points": 60.0}
+    assert [point.value for point in client.get_metric_history(run, "proposed")] == [50.0, 30.0, 40.0, 20.0]
+    assert len(client.get_metric_history(run, "points")) == 1
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "it's", "", " ", "-a", ".", "a\n", 'a"b', "a`b", "100%"])
+def test_a_name_that_cannot_name_a_model_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StorageError, match="letters, digits, spaces"):
+        Tracker(tmp_path / "ws", name)
+    assert not (tmp_path / "ws").exists()
+
+
+def test_every_allowed_name_names_a_model(tracker: Tracker, tmp_path: Path) -> None:
+    saved, run = checkpoint(tmp_path, 1.0), tracker.cycle_run(19, "a", {})
+    for name in ("Digits", "my data-2.1_b", "_x", "Ünïcode", "7"):
+        check_name(name)
+        tracker.set_champion(tracker.register(run, saved, name))
+        assert tracker.champion(name) is not None
 
 
 def test_a_run_keeps_few_metrics_and_few_rows(tracker: Tracker) -> None:
