@@ -11,7 +11,7 @@ exist, but no number is ever NaN or infinite. `scores_sha256` is the hash of the
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -234,45 +234,3 @@ def read(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
     if not tables:
         raise StorageError(f"{folder} holds no score shards; score first")
     return pa.concat_tables(tables).sort_by("point_id")
-
-
-def extend(source: Path, target: Path, columns: pa.Table, extra: Mapping[str, JSON] | None = None) -> None:
-    """Copy finished scores shard by shard with new columns joined by point_id, and seal the copy.
-
-    Args:
-        source: A finished folder.
-        target: The folder to fill; a copy that a killed process left half done is begun again.
-        columns: `point_id` and the new columns, each scored point exactly once.
-        extra: Joined to the `extra` of the metadata.
-
-    Raises:
-        ScoresInvalid: the points of `columns` are not those of `source`, or a column exists already.
-    """
-    scores = load(source)
-    if scores is None:
-        raise StorageError(f"{source} is not finished; finish the scores before they are extended")
-    new = [name for name in columns.column_names if name != "point_id"]
-    clash = sorted(set(new) & set(pq.read_schema(scores.shards[0]).names))
-    require_unique(columns["point_id"], "the new score columns")
-    if clash or columns.num_rows != scores.rows:
-        raise ScoresInvalid(
-            f"new score columns must be new and cover each scored point once: {clash or 'no'} names are taken, "
-            f"{columns.num_rows} rows given for {scores.rows} points"
-        )
-    for path in (target / MANIFEST, *shards(target)):
-        path.unlink(missing_ok=True)
-    metadata = replace(scores.metadata, extra={**scores.metadata.extra, **(extra or {})})
-    for shard in scores.shards:
-        _extend_shard(shard, target / shard.name, columns, new, metadata)
-    finish(target, len(scores.shards))
-
-
-def _extend_shard(shard: Path, target: Path, columns: pa.Table, new: Sequence[str], metadata: ScoreMetadata) -> None:
-    table = pq.read_table(shard)
-    rows = pc.index_in(table["point_id"], value_set=columns["point_id"])
-    _refuse(table, "+".join(new), pc.is_null(rows), "not given")
-    found = columns.take(rows)
-    for name in new:
-        table = table.append_column(name, found[name])
-    check_columns(table)
-    _write(target, table, metadata)

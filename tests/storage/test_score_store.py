@@ -132,38 +132,6 @@ def test_a_changed_byte_or_a_lost_shard_is_detected(tmp_path: Path) -> None:
         score_store.load(tmp_path)
 
 
-def test_extending_joins_new_columns_by_point_and_seals_the_copy(tmp_path: Path) -> None:
-    write(tmp_path / "raw", [5, 1], [2])
-    score_store.finish(tmp_path / "raw", 2)
-    new = pa.table({"point_id": [1, 2, 5], "suspicion": [0.1, 0.2, 0.5]})
-    for _ in range(2):  # the second time as after a kill
-        score_store.extend(tmp_path / "raw", tmp_path / "scores", new, {"folds": 5})
-    got = score_store.read(tmp_path / "scores", ["suspicion", "influence"])
-    assert got.to_pydict() == {"point_id": [1, 2, 5], "suspicion": [0.1, 0.2, 0.5], "influence": [1.0, 2.0, 5.0]}
-    made = score_store.load(tmp_path / "scores")
-    assert made is not None
-    assert made.metadata == replace(METADATA, extra={"folds": 5})
-
-
-@pytest.mark.parametrize(
-    "new",
-    [
-        {"point_id": [1, 2], "suspicion": [0.1, 0.2]},
-        {"point_id": [1, 2, 9], "suspicion": [0.1, 0.2, 0.3]},
-        {"point_id": [1, 2, 5], "loss": [0.1, 0.2, 0.3]},
-        {"point_id": [1, 2, 5], "suspicion": [0.1, math.nan, 0.3]},
-    ],
-)
-def test_new_columns_must_be_new_finite_and_cover_every_point(tmp_path: Path, new: dict[str, list[float]]) -> None:
-    write(tmp_path / "raw", [5, 1], [2])
-    score_store.finish(tmp_path / "raw", 2)
-    with pytest.raises(ScoresInvalid):
-        score_store.extend(tmp_path / "raw", tmp_path / "scores", pa.table(new))
-    assert score_store.load(tmp_path / "scores") is None
-
-
-def test_reading_and_extending_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_reading_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no score shards"):
         score_store.read(tmp_path)
-    with pytest.raises(StorageError, match="not finished"):
-        score_store.extend(tmp_path, tmp_path / "x", pa.table({"point_id": [1]}))
