@@ -13,7 +13,7 @@ complete; everything else is torn and `sweep` removes it. Nothing is ever unpick
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,26 +193,7 @@ def sweep(role_dir: Path) -> tuple[Path, ...]:
     return tuple(torn)
 
 
-def read_tensors(checkpoint: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-    """Read parameters by name; only those are read from disk.
-
-    Args:
-        checkpoint: A committed checkpoint folder.
-        names: Parameter names; all when None.
-
-    Raises:
-        StorageError: a name is not in the checkpoint.
-    """
+def read_tensors(checkpoint: Path) -> dict[str, NDArray[Any]]:
+    """The parameters of a committed checkpoint, by name in order."""
     with safe_open(checkpoint / TENSORS, framework="numpy") as file:
-        present = set(file.keys())
-        wanted = sorted(present) if names is None else list(names)
-        missing = sorted(set(wanted) - present)
-        if missing:
-            raise StorageError(f"{checkpoint} has no tensor {', '.join(missing)}; it has {', '.join(sorted(present))}")
-        return {name: file.get_tensor(name) for name in wanted}
-
-
-def tensor_names(checkpoint: Path) -> tuple[str, ...]:
-    """The parameter names in a committed checkpoint."""
-    with safe_open(checkpoint / TENSORS, framework="numpy") as file:
-        return tuple(sorted(file.keys()))
+        return {name: file.get_tensor(name) for name in sorted(file.keys())}

@@ -21,6 +21,7 @@ from storage.records import FINAL, CycleRecord, Decision, ProposalRecord, Review
 
 __all__ = ["FINAL", "Ledger", "State"]
 
+ACTOR = "tamis"  # of every step that nobody decides
 PREFIX = re.compile(r"[0-9a-f]{12,64}")
 REVIEWED: dict[Decision, State] = {"approve": "approved", "reject": "rejected"}
 
@@ -61,7 +62,6 @@ class Ledger(LedgerViews):
         id_kind: IdKind,
         parent: int | None = None,
         mlflow_run_id: str | None = None,
-        actor: str = "tamis",
     ) -> CycleRecord:
         """Open the next cycle, or return it if it is open on the same data; creates the ledger.
 
@@ -73,7 +73,6 @@ class Ledger(LedgerViews):
             id_kind: Type of the point ids; the same in every cycle.
             parent: The cycle whose champion it starts from.
             mlflow_run_id: Its MLflow run.
-            actor: Who opens it.
 
         Raises:
             CycleConflict: wrong number, an unfinished cycle before it, other data or another type of ids.
@@ -82,18 +81,15 @@ class Ledger(LedgerViews):
         with self._open(create=True) as con:
             _check_opening(con, cycle, dataset_sha256, id_kind)
             con.execute(f"INSERT INTO cycles VALUES ({_marks(8)}) ON CONFLICT DO NOTHING", [*row, utc_now()])
-            _record(con, cycle, "opened", actor, {"dataset_sha256": dataset_sha256}, "")
+            _record(con, cycle, "opened", ACTOR, {"dataset_sha256": dataset_sha256}, "")
             return records(con, CycleRecord, "FROM cycles WHERE cycle = ?", [cycle])[0]
 
-    def record_event(
-        self, cycle: int, state: State, actor: str = "tamis", detail: Mapping[str, JSON] | None = None, key: str = ""
-    ) -> bool:
+    def record_event(self, cycle: int, state: State, detail: Mapping[str, JSON] | None = None, key: str = "") -> bool:
         """Record that a cycle reached a state.
 
         Args:
             cycle: An opened cycle.
             state: The state reached.
-            actor: Who or what did it.
             detail: Anything that explains it.
             key: Tells apart several events of one state, e.g. the arms retrained.
 
@@ -101,7 +97,7 @@ class Ledger(LedgerViews):
             False if this (cycle, state, key) was recorded before; the record then stays as it was.
         """
         with self._open() as con:
-            return _record(con, cycle, state, actor, detail or {}, key)
+            return _record(con, cycle, state, ACTOR, detail or {}, key)
 
     def add_proposal(self, proposal: Proposal) -> bool:
         """Record a proposal with its rows; it supersedes earlier ones of its cycle and needs a review of its own.
@@ -122,7 +118,7 @@ class Ledger(LedgerViews):
             times = _times_proposed(con, proposal)
             if times:
                 _check_undecided(con, proposal)
-                return _record(con, proposal.cycle, "proposed", "tamis", detail, f"{proposal.hash}/{times + 1}")
+                return _record(con, proposal.cycle, "proposed", ACTOR, detail, f"{proposal.hash}/{times + 1}")
             key, policy = [proposal.cycle, proposal.hash], canonical_json(proposal.policy)
             columns = "cycle, hash, dataset_sha256, scores_sha256, policy_json, size, proposed_at"
             row = [*key, proposal.dataset_sha256, proposal.scores_sha256, policy, proposal.size, utc_now()]
@@ -130,7 +126,7 @@ class Ledger(LedgerViews):
             con.register("new_rows", proposal.rows.select(["point_id", "action", "reason", "score", "threshold"]))
             columns = "CAST(point_id AS VARCHAR), action, reason, score, threshold"
             con.execute(f"INSERT INTO proposal_rows SELECT ?, ?, {columns} FROM new_rows", key)
-            return _record(con, proposal.cycle, "proposed", "tamis", detail, proposal.hash)
+            return _record(con, proposal.cycle, "proposed", ACTOR, detail, proposal.hash)
 
     def add_review(
         self, hash_or_prefix: str, decision: Decision, actor: str, how: str, reason: str = ""

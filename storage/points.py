@@ -151,22 +151,6 @@ class Manifest:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    @cached_property
-    def _position(self) -> dict[PointId, int]:
-        return {point: row for row, point in enumerate(self.ids)}
-
-    def positions(self, ids: Iterable[PointId]) -> list[int]:
-        """The rows at which `ids` stand.
-
-        Raises:
-            UnknownPoint: an id is not in the data set.
-        """
-        wanted = list(ids)
-        missing = [point for point in wanted if point not in self._position]
-        if missing:
-            raise UnknownPoint(f"{len(missing)} points are not in the data set: {_some(missing)}")
-        return [self._position[point] for point in wanted]
-
     def without(self, removed: Collection[PointId]) -> "Manifest":
         """The current view: this manifest minus `removed`; ids that are not in it are ignored."""
         if not removed:

@@ -238,20 +238,17 @@ def _limits(budgets: Budgets, points: int, in_train: int) -> dict[str, int]:
     }
 
 
-def top(
-    folder: Path, column: str, limit: int, descending: bool = True, columns: Sequence[str] | None = None
-) -> pa.Table:
-    """The in-train points with the largest (or smallest) value of a column, ties by point_id, nulls left out.
+def top(folder: Path, column: str, limit: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The in-train points with the largest value of a column, ties by point_id, nulls left out.
 
     Args:
         folder: Score shards.
         column: The column that orders.
         limit: Most rows to return.
-        descending: Largest first.
         columns: Columns to return beside point_id; all when None.
     """
     with open_scores(folder, {column, *(columns or ())}) as scores:
-        order = f"{quote(column)} {'DESC' if descending else 'ASC'}, point_id"
+        order = f"{quote(column)} DESC, point_id"
         query = f"SELECT {scores.select_list(columns)} FROM scores WHERE in_train AND {quote(column)} IS NOT NULL"
         return scores.connection.sql(f"{query} ORDER BY {order} LIMIT ?", params=[limit]).to_arrow_table()
 

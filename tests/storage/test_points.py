@@ -92,9 +92,3 @@ def test_ids_survive_the_ledger_as_text() -> None:
     assert id_from_text(id_text("007"), "string") == "007"
     with pytest.raises(UnknownPoint, match="integers"):
         id_from_text("seven", "int")
-
-
-def test_positions_name_what_is_not_there() -> None:
-    assert manifest([5, 6, 7]).positions([7, 5]) == [2, 0]
-    with pytest.raises(UnknownPoint, match="9"):
-        manifest([5]).positions([9])

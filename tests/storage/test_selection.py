@@ -244,5 +244,5 @@ def test_top_and_rows_of_are_ordered_and_leave_out_removed_points_and_nulls(tmp_
         "point_id": [1, 3],
         "influence": [2.0, 1.0],
     }
-    assert top(tmp_path, "influence", 2, descending=False)["point_id"].to_pylist() == [3, 1]
+    assert top(tmp_path, "influence", 2)["point_id"].to_pylist() == [2, 1]
     assert rows_of(tmp_path, [4, 1, 77], ["influence"]).to_pydict() == {"point_id": [1, 4], "influence": [2.0, 0.0]}
