@@ -108,7 +108,7 @@ def measure(setting: Setting, seed: int, folder: Path) -> Cell:
 
 
 def write_toml(setting: Setting, seed: int, folder: Path) -> Path:
-    """The shipped TOML with another workload option and seed, and without Prefect: nothing else differs."""
+    """The shipped TOML with other workload options and seed, without Prefect, on one rank: nothing else differs."""
     shipped = tomllib.loads(SHIPPED.read_text())
     assert set(shipped) == {"workspace", "workload", "review"}, "the proof must carry over every shipped key"
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def write_toml(setting: Setting, seed: int, folder: Path) -> Path:
     toml.write_text(
         f'workspace = "workspace"\norchestrator = "none"\n[workload]\nclass = "digits"\n'
         f'options = {{ corruption = "{setting.corruption}", rate = {setting.rate}, seed = {seed} }}\n'
-        f'[training]\nseed = {seed}\n[review]\nmode = "auto"\n'
+        f'[training]\nseed = {seed}\nranks = 1\n[scoring]\nranks = 1\n[review]\nmode = "auto"\n'
     )
     return toml
 
