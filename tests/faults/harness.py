@@ -1,11 +1,10 @@
 """A workspace under faults: commands as real processes, what they leave, and what a cycle comes to in the end."""
 
-import fcntl
 import hashlib
 import os
+import signal
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -103,7 +102,7 @@ class Bench:
         )
 
     def start(self, *traps: str, arguments: tuple[str, ...] = ()) -> "Command":
-        """Start `tamis run`, alone in a terminal session of its own, with traps set if there are any."""
+        """Start `tamis run`, alone in a session of its own, with traps set if there are any."""
         if traps:
             return Command(self, [sys.executable, "-m", "tests.faults.trap", str(self.file), *traps])
         return Command(self, [str(TAMIS), "run", str(self.file), *arguments])
@@ -134,28 +133,25 @@ class Bench:
 
 
 class Command:
-    """A command in a session with a terminal of its own, as from a shell; what it writes goes to files."""
+    """A command as the foreground process group of a session; what it writes goes to files."""
 
     def __init__(self, bench: Bench, line: list[str], name: str = "first") -> None:
         self._bench = bench
-        self._master, slave = os.openpty()
         self._out, self._err = bench.folder / f"{name}.out", bench.folder / f"{name}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = psutil.Popen(
                 line,
                 cwd=bench.folder,
-                stdin=slave,
+                stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
                 env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
             )
-        os.close(slave)
 
     def press_ctrl_c(self) -> None:
         """What a terminal does: SIGINT to the whole foreground process group."""
-        os.write(self._master, b"\x03")
+        os.killpg(self.process.pid, signal.SIGINT)
 
     def tree(self) -> list[psutil.Process]:
         """The processes below it, noted for `Bench.left`."""
@@ -184,7 +180,6 @@ class Command:
             return self.process.poll() is not None
 
         wait_for(ended, "the command to end")
-        os.close(self._master)
         return Ended(self.process.returncode, self._out.read_text(), self._err.read_text())
 
 

@@ -30,4 +30,4 @@ def test_the_command_killed_under_prefect_leaves_no_rank_and_its_server_ends_wit
     assert bench.left() == []
     assert proposal_hashes(bench.workspace) == proposal_hashes(plain.workspace)
     assert ledger(bench.workspace)["events"][-1][1] in ("promoted", "rolled_back")
-    assert tracked(bench.workspace)["champion"] == {"champion": "1"}
+    assert tracked(bench.workspace)["champion"] == {"champion": 1}
