@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from flows.errors import BadInput
 from flows.workload import PointSet, Workload
+from storage.errors import StorageError
 from storage.files import sha256_json, sha256_parts
 from storage.points import Manifest, check_disjoint
 
@@ -76,13 +77,16 @@ def manifest_of(name: str, points: PointSet) -> Manifest:
         raise BadInput(f"the {name} set has {counts}: give one id and one label per sample, and at least one sample")
     hashes = [_hash(points[row], int(points.labels[row])) for row in range(len(points))]
     groups = getattr(points, "groups", None)
-    return Manifest.build(
-        ids=[id_.item() if isinstance(id_, Tensor | np.generic) else id_ for id_ in points.ids],
-        content=[whole for whole, _ in hashes],
-        inputs=[inputs for _, inputs in hashes],
-        labels=[int(label) for label in points.labels],
-        groups=None if groups is None else [None if group is None else str(group) for group in groups],
-    )
+    try:
+        return Manifest.build(
+            ids=[id_.item() if isinstance(id_, Tensor | np.generic) else id_ for id_ in points.ids],
+            content=[whole for whole, _ in hashes],
+            inputs=[inputs for _, inputs in hashes],
+            labels=[int(label) for label in points.labels],
+            groups=None if groups is None else [None if group is None else str(group) for group in groups],
+        )
+    except StorageError as error:
+        raise type(error)(f"the {name} set: {error}") from error
 
 
 def rows_by_id(points: PointSet, manifest: Manifest) -> Tensor:
