@@ -16,10 +16,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prefect with a temporary server of its own."""
     from flows.server import prefect_environment
 
+    before = dict(os.environ)
     prefect_environment(tmp_path_factory.mktemp("prefect"))
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=180):
+        os.environ.clear()  # commands that other tests start are to find their own settings
+        os.environ.update(before)
         yield
 
 

@@ -64,9 +64,20 @@ def test_a_stage_is_done_once_for_the_same_inputs_and_again_for_others(cycle: Cy
 
 def test_once_removals_stand_in_the_ledger_what_led_to_them_is_not_computed_again(cycle: Cycle) -> None:
     once(cycle, "stage", Result, {"a": 1}, lambda: Result(1, ()))
+    assert not cycle.applied
     cycle.ledger.record_event(1, "applied")
-    assert once(cycle, "stage", Result, {"a": 2}, lambda: Result(2, ())).number == 1
-    assert once(cycle, "new", Result, {"a": 2}, lambda: Result(2, ())).number == 2
+    assert cycle.applied
+    assert once(cycle, "stage", Result, {"a": 2}, lambda: Result(2, ()), decided=cycle.applied).number == 1
+    assert once(cycle, "new", Result, {"a": 2}, lambda: Result(2, ()), decided=cycle.applied).number == 2
+
+
+def test_a_stage_whose_files_are_gone_is_done_again(cycle: Cycle) -> None:
+    def there(result: Result) -> bool:
+        return all(path.exists() for path in result.paths)
+
+    lost = Result(1, (cycle.folder / "lost",))
+    once(cycle, "stage", Result, {}, lambda: lost, intact=there)
+    assert once(cycle, "stage", Result, {}, lambda: Result(2, ()), intact=there).number == 2
 
 
 def test_a_stage_that_breaks_leaves_nothing_that_passes_for_a_result(cycle: Cycle) -> None:

@@ -1,0 +1,243 @@
+"""The rank programs: the number of ranks changes nothing but the rounding of sums."""
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from flows.config import Config, PruningConfig, load
+from flows.dataset import read_sets
+from flows.errors import BadInput
+from flows.launch import Launch
+from flows.plans import Job, ScorePlan, TrainPlan, write_plan
+from flows.pruning import rules_of
+from flows.ranks.plain import train_plainly
+from flows.ranks.points import Points
+from flows.ranks.weights import load_weights
+from flows.training import write_ids
+from flows.workload import load_workload
+from flows.workloads.tiny import Tiny
+from storage import checkpoints, score_store
+from storage.points import Manifest
+from storage.proposals import Proposal
+from storage.selection import Budgets, policy_json, select
+from tests.flows.helpers import BLOBS, launch, run_here, write_toml
+
+STEPS = 30
+
+
+def train_plan(folder: Path, entry: str = "tiny", options: Any = None, **training: Any) -> TrainPlan:
+    config = load(write_toml(folder, entry, options, training=training))
+    job = Job(role="baseline", seed=3, steps=STEPS, folder=folder / "model", save_at=(10, STEPS))
+    return TrainPlan(config=config, logs=folder / "logs", train_digest=train_digest(config), jobs=(job,))
+
+
+def train_digest(config: Config) -> str:
+    return read_sets(load_workload(config)).digests["train"]
+
+
+def weights(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    found = checkpoints.latest(folder / "model")
+    assert found is not None
+    assert found.metadata.step == STEPS
+    return checkpoints.read_tensors(found.path)
+
+
+@pytest.fixture(scope="module")
+def plainly_trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray[Any, Any]]:
+    """The same recipe in plain torch, without DeepSpeed and without ranks."""
+    training = train_plan(tmp_path_factory.mktemp("plain")).config.training
+    workload = Tiny()
+    points = Points("train", workload.points(), workload)
+    saved: dict[str, np.ndarray[Any, Any]] = {}
+
+    def keep(model: torch.nn.Module) -> None:
+        saved.update({name: value.numpy().copy() for name, value in model.state_dict().items()})
+
+    train_plainly(workload, points, training, torch.arange(200), 3, STEPS, (STEPS,), keep)
+    return saved
+
+
+def assert_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    # float32 sums in another order: 1e-7 relative a step, some 30 steps of AdamW
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage"),
+    [
+        (2, 2),
+        (2, 3),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_every_zero_stage_on_any_ranks_trains_the_model_that_plain_torch_trains(
+    tmp_path: Path, plainly_trained: dict[str, Any], ranks: int, stage: int
+) -> None:
+    launch("train", train_plan(tmp_path, ranks=ranks, zero_stage=stage), ranks)
+    assert_same(weights(tmp_path), plainly_trained)
+    assert checkpoints.verify(tmp_path / "model" / f"step-{STEPS:06d}").metadata.world_size == ranks
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_zero_stage_on_one_rank_trains_that_model_too(
+    one_rank: None, tmp_path: Path, plainly_trained: dict[str, Any], stage: int
+) -> None:
+    here("train", train_plan(tmp_path, zero_stage=stage))
+    assert_same(weights(tmp_path), plainly_trained)
+
+
+def here(program: str, plan: TrainPlan | ScorePlan) -> None:
+    path = write_plan(plan, plan.logs / f"{program}.json")
+    run_here(Launch(program, path, 1, plan.logs, 60.0), lambda _: None)
+
+
+def test_a_nan_in_the_middle_of_the_training_names_its_point_and_leaves_no_checkpoint(tmp_path: Path) -> None:
+    plan = train_plan(tmp_path, BLOBS, {"fault": "nan in training"}, ranks=2)
+    with pytest.raises(BadInput, match="the loss of point 77 is not finite"):
+        launch("train", plan, 2)
+    assert checkpoints.latest(tmp_path / "model") is None
+    assert not list(tmp_path.glob("model/step-*"))
+
+
+def test_a_checkpoint_of_another_model_is_one_clear_line(one_rank: None, tmp_path: Path) -> None:
+    here("train", train_plan(tmp_path))
+    other = torch.nn.Linear(64, 10)
+    with pytest.raises(BadInput, match=r"of another model than the workload's[^\n]*$"):
+        load_weights(other, tmp_path / "model" / f"step-{STEPS:06d}")
+
+
+def test_a_finished_model_is_not_trained_again(one_rank: None, tmp_path: Path) -> None:
+    plan = train_plan(tmp_path)
+    here("train", plan)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
+    here("train", plan)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")} == before
+
+
+def score_plan(folder: Path, trained: Path, entry: str = "tiny", options: Any = None, **scoring: Any) -> ScorePlan:
+    config = load(write_toml(folder, entry, options, scoring={"chunk": 40} | scoring))
+    points = load_workload(config).points()
+    manifest = Manifest.build(points.ids, map(str, points.ids), map(str, points.ids), points.labels)
+    return ScorePlan(
+        config=config,
+        logs=folder / "logs",
+        train_digest=train_digest(config),
+        cycle=1,
+        checkpoints=tuple(sorted((trained / "model").glob("step-*"))),
+        removed=write_ids(folder / "removed.parquet", [manifest.ids[4], manifest.ids[50]], manifest),
+        folder=folder / "scores",
+        checkpoint_digest="d",
+        inputs_digest="i",
+        horizon=STEPS * config.training.learning_rate,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    here("train", train_plan(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same checkpoints scored on one rank and on two."""
+    folders = {}
+    for ranks in (1, 2):
+        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
+        plan = score_plan(folder, trained, ranks=ranks)
+        if ranks == 1:
+            here("score", plan)
+        else:
+            launch("score", plan, ranks)
+        score_store.finish(plan.folder, 5)
+        folders[ranks] = plan.folder
+    return folders
+
+
+def test_one_and_two_ranks_give_the_same_scores(scored: dict[int, Path]) -> None:
+    one, two = score_store.read(scored[1]), score_store.read(scored[2])
+    assert one.num_rows == two.num_rows == 200
+    assert one.schema.names == two.schema.names
+    numeric = [field.name for field in one.schema if pa.types.is_floating(field.type)]
+    assert {"influence", "self_influence", "posterior", "harmful_q", "signal_influence_head"} <= set(numeric)
+    for name in numeric:
+        assert one[name].is_valid().equals(two[name].is_valid()), name
+        a, b = (table[name].drop_null().to_numpy() for table in (one, two))
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
+    for name in ("point_id", "in_train", "predicted", "label", "suggested_label", "memorization"):
+        assert one[name].equals(two[name]), name
+
+
+def test_one_and_two_ranks_give_the_same_proposal_and_no_score_is_near_the_threshold(scored: dict[int, Path]) -> None:
+    rules = rules_of(PruningConfig())
+    budgets = Budgets(cycle=0.15, cumulative=0.3, per_class=0.5)
+    hashes, sizes = set(), set()
+    for folder in scored.values():
+        selection = select(folder, rules, budgets)
+        proposal = Proposal.build(1, selection, "0" * 64, "0" * 64, policy_json(rules, budgets))
+        hashes.add(proposal.hash)
+        sizes.add(proposal.size)
+        table = score_store.read(folder, [rule.column for rule in rules])
+        for rule in rules:
+            assert np.abs(table[rule.column].to_numpy() - rule.threshold).min() > 1e-5
+    assert len(hashes) == 1
+    assert min(sizes) > 0
+
+
+def test_points_removed_earlier_are_scored_but_neither_ranked_nor_proposed(scored: dict[int, Path]) -> None:
+    table = score_store.read(scored[2])
+    ids = table["point_id"].to_pylist()
+    gone = [row for row in table.to_pylist() if not row["in_train"]]
+    assert [row["point_id"] for row in gone] == [ids[4], ids[50]]
+    for row in gone:
+        assert row["influence"] is not None
+        assert (row["harmful_q"], row["mislabeled_q"]) == (1.0, 1.0)
+
+
+def test_the_scoring_program_never_reads_the_holdout_set(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def holdout(self: Tiny) -> None:
+        raise AssertionError("the holdout set was read")
+
+    plan = score_plan(tmp_path, trained)
+    monkeypatch.setattr(Tiny, "holdout", holdout)
+    here("score", plan)
+    assert score_store.finish(plan.folder, 5).rows == 200
+
+
+def test_the_scoring_program_does_not_import_what_reads_the_holdout_set() -> None:
+    ranks = Path(__file__).parents[2] / "flows" / "ranks"
+
+    def imported(module: str, seen: set[str]) -> set[str]:
+        tree = ast.parse((ranks / f"{module}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("flows.ranks."):
+                name = str(node.module).removeprefix("flows.ranks.")
+                if name not in seen:
+                    seen.add(name)
+                    imported(name, seen)
+        return seen
+
+    assert "holdout" in imported("train", set())
+    assert "attribution" in imported("score", set())
+    assert "holdout" not in imported("score", set())
+
+
+def test_a_nan_in_the_scoring_names_its_point(one_rank: None, tmp_path: Path) -> None:
+    here("train", train_plan(tmp_path, BLOBS))
+    plan = score_plan(tmp_path / "scoring", tmp_path, BLOBS, {"fault": "nan in scoring"})
+    with pytest.raises(BadInput, match="train point 77: loss"):
+        here("score", plan)
+    assert not list(plan.folder.glob("*.parquet"))
