@@ -115,7 +115,7 @@ def _environment(launch: Launch) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",  # the current folder may hold a package named like one of ours
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore::FutureWarning",
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "DS_ACCELERATOR": "cpu",
     }
 
