@@ -31,8 +31,15 @@ CACHE_BYTES = 512 * 2**20
 class PointSet(Protocol):
     """A map-style data set: `ids` and `labels` run beside the samples; `groups` is optional."""
 
-    ids: Sequence[int] | Sequence[str]
-    labels: Sequence[int]
+    @property
+    def ids(self) -> Sequence[int] | Sequence[str]:
+        """Unique and stable."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Given labels, integers in `0 … C-1`."""
+        ...
 
     def __len__(self) -> int: ...
 
