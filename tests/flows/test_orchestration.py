@@ -1,7 +1,6 @@
 """The cycle as a Prefect flow, on a real server of the session's."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture
-def emitted(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+def emitted(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """The events that a flow sends, in order."""
     sent: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(
