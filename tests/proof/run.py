@@ -6,6 +6,8 @@ import argparse
 import math
 import multiprocessing
 import os
+import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
+
+import torch
 
 from tests.proof.cells import SETTINGS, Cell, Removal, Setting, from_json, measure, to_json
 
@@ -28,7 +32,7 @@ def main() -> None:
     """Measure what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--cells", type=Path, default=ROOT / "build" / "proof")
+    parser.add_argument("--cells", type=Path, default=ROOT / "build" / "proof" / _revision())
     arguments = parser.parse_args()
     arguments.cells.mkdir(parents=True, exist_ok=True)
     wanted = [(setting, seed) for seed in range(arguments.seeds) for setting in SETTINGS]
@@ -40,6 +44,11 @@ def main() -> None:
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "proof.md").write_text(text)
     print(text)
+
+
+def _revision() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _cell(setting: Setting, seed: int, folder: Path) -> Cell:
@@ -60,8 +69,9 @@ def table(cells: Sequence[Cell]) -> str:
     lines = [
         "# Proof on digits",
         "",
-        f"Measured {date.today().isoformat()}, {seeds} seeds (split, planted errors and training), mean ± half of the "
-        "95 % t interval over seeds.",
+        f"Measured {date.today().isoformat()}, revision {_revision()}, {platform.machine()}, a cell on each of "
+        f"{len(os.sched_getaffinity(0))} cores, torch {torch.__version__}; {seeds} seeds (split, planted errors and "
+        "training), mean ± half of the 95 % t interval over seeds.",
         "Every line removes points and trains again by the same recipe with the same number of steps; accuracy and "
         "loss are of the clean holdout set, over 3 training seeds each.",
         "`loss`, `EL2N`, `out-of-fold loss` and `kNN` remove as many points as the proposal; each policy alone removes "
