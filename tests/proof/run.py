@@ -72,6 +72,8 @@ def table(cells: Sequence[Cell]) -> str:
         f"Measured {date.today().isoformat()}, revision {_revision()}, {platform.machine()}, a cell on each of "
         f"{len(os.sched_getaffinity(0))} cores, torch {torch.__version__}; {seeds} seeds (split, planted errors and "
         "training), mean ± half of the 95 % t interval over seeds.",
+        "The cycles ran without Prefect and on one rank each; baseline, challenger and control are DeepSpeed models, "
+        "all other lines plain torch by the same recipe.",
         "Every line removes points and trains again by the same recipe with the same number of steps; accuracy and "
         "loss are of the clean holdout set, over 3 training seeds each.",
         "`loss`, `EL2N`, `out-of-fold loss` and `kNN` remove as many points as the proposal; each policy alone removes "
