@@ -3,11 +3,16 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := deploy/digits/tamis.toml
+FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo test test-all lint format proof bench clean
+.PHONY: demo data test test-all lint format proof bench clean
 
 demo: $(STAMP)
 	$(BIN)/tamis run $(DEMO)
+
+data:
+	@test -f $(FASHION) || (apt-get update --quiet=2; apt-get install --quiet=2 --yes dataset-fashion-mnist) || \
+	(echo "make data: cannot install dataset-fashion-mnist; as root on Debian or Ubuntu: apt-get install dataset-fashion-mnist"; exit 1)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

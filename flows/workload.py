@@ -24,12 +24,20 @@ from torch.utils.data import default_collate
 from flows.config import Config
 from flows.errors import BadInput
 
-BUILT_IN: Mapping[str, str] = {"digits": "flows.workloads.digits:Digits", "tiny": "flows.workloads.tiny:Tiny"}
+BUILT_IN: Mapping[str, str] = {
+    "digits": "flows.workloads.digits:Digits",
+    "fashion_mnist": "flows.workloads.fashion_mnist:FashionMnist",
+    "tiny": "flows.workloads.tiny:Tiny",
+}
 CACHE_BYTES = 512 * 2**20
 
 
 class PointSet(Protocol):
-    """A map-style data set: `ids` and `labels` run beside the samples; `groups` is optional."""
+    """A map-style data set: `ids` and `labels` run beside the samples; `groups` is optional.
+
+    Optional method, for a set that holds its samples as tensors: `batch_of(rows: Tensor) -> batch`, the tensors that
+    the collation of these rows would give, made at once.
+    """
 
     @property
     def ids(self) -> Sequence[int] | Sequence[str]:
@@ -142,19 +150,26 @@ def _file(path: Path) -> ModuleType:
 
 
 class Batches:
-    """Batches of one data set by row index, held in memory once where the whole set is small and made of tensors.
+    """Batches of one data set by row index.
 
-    Only torch's own collation is sure to treat each sample alike in every batch; a padding one, say, is not.
+    A set with `batch_of` makes them itself. Another is held in memory once where it is small and made of tensors; only
+    torch's own collation is sure to treat each sample alike in every batch; a padding one, say, is not.
 
     Args:
         points: The data set.
         collate: Makes a batch of a list of samples.
+
+    Raises:
+        BadInput: `batch_of` gives another batch than the collation.
     """
 
     def __init__(self, points: PointSet, collate: Callable[[list[Any]], Any]) -> None:
         self._points, self._collate = points, collate
+        self._batch_of: Callable[[Tensor], Any] | None = getattr(points, "batch_of", None)
         self._whole: Any = None
-        if len(points) and collate is default_collate:
+        if len(points) and self._batch_of is not None:
+            self._check(self._batch_of)
+        elif len(points) and collate is default_collate:
             leaves = tree_leaves(collate([points[0]]))
             small = all(isinstance(leaf, Tensor) for leaf in leaves) and (
                 sum(leaf.nbytes for leaf in leaves) * len(points) <= CACHE_BYTES
@@ -164,9 +179,28 @@ class Batches:
 
     def take(self, rows: Tensor) -> Any:
         """The batch of the given rows, in their order."""
+        if self._batch_of is not None:
+            return self._batch_of(rows)
         if self._whole is not None:
             return tree_map(lambda leaf: leaf[rows], self._whole)
+        return self._collated(rows)
+
+    def _collated(self, rows: Tensor) -> Any:
         return self._collate([self._points[row] for row in rows.tolist()])
+
+    def _check(self, batch_of: Callable[[Tensor], Any]) -> None:
+        rows = torch.arange(len(self._points))[[-1, 0]]
+        made, collated = tree_leaves(batch_of(rows)), tree_leaves(self._collated(rows))
+        if len(made) != len(collated) or not all(map(_same, made, collated)):
+            raise BadInput(
+                "batch_of(rows) gives another batch than the samples of these rows: it must give the tensors of their "
+                "collation, in the order of the rows"
+            )
+
+
+def _same(made: Any, collated: Any) -> bool:
+    both = isinstance(made, Tensor) and isinstance(collated, Tensor)
+    return both and made.dtype == collated.dtype and made.equal(collated)
 
 
 def collate_of(workload: Workload) -> Callable[[list[Any]], Any]:

@@ -42,7 +42,7 @@ def test_a_built_in_is_loaded_by_its_name_and_given_its_options(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("entry", "options", "parts"),
     [
-        ("nothing", {}, ("workload.class = 'nothing'", "digits, tiny", "file.py:Class")),
+        ("nothing", {}, ("workload.class = 'nothing'", "digits, fashion_mnist, tiny", "file.py:Class")),
         ("none.py:Mine", {}, ("none.py: no such file",)),
         ("no.such.module:Mine", {}, ("No module named 'no'", "beside the TOML")),
         ("mine.py:Missing", {}, ("mine.py has no class Missing", "it has ['Mine']")),
@@ -81,6 +81,33 @@ def test_cached_batches_are_those_made_one_by_one() -> None:
     others, other_labels, _ = made.take(rows)
     assert samples.equal(others)
     assert labels.equal(other_labels)
+
+
+class AtOnce(Cloud):
+    """A cloud that makes its batches itself, `shift` rows further on."""
+
+    shift = 0
+
+    def batch_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = (rows + self.shift) % len(self)
+        return self.samples[rows], torch.tensor(self.labels)[rows]
+
+
+def test_a_set_that_makes_its_batches_itself_is_asked_for_them_and_for_two_samples() -> None:
+    points, rows = AtOnce(0, 20), torch.tensor([5, 0, 5, 19])
+    expected = default_collate([points[row] for row in rows.tolist()])
+    batches = Batches(points, default_collate)
+    points.samples = points.samples + 1  # no sample is kept from before
+    taken = batches.take(rows)
+    assert taken[0].equal(expected[0] + 1)
+    assert taken[1].equal(expected[1])
+
+
+def test_batches_that_are_not_those_of_the_samples_are_refused() -> None:
+    shifted = AtOnce(0, 20)
+    shifted.shift = 1
+    with pytest.raises(BadInput, match=r"batch_of\(rows\) gives another batch"):
+        Batches(shifted, default_collate)
 
 
 def test_a_collation_that_depends_on_the_whole_batch_is_done_for_each_batch() -> None:

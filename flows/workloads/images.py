@@ -1,0 +1,120 @@
+"""What the image workloads share: three sets over one stack of images, a cross-entropy, a perceptron, a PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PICTURE = 64  # pixels along a side, about
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageSet(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Some images of a stack with their labels; the id of an image is its row in the stack.
+
+    Args:
+        images: The stack `[N, d]`, shared by all sets.
+        rows: Of this set's images `[n]`.
+        labels: Of this set's images `[n]`.
+    """
+
+    def __init__(self, images: Tensor, rows: Tensor, labels: Tensor) -> None:
+        self._images, self._rows, self._labels = images, rows, labels
+        self.ids: list[int] = rows.tolist()
+        self.labels: list[int] = labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._images[self.ids[index]], self.labels[index]
+
+    def batch_of(self, rows: Tensor) -> Batch:
+        """The batch of these points at once."""
+        return self._images[self._rows[rows]], self._labels[rows]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the stack that the three sets take."""
+
+    train: Tensor
+    query: Tensor
+    holdout: Tensor
+
+
+class ImageWorkload:
+    """A workload without its model.
+
+    Args:
+        images: The stack `[N, side * side]`.
+        true: True labels `[N]`; queries and holdout points carry them.
+        given: Labels `[N]` with the planted errors; train points carry them.
+        split: Who is in which set.
+    """
+
+    def __init__(self, images: Tensor, true: Tensor, given: Tensor, split: Split) -> None:
+        self._images, self._true, self._given, self._split = images, true, given, split
+
+    def points(self) -> ImageSet:
+        """The train set, errors included."""
+        return self._set(self._split.train, self._given)
+
+    def queries(self) -> ImageSet:
+        """Clean images that influence is measured on."""
+        return self._set(self._split.query, self._true)
+
+    def holdout(self) -> ImageSet:
+        """Clean images that judge."""
+        return self._set(self._split.holdout, self._true)
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """Pixels in `[0, 1]`: `[B, side * side]`."""
+        return batch[0]
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Class scores `[B, C]`."""
+        scores: Tensor = model(self.inputs(batch))
+        return scores
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Given labels `[B]`."""
+        return batch[1]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of each point in nats `[B]`."""
+        return F.cross_entropy(self.logits(model, batch), batch[1], reduction="none")
+
+    def describe(self, point_id: int) -> bytes:
+        """The image as a PNG, dark on white."""
+        from PIL import Image
+
+        [pixels] = self.inputs((self._images[[point_id]], self._true[[point_id]]))
+        side = round(len(pixels) ** 0.5)
+        grey = ((1 - pixels) * 255).round().byte().view(side, side)
+        shown = (side * (PICTURE // side),) * 2
+        out = io.BytesIO()
+        Image.fromarray(grey.numpy()).resize(shown, Image.Resampling.NEAREST).save(out, "PNG")
+        return out.getvalue()
+
+    def truth(self) -> Mapping[int, int]:
+        """The true label of every train point."""
+        rows = self._split.train
+        return dict(zip(rows.tolist(), self._true[rows].tolist(), strict=True))
+
+    def _set(self, rows: Tensor, labels: Tensor) -> ImageSet:
+        return ImageSet(self._images, rows, labels[rows])
+
+
+def perceptron(*widths: int) -> list[nn.Module]:
+    """Dense layers of these widths, from the inputs to the logits, with rectified linear units between them."""
+    layers: list[nn.Module] = []
+    for wide, narrow in pairwise(widths):
+        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+    return layers[:-1]
