@@ -1,0 +1,52 @@
+"""The yardstick: CPU seconds, and how many of them one plain forward and backward costs.
+
+The floor is one forward and backward over the same train and query points, all weights trainable, at the fastest batch
+size of 64 … 1024, on one thread. What is compared is run in turns, in one process: a slow moment of the machine falls
+on both sides.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+from tests.benchmarks.setups import Setup, losses
+
+SIZES = (64, 128, 256, 512, 1024)
+Work = Callable[[], object]
+
+
+def cpu_seconds(work: Work) -> float:
+    """Of this process, all threads, while `work` runs; what it returns is dropped."""
+    gc.collect()
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def in_turns(works: Mapping[str, Work], rounds: int) -> dict[str, float]:
+    """Median CPU seconds of each, over rounds in which each runs once; an earlier round warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            seconds = cpu_seconds(work)
+            if number > 0:
+                taken[name].append(seconds)
+    return {name: median(seconds) for name, seconds in taken.items()}
+
+
+def forward_backward(setup: Setup, size: int) -> None:
+    """Once over all train and query points."""
+    for points in (setup.train, setup.queries):
+        for batch in points.batches(size):
+            losses(setup.model, batch).sum().backward()
+            setup.model.zero_grad()
+
+
+def floor_batch(setup: Setup) -> int:
+    """The batch size at which the floor is lowest, by the second of two tries on up to 2,048 train points."""
+    some = Setup(setup.name, setup.model, setup.train.first(2048), setup.queries.first(0))
+    best = in_turns({str(size): lambda size=size: forward_backward(some, size) for size in SIZES}, rounds=1)
+    return int(min(best, key=best.__getitem__))
