@@ -1,6 +1,6 @@
 """Small problems whose truth is known, shared by the tests of the mathematics. Float64, seeded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Barrier, Thread
 from typing import Any
@@ -13,15 +13,21 @@ from torch.nn.functional import cross_entropy
 
 from influence import (
     EKFAC,
+    Blocks,
+    Curvature,
     Damping,
-    FactorSource,
-    HeadGaussNewton,
-    HeadOutputs,
+    Factors,
+    Fisher,
+    GaussNewton,
+    Queries,
+    Reader,
+    Reading,
     Share,
+    Task,
     alone,
-    gradients,
-    head_outputs,
-    linear_blocks,
+    each,
+    fit,
+    select,
 )
 
 Batch = tuple[Tensor, Tensor]  # inputs, labels
@@ -34,6 +40,9 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch[0])
+
+
+TASK: Task[Batch] = Task(logits, lambda batch: batch[1])
 
 
 class OverPositions(nn.Module):
@@ -60,10 +69,27 @@ def over_positions(classes: int = 3) -> OverPositions:
     return OverPositions(5, 4, classes).double()
 
 
+def conv_net(classes: int = 3) -> nn.Sequential:
+    """For images [2, 6, 6]: convolutions with bias and padding, and without bias but with stride; then a head."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, stride=2, bias=False)
+    layers = first, nn.Tanh(), second, nn.Tanh(), nn.Flatten(), nn.Linear(16, classes)
+    return nn.Sequential(*layers).double()
+
+
 def points(count: int, classes: int = 3, *, positions: int | None = None, seed: int = 1) -> Batch:
+    """Vectors [5], or sequences of them [positions, 5]."""
+    return drawn(count, (5,) if positions is None else (positions, 5), classes, seed)
+
+
+def images(count: int, classes: int = 3, *, seed: int = 1) -> Batch:
+    """For `conv_net`."""
+    return drawn(count, (2, 6, 6), classes, seed)
+
+
+def drawn(count: int, shape: tuple[int, ...], classes: int, seed: int) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    shape = (count, 5) if positions is None else (count, positions, 5)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
     return x, torch.randint(classes, (count,), generator=generator)
 
 
@@ -75,11 +101,13 @@ def per_point(model: nn.Module, batch: Batch, outputs: Callable[[Tensor, Tensor]
         return outputs(functional_call(model, values, (x[None],))[0], y)
 
     jacobians = vmap(jacrev(one), (None, 0, 0))(parameters, *batch)
+    names = {id(value): name for name, value in model.named_parameters()}
     truth = {}
-    for block in linear_blocks(model):
-        parts = [jacobians[f"{block.name}.weight"]]
+    for block in select(model):
+        weight = jacobians[names[id(block.module.weight)]]  # [B, ..., o, i] or [B, ..., o, channels, kernel, kernel]
+        parts = [weight.flatten(weight.ndim - block.module.weight.ndim + 1)]
         if block.module.bias is not None:
-            parts.append(jacobians[f"{block.name}.bias"][..., None])
+            parts.append(jacobians[names[id(block.module.bias)]][..., None])
         truth[block.name] = torch.cat(parts, -1)
     return truth
 
@@ -108,12 +136,24 @@ def split(batch: Batch, size: int) -> list[Batch]:
     return list(zip(batch[0].split(size), batch[1].split(size), strict=True))
 
 
-def loss_factors(model: nn.Module, batch: Batch) -> gradients.Factors:
-    with FactorSource(model, linear_blocks(model)) as source:
-        return source.pull(source.forward(loss, batch))
+def read(model: nn.Module, batch: Batch, blocks: Blocks | None = None, fisher: Fisher | None = None) -> Reading:
+    """A batch of train points with the roots of their Gauss-Newton matrices."""
+    with Reader(model, TASK, blocks or select(model), fisher) as reader:
+        return reader.train(batch, 0, torch.arange(len(batch[0])))
 
 
-def ekfac(
+def loss_factors(model: nn.Module, batch: Batch, blocks: Blocks | None = None) -> Factors:
+    with Reader(model, TASK, blocks or select(model)) as reader:
+        return reader.losses(batch).losses
+
+
+def query_gradients(model: nn.Module, batch: Batch, blocks: Blocks | None = None) -> Queries:
+    with Reader(model, TASK, blocks or select(model)) as reader:
+        return each([reader.queries(batch)], len(batch[0]))
+
+
+def fitted(
+    curvature: Curvature,
     model: nn.Module,
     batch: Batch,
     damping: Damping = ABSOLUTE,
@@ -122,20 +162,27 @@ def ekfac(
     size: int = 1000,
     share: Share | None = None,
     all_reduce: Callable[[Tensor], None] = alone,
-) -> EKFAC:
-    """EK-FAC on all linear layers; with a share, this rank's part of the batches."""
+) -> None:
+    """Fit a curvature on its blocks of a model; with a share, on this rank's part of the batches of `size` points."""
     share = share or Share()
-    blocks = linear_blocks(model)
-    curvature = EKFAC(blocks, share)
     weights = torch.ones(len(batch[0])) if weights is None else weights
     pieces = list(zip(split(batch, size), weights.split(size), strict=True))
-    with FactorSource(model, blocks) as source:
-        for _ in range(curvature.passes):
+    blocks = tuple(block for block in select(model) if block.name in curvature.blocks)
+    with Reader(model, TASK, blocks) as reader:
+
+        def passes() -> Iterator[tuple[Reading, Tensor]]:
             for index in share.of(len(pieces)):
                 piece, w = pieces[index]
-                curvature.accumulate(gradients.label_factors(source, source.forward(logits, piece)), w)
-            curvature.reduce(all_reduce)
+                yield reader.train(piece, index, torch.arange(len(w))), w
+
+        fit([curvature], passes, all_reduce)
     curvature.finish(damping)
+
+
+def ekfac(model: nn.Module, batch: Batch, damping: Damping = ABSOLUTE, **how: Any) -> EKFAC:
+    """EK-FAC on all blocks, fitted as `fitted` does."""
+    curvature = EKFAC(select(model), how.get("share") or Share())
+    fitted(curvature, model, batch, damping, **how)
     return curvature
 
 
@@ -169,7 +216,7 @@ class Softmax:
     queries: Batch
     l2: float
 
-    def curvature(self) -> HeadGaussNewton:
+    def curvature(self) -> GaussNewton:
         return head_curvature(self.model, self.train, Damping("absolute", self.l2))
 
     def refit(self, weights: Tensor) -> nn.Linear:
@@ -216,16 +263,7 @@ def newton(start: nn.Linear, train: Batch, l2: float, weights: Tensor) -> nn.Lin
     return model
 
 
-def read_head(model: nn.Linear, batch: Batch) -> HeadOutputs:
-    (block,) = linear_blocks(model)
-    with FactorSource(model, [block]) as source:
-        return head_outputs(source, block, source.forward(logits, batch))
-
-
-def head_curvature(model: nn.Linear, batch: Batch, damping: Damping, weights: Tensor | None = None) -> HeadGaussNewton:
-    (block,) = linear_blocks(model)
-    curvature = HeadGaussNewton(block)
-    curvature.accumulate(read_head(model, batch), torch.ones(len(batch[0])) if weights is None else weights)
-    curvature.reduce(alone)
-    curvature.finish(damping)
+def head_curvature(model: nn.Linear, batch: Batch, damping: Damping, weights: Tensor | None = None) -> GaussNewton:
+    curvature = GaussNewton(select(model))
+    fitted(curvature, model, batch, damping, weights=weights)
     return curvature
