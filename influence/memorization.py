@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from influence.errors import InfluenceError
+from influence.factored import Factors, squared_norms, total
 
 MemorizationLabel = Literal["memorize", "generalize", "neutral"]
 
@@ -23,12 +24,16 @@ class CheapSignals:
     Attributes:
         loss: cross-entropy, nats.
         margin: z_y - logsumexp of the other logits; loss = log(1 + exp(-margin)).
+        confidence: p_y.
+        entropy: of p, nats.
         el2n: ||p - e_y|| (Paul et al. 2021, arXiv 2107.07075).
         predicted: class of the largest logit, int64.
     """
 
     loss: Tensor
     margin: Tensor
+    confidence: Tensor
+    entropy: Tensor
     el2n: Tensor
     predicted: Tensor
 
@@ -59,9 +64,22 @@ def cheap_signals(logits: Tensor, labels: Tensor) -> CheapSignals:
     """
     given = one_hot(labels, logits.shape[1]).bool()  # [B, C]
     margin = logits[given] - logits.masked_fill(given, -torch.inf).logsumexp(1)
+    log_p = logits.log_softmax(1)
+    p = log_p.exp()
     return CheapSignals(
         loss=torch.nn.functional.softplus(-margin),
         margin=margin,
-        el2n=(logits.softmax(1) - given.to(logits)).norm(dim=1),
+        confidence=margin.sigmoid(),
+        entropy=-(p * log_p).sum(1),
+        el2n=(p - given.to(p)).norm(dim=1),
         predicted=logits.argmax(1),
     )
+
+
+def grand(losses: Factors) -> Tensor:
+    """Norm of the loss gradient on the blocks, [B], float64 (GraNd; Paul et al. 2021, arXiv 2107.07075).
+
+    Args:
+        losses: factors of the losses of B points.
+    """
+    return total(losses, lambda name, factor: squared_norms(factor)).sqrt()

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from influence import InfluenceError, cheap_signals, memorization_labels
+from influence import InfluenceError, cheap_signals, grand, memorization_labels
+from tests.influence.cases import conv_net, images, loss_factors, per_point_gradients
 
 
 def test_labels_need_the_mean_beyond_z_standard_errors() -> None:
@@ -31,6 +32,9 @@ def test_cheap_signals_are_their_definitions() -> None:
         assert found.margin[b].item() == pytest.approx((logits[b, y] - torch.stack(others).logsumexp(0)).item())
         assert found.el2n[b].item() == pytest.approx((logits[b].softmax(0) - torch.eye(4)[y]).norm().item())
         assert found.predicted[b] == logits[b].argmax()
+        p = logits[b].softmax(0)
+        assert found.confidence[b].item() == pytest.approx(p[y].item())
+        assert found.entropy[b].item() == pytest.approx(torch.distributions.Categorical(p).entropy().item())
 
 
 def test_loss_and_margin_of_a_hopeless_point_stay_exact() -> None:
@@ -38,3 +42,10 @@ def test_loss_and_margin_of_a_hopeless_point_stay_exact() -> None:
     found = cheap_signals(torch.tensor([[0.0, 200.0]]), torch.tensor([0]))
     assert found.loss.item() == 200.0
     assert found.margin.item() == -200.0
+    assert found.entropy.item() == 0.0
+
+
+def test_grand_is_the_norm_of_the_loss_gradient_on_all_blocks() -> None:
+    model, batch = conv_net(), images(6)
+    full = torch.cat([gradient.flatten(1) for gradient in per_point_gradients(model, batch).values()], 1)
+    torch.testing.assert_close(grand(loss_factors(model, batch)), full.norm(dim=1), rtol=1e-12, atol=0)
