@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +12,14 @@ from torch import nn
 from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
+from flows.estimators import selections
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, load_workload, seeded_model
 from influence import blocks
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError
-from influence.gradients import FactorSource, check_cross_entropy, head_outputs
+from influence.gradients import check_cross_entropy, head_outputs
+from influence.reader import Reader
+from influence.reading import Task
 from storage.errors import StorageError
 
 SAMPLE = 32
@@ -88,20 +92,22 @@ class _Checker:
         check_cross_entropy(losses, logits, labels)
 
     def blocks(self) -> str:
-        chosen = blocks.select(self.model, self.config.scoring.blocks)
+        chosen = blocks.select(self.model, *selections(self.config.scoring.blocks))
         summary = blocks.summarize(self.model, chosen)
         head = blocks.head(self.model)
-        if self.config.scoring.exact_head and head.parameters > LARGEST:
+        exact = self.config.scoring.exact_head
+        if exact and head.parameters > LARGEST:
             raise BadInput(
                 f"the head {head.name} has {head.parameters:,} parameters, its exact Gauss-Newton takes {LARGEST:,}: "
                 "set scoring.exact_head = false"
             )
         points = self.workload.points()
         batch = Batches(points, collate_of(self.workload)).take(torch.arange(min(SAMPLE, len(points))))
-        with FactorSource(self.model, chosen if head in chosen else (*chosen, head)) as source:
-            logits = source.forward(self.workload.logits, batch)
-            if self.config.scoring.exact_head:
-                head_outputs(source, head, logits)
+        task = Task[Any](self.workload.logits, self.workload.labels)
+        with Reader(self.model, task, chosen if head in chosen or not exact else (*chosen, head)) as reader:
+            logits = reader.losses(batch).logits
+            if exact:
+                head_outputs(reader.source, head, logits)
         return f"{', '.join(summary.names)}: {summary.parameters:,} parameters, {summary.share:.1%} of the model"
 
 
@@ -121,7 +127,7 @@ def check(config: Config) -> list[Finding]:
             findings.append(Finding(name, True, step()))
         except (BadInput, StorageError, InfluenceError) as error:
             findings.append(Finding(name, False, str(error)))
-            if name in ("workload", "model"):
+            if name in ("workload", "model", "losses"):
                 break
     return findings
 

@@ -72,14 +72,52 @@ class DampingConfig(_Section):
         return self
 
 
+EstimatorName = Literal["ekfac", "kfac", "dense"]
+
+
+class BlocksConfig(_Section):
+    """Which parameters influence is computed on; each key narrows what the keys before it left."""
+
+    types: tuple[str, ...] = ()
+    """Classes of modules, named as in torch.nn; default: Linear, Conv1d and Conv2d, or any where names are given."""
+    names: tuple[str, ...] = ()
+    """Globs over module names."""
+    energy: Share | None = None
+    """Few parameters that hold this share of the gradient energy."""
+    last: Count | None = None
+    """So many blocks at the end of the model."""
+    budget: Count | None = None
+    """As many blocks at the end of the model as hold at most this many parameters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        if given == "auto":
+            return {"energy": 0.9}
+        return {"names": given} if isinstance(given, list | tuple) else given
+
+
+class FactorCacheConfig(_Section):
+    """What each rank may keep of per-point factors between passes, in megabytes; the rest is computed again."""
+
+    memory: Annotated[int, Field(ge=0)] = 256
+    disk: Annotated[int, Field(ge=0)] = 0
+    """In a temporary file beside the scores, once memory is full."""
+
+
 class ScoringConfig(_Section):
     """How the points are scored."""
 
     ranks: Count = 2
-    blocks: tuple[str, ...] = ("*",)
-    """Globs over module names: the Linear modules whose parameters influence is computed on."""
+    estimator: EstimatorName = "ekfac"
+    """`tamis estimators` says what there is, what it costs and when to use it."""
+    blocks: BlocksConfig = BlocksConfig()
+    """A list of globs, `"auto"` for the few blocks that hold nine tenths of the gradient energy, or a table."""
+    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    """Labels that the curvature is an expectation over: all, one drawn per point (large vocabularies), the given."""
+    factor_cache: FactorCacheConfig = FactorCacheConfig()
     damping: DampingConfig | None = None
-    """Of EK-FAC on the selected blocks; default: the weight decay, absolute."""
+    """Default: the weight decay for ekfac and kfac, else `horizon`."""
     exact_head: bool = True
     """Exact Gauss-Newton on the head beside EK-FAC, as a signal; false for a head of more than 4,096 parameters."""
     head_damping: DampingConfig = DampingConfig()
@@ -161,7 +199,8 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _damped(self) -> Config:
-        if self.scoring.damping is None and not self.training.weight_decay:
+        by_decay = self.scoring.damping is None and self.scoring.estimator in ("ekfac", "kfac")
+        if by_decay and not self.training.weight_decay:
             raise ValueError("scoring.damping defaults to the weight decay, which is 0: give it a kind and a value")
         return self
 

@@ -23,6 +23,7 @@ from torch.utils.data import default_collate
 
 from flows.config import Config
 from flows.errors import BadInput
+from storage.points import PointId
 
 BUILT_IN: Mapping[str, str] = {
     "digits": "flows.workloads.digits:Digits",
@@ -226,7 +227,7 @@ def seeded_model(workload: Workload, seed: int) -> nn.Module:
         return workload.model()
 
 
-def check_losses(losses: Tensor, rows: Tensor, ids: Sequence[int] | Sequence[str]) -> None:
+def check_losses(losses: Tensor, rows: Tensor, ids: Sequence[PointId]) -> None:
     """Refuse a loss that is reduced, or not finite.
 
     Raises:

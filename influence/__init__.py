@@ -5,19 +5,52 @@ Sign, everywhere: influence is the predicted rise of a query's loss, in nats, if
     T[i, q] = +(1/n) g_q' H^-1 g_i,
 
 so positive = helpful and negative = harmful. Notation: n train points, m queries, B points of a batch, T positions of a
-sequence, C classes; a block is a linear layer with weight and bias as one matrix [o, i].
+sequence, C classes, R Fisher roots of a point; a block is what one module owns, as one matrix [o, i].
 """
 
-from influence.blocks import Block, BlockSummary, head, linear_blocks, select, summarize
-from influence.curvature.base import AllReduce, Curvature, Damping, DampingKind, Diagnostics, alone
-from influence.curvature.dense import HeadGaussNewton
-from influence.curvature.kronecker import EKFAC
+from influence.blocks import (
+    Block,
+    Blocks,
+    BlockSummary,
+    Selection,
+    available,
+    by_name,
+    by_type,
+    features,
+    head,
+    holding,
+    last,
+    linear_blocks,
+    select,
+    summarize,
+    within,
+)
+from influence.cache import FactorCache
+from influence.curvature.base import AllReduce, Curvature, Damping, DampingKind, Diagnostics, Own, alone
+from influence.curvature.dense import GaussNewton
+from influence.curvature.kronecker import EKFAC, KFAC
 from influence.discovery import Discovery, Influences, Trusted, harmful, mislabeled, trusted
+from influence.engine import Influence
 from influence.errors import InfluenceError, NotFinite, NotPerPoint, UnknownBlock
-from influence.factored import Factor, Factors, materialise
-from influence.gradients import FactorSource, HeadOutputs, check_cross_entropy, head_outputs, label_factors
-from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, memorization_labels
-from influence.scores import ChunkScores, PairScores, Scorer, TopQueries, stratified_error, summarize_chunk
+from influence.factored import Factor, Factors, Gradients, materialise
+from influence.fisher import Fisher, FisherKind
+from influence.fitting import fit, subset
+from influence.gradients import FactorSource, check_cross_entropy, gradient_energy
+from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, grand, memorization_labels
+from influence.queries import Groups, Queries, each, group_means
+from influence.reader import Reader
+from influence.reading import Reading, Task
+from influence.relative import RelativeInfluence, relative_influence
+from influence.scores import (
+    ChunkScores,
+    GroupScorer,
+    GroupScores,
+    PairScorer,
+    PairScores,
+    TopQueries,
+    stratified_error,
+    summarize_chunk,
+)
 from influence.sharding import ChunkGrid, Share
 from influence.suspicion import Suspicion, knn_votes, suspect, two_round
 from influence.validation import (
@@ -33,9 +66,11 @@ from influence.validation import (
 
 __all__ = [
     "EKFAC",
+    "KFAC",
     "AllReduce",
     "Block",
     "BlockSummary",
+    "Blocks",
     "CheapSignals",
     "ChunkGrid",
     "ChunkScores",
@@ -45,33 +80,56 @@ __all__ = [
     "Diagnostics",
     "Discovery",
     "Factor",
+    "FactorCache",
     "FactorSource",
     "Factors",
-    "HeadGaussNewton",
-    "HeadOutputs",
+    "Fisher",
+    "FisherKind",
+    "GaussNewton",
+    "Gradients",
+    "GroupScorer",
+    "GroupScores",
+    "Groups",
+    "Influence",
     "InfluenceError",
     "Influences",
     "MemorizationLabel",
     "NotFinite",
     "NotPerPoint",
+    "Own",
+    "PairScorer",
     "PairScores",
     "PrecisionRecall",
-    "Scorer",
+    "Queries",
+    "Reader",
+    "Reading",
+    "RelativeInfluence",
+    "Selection",
     "Share",
     "Suspicion",
+    "Task",
     "TopQueries",
     "Trusted",
     "UnknownBlock",
     "alone",
     "auc",
+    "available",
     "average_precision",
+    "by_name",
+    "by_type",
     "cheap_signals",
     "check_cross_entropy",
+    "each",
+    "features",
+    "fit",
+    "gradient_energy",
+    "grand",
+    "group_means",
     "harmful",
     "head",
-    "head_outputs",
+    "holding",
     "knn_votes",
-    "label_factors",
+    "last",
     "lds",
     "linear_blocks",
     "loo_correlation",
@@ -80,12 +138,15 @@ __all__ = [
     "mislabeled",
     "pearson",
     "precision_recall",
+    "relative_influence",
     "select",
     "spearman",
     "stratified_error",
+    "subset",
     "summarize",
     "summarize_chunk",
     "suspect",
     "trusted",
     "two_round",
+    "within",
 ]

@@ -1,35 +1,43 @@
-"""Blocks: the groups of parameters on which influence is measured.
+"""Blocks: the groups of parameters on which influence is measured, and how to choose them.
 
-A block is one `nn.Linear`. Its weight and bias are one matrix W of shape [o, i], the bias being the last column, so
-that the layer computes W a with a 1 appended to its input a.
+A block is what one module owns: its weight and bias as one matrix [o, i] (`layouts`). Selections take blocks in model
+order and give some of them back in that order, so they compose:
+
+    blocks = within(budget=200_000)(by_type("Linear", "Conv2d")(available(model)))
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from influence.errors import InfluenceError, UnknownBlock
+from influence.layouts import Layout, layout_of
 
 
 @dataclass(frozen=True)
 class Block:
-    """The weight and bias of one linear layer, under the layer's name in the model."""
+    """The parameters of one module, under the module's name in the model."""
 
     name: str
-    module: nn.Linear
+    module: nn.Module
+    layout: Layout
 
     @property
     def weight_shape(self) -> tuple[int, int]:
-        """Outputs o and inputs i of the layer; a bias counts as one more input."""
-        return self.module.out_features, self.module.in_features + (self.module.bias is not None)
+        """Outputs o and inputs i of the block matrix; a bias counts as one more input."""
+        return self.layout.shape
 
     @property
     def parameters(self) -> int:
         """Number of parameters, o * i."""
         outputs, inputs = self.weight_shape
         return outputs * inputs
+
+
+Blocks = tuple[Block, ...]
+Selection = Callable[[Sequence[Block]], Blocks]
 
 
 @dataclass(frozen=True)
@@ -40,37 +48,136 @@ class BlockSummary:
         names: the blocks, in model order.
         parameters: how many parameters they hold.
         share: the same as a share of all parameters of the model, in [0, 1].
+        energy: share of the mean squared gradient norm of all blocks, in [0, 1]; None where it was not measured.
     """
 
     names: tuple[str, ...]
     parameters: int
     share: float
+    energy: float | None = None
 
 
-def linear_blocks(model: nn.Module) -> tuple[Block, ...]:
-    """Every linear layer of the model, in model order."""
-    return tuple(Block(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
-
-
-def select(model: nn.Module, patterns: Sequence[str]) -> tuple[Block, ...]:
-    """The linear layers whose names match one of the globs, in model order.
-
-    Args:
-        model: the model.
-        patterns: shell-style globs on module names, e.g. `encoder.*.output`; case matters.
+def available(model: nn.Module) -> Blocks:
+    """Every module with parameters of its own, in model order.
 
     Raises:
-        UnknownBlock: a pattern matches nothing, or there is no pattern.
+        UnknownBlock: there is none.
+    """
+    layouts = ((name, module, layout_of(module)) for name, module in model.named_modules())
+    blocks = tuple(Block(name or "model", module, layout) for name, module, layout in layouts if layout is not None)
+    if not blocks:
+        raise UnknownBlock("the model has no parameters, so it has no block")
+    return blocks
+
+
+def linear_blocks(model: nn.Module) -> Blocks:
+    """Every linear layer of the model, in model order."""
+    return by_type("Linear")(available(model))
+
+
+def features(blocks: Sequence[Block]) -> Blocks:
+    """Linear and convolutional layers: where nearly all parameters of most models are, and no table or scale.
+
+    Raises:
+        UnknownBlock: there is none.
+    """
+    kinds = nn.Linear | nn.Conv1d | nn.Conv2d
+    found = tuple(block for block in blocks if isinstance(block.module, kinds))
+    if not found:
+        raise UnknownBlock("the model has no linear or convolutional layer; choose blocks by type or name")
+    return found
+
+
+def by_name(*patterns: str) -> Selection:
+    """Blocks whose names match one of the shell-style globs, e.g. `encoder.*.output`; case matters.
+
+    Raises:
+        UnknownBlock: when applied: a pattern matches nothing, or there is no pattern.
+    """
+    return _matching("pattern", patterns, lambda block, pattern: fnmatchcase(block.name, pattern), lambda b: b.name)
+
+
+def by_type(*types: str) -> Selection:
+    """Blocks whose module, or a base of it, is of one of the classes, named as in torch.nn: `Linear`, `LayerNorm`.
+
+    Raises:
+        UnknownBlock: when applied: a class matches nothing, or there is no class.
+    """
+    return _matching(
+        "type", types, lambda b, name: any(kind.__name__ == name for kind in type(b.module).__mro__), _type_name
+    )
+
+
+def last(count: int) -> Selection:
+    """The last blocks in model order.
+
+    Raises:
+        UnknownBlock: when applied: there are fewer.
+    """
+
+    def chosen(blocks: Sequence[Block]) -> Blocks:
+        if not 1 <= count <= len(blocks):
+            raise UnknownBlock(f"the last {count} blocks are asked for, the model has {len(blocks)} to choose from")
+        return tuple(blocks[-count:])
+
+    return chosen
+
+
+def within(budget: int) -> Selection:
+    """The last blocks that together hold at most `budget` parameters.
+
+    Raises:
+        UnknownBlock: when applied: the last block alone is larger.
+    """
+
+    def chosen(blocks: Sequence[Block]) -> Blocks:
+        kept: list[Block] = []
+        for block in reversed(blocks):
+            if sum(one.parameters for one in kept) + block.parameters > budget:
+                break
+            kept.append(block)
+        if not kept:
+            raise UnknownBlock(
+                f"a budget of {budget} parameters does not hold block {blocks[-1].name!r} with its "
+                f"{blocks[-1].parameters}; raise the budget"
+            )
+        return tuple(reversed(kept))
+
+    return chosen
+
+
+def holding(share: float, energies: Mapping[str, float]) -> Selection:
+    """Few parameters that hold a given share of the gradient energy: blocks by falling energy per parameter.
+
+    Args:
+        share: of the energy, in (0, 1].
+        energies: mean squared gradient norm of every block, by name (`gradients.gradient_energy`).
+    """
+    if not 0 < share <= 1:
+        raise InfluenceError(f"share {share} of the gradient energy: give a number in (0, 1]")
+
+    def chosen(blocks: Sequence[Block]) -> Blocks:
+        total, held, kept = sum(energies[block.name] for block in blocks), 0.0, set[str]()
+        for block in sorted(blocks, key=lambda one: energies[one.name] / one.parameters, reverse=True):
+            if held >= share * total * (1 - 1e-12):
+                break
+            kept.add(block.name)
+            held += energies[block.name]
+        return tuple(block for block in blocks if block.name in kept)
+
+    return chosen
+
+
+def select(model: nn.Module, *selections: Selection) -> Blocks:
+    """Apply selections one after the other to all blocks of a model.
+
+    Raises:
+        UnknownBlock: a selection finds nothing.
         InfluenceError: a selected weight is shared with another module, so its gradient is not that layer's alone.
     """
-    available = linear_blocks(model)
-    known = ", ".join(block.name for block in available) or "no linear layer"
-    if not patterns:
-        raise UnknownBlock(f"no block pattern given; the model has {known}")
-    for pattern in patterns:
-        if not any(fnmatchcase(block.name, pattern) for block in available):
-            raise UnknownBlock(f"block pattern {pattern!r} matches nothing; the model has {known}")
-    blocks = tuple(block for block in available if any(fnmatchcase(block.name, pattern) for pattern in patterns))
+    blocks = available(model)
+    for selection in selections:
+        blocks = selection(blocks)
     _refuse_tied_weights(model, blocks)
     return blocks
 
@@ -81,18 +188,36 @@ def head(model: nn.Module) -> Block:
     Raises:
         UnknownBlock: the model has no linear layer.
     """
-    available = linear_blocks(model)
-    if not available:
-        raise UnknownBlock("the model has no linear layer, so it has no head block")
-    return available[-1]
+    return linear_blocks(model)[-1]
 
 
-def summarize(model: nn.Module, blocks: Iterable[Block]) -> BlockSummary:
-    """Say which part of the model the blocks are."""
+def summarize(model: nn.Module, blocks: Iterable[Block], energies: Mapping[str, float] | None = None) -> BlockSummary:
+    """Say which part of the model the blocks are; with the energies of all blocks, which part of those, too."""
     chosen = tuple(blocks)
+    names = tuple(block.name for block in chosen)
     parameters = sum(block.parameters for block in chosen)
     total = sum(parameter.numel() for parameter in model.parameters())
-    return BlockSummary(tuple(block.name for block in chosen), parameters, parameters / total)
+    energy = None if energies is None else sum(energies[name] for name in names) / sum(energies.values())
+    return BlockSummary(names, parameters, parameters / total, energy)
+
+
+def _matching(
+    what: str, wanted: Sequence[str], matches: Callable[[Block, str], bool], said: Callable[[Block], str]
+) -> Selection:
+    def chosen(blocks: Sequence[Block]) -> Blocks:
+        known = ", ".join(dict.fromkeys(said(block) for block in blocks))
+        if not wanted:
+            raise UnknownBlock(f"no block {what} given; the model has {known}")
+        for one in wanted:
+            if not any(matches(block, one) for block in blocks):
+                raise UnknownBlock(f"block {what} {one!r} matches nothing; the model has {known}")
+        return tuple(block for block in blocks if any(matches(block, one) for one in wanted))
+
+    return chosen
+
+
+def _type_name(block: Block) -> str:
+    return type(block.module).__name__
 
 
 def _refuse_tied_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
@@ -100,6 +225,7 @@ def _refuse_tied_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for block in blocks:
-        names = owners[id(block.module.weight)]
-        if len(names) > 1:
-            raise InfluenceError(f"block {block.name!r} shares its weight ({', '.join(names)}); select other blocks")
+        for parameter in block.module.parameters(recurse=False):
+            names = owners[id(parameter)]
+            if len(names) > 1:
+                raise InfluenceError(f"block {block.name!r} shares a weight ({', '.join(names)}); select other blocks")

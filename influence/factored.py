@@ -1,13 +1,17 @@
-"""Factors of per-point gradients, and algebra on them without forming the gradients.
+"""Factors of per-point gradients, and algebra on them, routed by cost.
 
-The gradient of one point's loss in a linear block is G_b = sum_t g_bt a_bt', a sum over T positions of outer products
-of the gradient g at the layer's output and its input a.
+The gradient of one point's loss in a block is G_b = sum_t g_bt a_bt', a sum over T positions of outer products of the
+gradient g at the layer's output and its input a. For T = 1 nothing need be formed; for longer sequences G_b is cheaper
+to form once than to contract position by position.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+DENSE_ELEMENTS = 1 << 24  # of materialised gradients in memory at a time
 
 
 @dataclass(frozen=True)
@@ -16,23 +20,89 @@ class Factor:
 
     Attributes:
         a: inputs of the layer, 1 appended where it has a bias, [B, T, i].
-        g: gradients at the outputs of the layer, [B, T, o]; of several functions, [C, B, T, o].
+        g: gradients at the outputs of the layer, [B, T, o]; of several functions, [R, B, T, o].
     """
 
     a: Tensor
     g: Tensor
 
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def __getitem__(self, points: slice | Tensor) -> "Factor":
+        """The same of some points."""
+        return Factor(self.a[points], self.g[..., points, :, :])
+
+    @property
+    def elements(self) -> int:
+        """Numbers in the materialised gradient of one point, o * i."""
+        return self.g.shape[-1] * self.a.shape[-1]
+
 
 Factors = Mapping[str, Factor]
+Gradients = Mapping[str, Tensor]
+"""Block name to k gradients in full, [k, o, i]."""
 
 
 def materialise(factor: Factor) -> Tensor:
-    """The gradients themselves, [B, o, i]."""
+    """The gradients themselves, [B, o, i]; of several functions, [R, B, o, i]."""
     if factor.a.shape[1] == 1:
         return factor.g.mT * factor.a  # [B, o, 1] * [B, 1, i]
     return factor.g.mT @ factor.a
 
 
-def rotate(factor: Factor, inputs: Tensor, outputs: Tensor) -> Factor:
-    """The factors of outputs' G inputs, for bases [i, i] and [o, o] whose columns are the basis vectors."""
-    return Factor(factor.a @ inputs, factor.g @ outputs)
+def rotate(factor: Factor, inputs: Tensor | None, outputs: Tensor | None) -> Factor:
+    """The factors of outputs' G inputs, for bases [i, i] and [o, o] whose columns are the basis vectors; None = I."""
+    return Factor(
+        factor.a if inputs is None else factor.a @ inputs, factor.g if outputs is None else factor.g @ outputs
+    )
+
+
+def pieces(factor: Factor) -> Iterator[slice]:
+    """Cut the points so that the gradients of each piece may be materialised."""
+    step = max(1, DENSE_ELEMENTS // factor.elements)
+    for start in range(0, len(factor), step):
+        yield slice(start, min(start + step, len(factor)))
+
+
+def by_pieces(factor: Factor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `reduce` to materialised gradients [b, o, i] piece by piece and join what it returns."""
+    return torch.cat([reduce(materialise(factor[piece])) for piece in pieces(factor)])
+
+
+def dots(factor: Factor, gradients: Tensor) -> Tensor:
+    """Inner products of B per-point gradients with k others.
+
+    Args:
+        factor: of one function.
+        gradients: [k, o, i].
+
+    Returns:
+        [B, k].
+    """
+    k, o, i = gradients.shape
+    if factor.a.shape[1] > 1 or k >= min(o, i):
+        flat = gradients.flatten(1).T  # [o i, k]
+        return by_pieces(factor, lambda full: full.flatten(1) @ flat)
+    a, g = factor.a[:, 0], factor.g[:, 0]  # [B, i], [B, o]
+    if i <= o:  # the smaller of the two leaves the smaller intermediate
+        return _contract(g, gradients.transpose(0, 1).reshape(o, k * i), a)
+    return _contract(a, gradients.permute(2, 0, 1).reshape(i, k * o), g)
+
+
+def squared_norms(factor: Factor) -> Tensor:
+    """Squared norms of the gradients, [B]."""
+    if factor.a.shape[1] == 1:
+        return factor.a[:, 0].square().sum(1) * factor.g[:, 0].square().sum(1)
+    return by_pieces(factor, lambda full: full.flatten(1).square().sum(1))
+
+
+def total(factors: Factors, of_block: Callable[[str, Factor], Tensor]) -> Tensor:
+    """Sum over blocks of what `of_block` gives for each, in float64."""
+    sums = [of_block(name, factor).double() for name, factor in factors.items()]
+    return torch.stack(sums).sum(0)
+
+
+def _contract(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
+    partial = (left @ middle).view(len(left), -1, right.shape[1])  # [B, k, d]
+    return (partial @ right[:, :, None])[:, :, 0]

@@ -1,24 +1,22 @@
-"""Influence of train points on query points, streamed by chunks, and its summary per train point.
+"""Influence of train points on query points, and its summary per train point.
 
     T[i, q] = (1/n) g_q' H^-1 g_i
 
-is the predicted rise, in nats, of query q's loss if point i is REMOVED: positive = helpful, negative = harmful.
-Gradients on both sides are whitened, so T is a matrix product and self-influence g_i' H^-1 g_i a squared norm.
-T of several checkpoints of one model is added before anything is averaged.
+is the predicted rise, in nats, of query q's loss if point i is REMOVED: positive = helpful, negative = harmful. The
+predicted fall of the query's margin is its classification influence, in logits, of the same sign:
+T[i, q] = (1 - p_y(q)) CI[i, q]. Scores of several checkpoints of one model are added before anything is averaged.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from influence.curvature.base import Curvature
+from influence.curvature.base import Curvature, Own, Preconditioned
 from influence.errors import InfluenceError
-from influence.factored import Factor, Factors
-
-DENSE_ELEMENTS = 1 << 24  # of whitened train gradients in memory at a time
+from influence.factored import Factors
+from influence.queries import Groups, Queries
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,40 @@ class PairScores:
 
     Attributes:
         influence: nats of query loss, positive = helpful, [b, m], float64.
-        self_influence: g' H^-1 g >= 0, without 1/n, [b], float64.
+        classification: classification influence, logits of query margin, positive = helpful, [b, m], float64.
+        own: the points' own terms, without 1/n.
     """
 
     influence: Tensor
-    self_influence: Tensor
+    classification: Tensor
+    own: Own
+
+    @property
+    def self_influence(self) -> Tensor:
+        """G' H^-1 g >= 0, without 1/n, [b]."""
+        return self.own.self_influence
 
     def __add__(self, other: "PairScores") -> "PairScores":
-        return PairScores(self.influence + other.influence, self.self_influence + other.self_influence)
+        return PairScores(
+            self.influence + other.influence,
+            self.classification + other.classification,
+            Own.sum([self.own, other.own]),
+        )
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """Influence of b train points on the mean of each of k groups of queries.
+
+    Attributes:
+        influence: nats, positive = helpful, [b, k], float64; NaN for a group without queries.
+        mean: on the mean of all queries, [b].
+        own: the points' own terms, without 1/n.
+    """
+
+    influence: Tensor
+    mean: Tensor
+    own: Own
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,8 @@ class ChunkScores:
         influence: mean over queries, nats, positive = helpful, [b].
         influence_se: its standard error over queries, stratified by class, [b].
         by_class: mean over the queries of each class, [b, C]; NaN for a class without queries.
-        self_influence: [b].
+        classification_influence: mean over queries, logits, positive = helpful, [b].
+        own: the points' own terms.
         helpful: queries whose loss would rise most.
         harmful: queries whose loss would fall most.
     """
@@ -66,63 +91,62 @@ class ChunkScores:
     influence: Tensor
     influence_se: Tensor
     by_class: Tensor
-    self_influence: Tensor
+    classification_influence: Tensor
+    own: Own
     helpful: TopQueries
     harmful: TopQueries
 
 
-class Scorer:
-    """Holds the whitened gradients of all queries and scores train points against them.
+class PairScorer:
+    """Holds the solved gradients of every query and scores train points against each.
 
     Args:
         curvature: finished.
+        queries: on its blocks.
         points: n, the number of points in the train set: those of weight 1.
-        queries: m.
     """
 
-    def __init__(self, curvature: Curvature[Any], points: int, queries: int) -> None:
-        if points < 1 or queries < 1:
-            raise InfluenceError(f"{points} train points and {queries} queries: give at least one of each")
-        self._curvature = curvature
-        self._points = points
-        self._queries = queries
-        self._seen = 0
-        self._whitened: dict[str, Tensor] = {}
+    def __init__(self, curvature: Curvature, queries: Queries, points: int) -> None:
+        self._points = _positive(points)
+        self._doubt = queries.doubt
+        self._held: Preconditioned = curvature.against(queries.gradients, own=True, step=True)
 
-    def add_queries(self, factors: Factors) -> None:
-        """Add the loss gradients of the next queries, in the order in which they are numbered."""
-        rows = _rows(factors)
-        if self._seen + rows > self._queries:
-            raise InfluenceError(f"{self._seen + rows} queries given, {self._queries} announced")
-        for name, factor in factors.items():
-            whitened = self._curvature.whiten(name, factor)  # [rows, o i]
-            if name not in self._whitened:  # allocated once: a list of batches would hold it twice when joined
-                self._whitened[name] = whitened.new_empty(self._queries, whitened.shape[1])
-            self._whitened[name][self._seen : self._seen + rows] = whitened
-        self._seen += rows
+    def score(self, losses: Factors) -> PairScores:
+        """Influence of b train points, from the factors of their losses."""
+        found = self._held.score(losses)
+        assert found.own is not None  # asked for above
+        classification = found.dots / self._points
+        return PairScores(classification * self._doubt, classification, found.own)
 
-    def score(self, factors: Factors) -> PairScores:
-        """Influence of train points on every query.
 
-        Args:
-            factors: loss gradients of b train points.
-        """
-        if self._seen < self._queries:
-            raise InfluenceError(f"{self._seen} queries given, {self._queries} announced")
-        if factors.keys() != self._whitened.keys():
-            raise InfluenceError(f"blocks {sorted(factors)} given, queries have {sorted(self._whitened)}")
-        rows = _rows(factors)
-        influence = torch.zeros(rows, self._queries, dtype=torch.float64)
-        self_influence = torch.zeros(rows, dtype=torch.float64)
-        for name, factor in factors.items():
-            queries = self._whitened[name]
-            step = max(1, DENSE_ELEMENTS // queries.shape[1])
-            for start in range(0, rows, step):
-                part = slice(start, start + step)
-                train = self._curvature.whiten(name, Factor(factor.a[part], factor.g[part]))  # [step, o i]
-                influence[part] += train @ queries.T
-                self_influence[part] += torch.linalg.vector_norm(train, dim=1).double().square()
-        return PairScores(influence / self._points, self_influence)
+class GroupScorer:
+    """Holds the solved mean gradients of groups of queries: for means, at a cost that does not grow with the queries.
+
+    Args:
+        curvature: finished.
+        groups: on its blocks.
+        points: n, the number of points in the train set: those of weight 1.
+        step: whether own terms hold the squared step.
+    """
+
+    def __init__(self, curvature: Curvature, groups: Groups, points: int, *, step: bool = False) -> None:
+        self._points = _positive(points)
+        self._sizes = groups.sizes.double()
+        self._held = curvature.against(groups.gradients, own=True, step=step)
+
+    def score(self, losses: Factors) -> GroupScores:
+        """Influence of b train points, from the factors of their losses."""
+        found = self._held.score(losses)
+        assert found.own is not None
+        influence = found.dots / self._points  # [b, k]
+        mean = influence @ (self._sizes / self._sizes.sum())
+        return GroupScores(influence.masked_fill(self._sizes == 0, torch.nan), mean, found.own)
+
+
+def _positive(points: int) -> int:
+    if points < 1:
+        raise InfluenceError(f"{points} train points: give at least one")
+    return points
 
 
 def summarize_chunk(pairs: PairScores, query_labels: Tensor, classes: int, top: int = 5) -> ChunkScores:
@@ -142,7 +166,8 @@ def summarize_chunk(pairs: PairScores, query_labels: Tensor, classes: int, top: 
         influence=influence.mean(1),
         influence_se=stratified_error(influence, query_labels),
         by_class=_class_means(influence, one_hot(query_labels, classes).to(influence)),
-        self_influence=pairs.self_influence,
+        classification_influence=pairs.classification.mean(1),
+        own=pairs.own,
         helpful=_top(influence, top, sign=1),
         harmful=_top(influence, top, sign=-1),
     )
@@ -190,7 +215,3 @@ def _top(influence: Tensor, count: int, sign: int) -> TopQueries:
     values, index = (sign * influence).topk(min(count, influence.shape[1]), dim=1)  # [b, k]
     wrong = values <= 0
     return TopQueries(index.masked_fill(wrong, -1), (sign * values).masked_fill(wrong, torch.nan))
-
-
-def _rows(factors: Factors) -> int:
-    return len(next(iter(factors.values())).g)

@@ -1,38 +1,51 @@
 """Influence of a chunk of train points on all queries, summed over the checkpoints of one model.
 
-Two curvatures on the same gradients: EK-FAC on the selected blocks, and exact damped Gauss-Newton on the head alone.
+Two curvatures from the same readings: the configured estimator on the selected blocks, and exact damped Gauss-Newton on
+the head alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flows.config import DampingConfig
+from flows.estimators import ESTIMATORS, damping_of, selections
 from flows.plans import ScorePlan
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
-from flows.workload import Workload
+from flows.workload import Workload, check_losses
 from influence import (
-    EKFAC,
+    Blocks,
     ChunkGrid,
-    Damping,
-    FactorSource,
-    HeadGaussNewton,
+    Curvature,
+    FactorCache,
+    Fisher,
+    GaussNewton,
+    PairScorer,
     PairScores,
-    Scorer,
+    Queries,
+    Reader,
+    Reading,
     Share,
+    Task,
+    check_cross_entropy,
+    each,
+    fit,
     head,
-    head_outputs,
-    label_factors,
     select,
+    subset,
 )
 from storage.files import JSON
 
 QUERY_BATCH = 256
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -40,103 +53,130 @@ class ChunkPairs:
     """Scores of a chunk against every query, and what the last checkpoint's model says about it.
 
     Attributes:
-        blocks: EK-FAC on the selected blocks.
-        head: Exact Gauss-Newton on the head, if it is wanted.
-        logits: Of the last checkpoint `[b, C]`.
+        blocks: By the configured estimator on the selected blocks.
+        head: By exact Gauss-Newton on the head, if it is wanted.
+        last: The reading of the last checkpoint.
     """
 
     blocks: PairScores
     head: PairScores | None
-    logits: Tensor
+    last: Reading
 
 
 class Attribution:
-    """The curvatures and preconditioned queries of one checkpoint; open `source` while it is used."""
+    """The curvatures and solved queries of one checkpoint; a context manager, open while it is used."""
 
     def __init__(self, model: nn.Module, workload: Workload, plan: ScorePlan, points: Points, share: Share) -> None:
         config = plan.config.scoring
-        self.blocks = select(model, config.blocks)
+        self.blocks = select(model, *selections(config.blocks))
         self.head = head(model)
-        both = self.blocks if self.head in self.blocks else (*self.blocks, self.head)
-        self.source = FactorSource(model, both)
-        self.ekfac = EKFAC(self.blocks, share)
-        self.exact = HeadGaussNewton(self.head) if config.exact_head else None
-        self._head_scorer: Scorer | None = None
-        self._workload, self._plan, self._points, self._share = workload, plan, points, share
+        self.curvature: Curvature = ESTIMATORS[config.estimator].build(self.blocks, share)
+        self.exact = GaussNewton([self.head]) if config.exact_head else None
+        self._plan, self._points, self._share = plan, points, share
         self._grid = ChunkGrid(len(points), config.chunk)
+        self._model, self._workload, self._task = model, workload, Task[Any](workload.logits, workload.labels)
+        self._open = ExitStack()
+
+    def __enter__(self) -> Attribution:
+        config = self._plan.config.scoring
+        both: Blocks = self.blocks if self.head in self.blocks or self.exact is None else (*self.blocks, self.head)
+        self._reader = self._open.enter_context(
+            Reader(
+                self._model,
+                self._task,
+                both,
+                Fisher(config.fisher, seed=self._plan.config.training.seed),
+                self._cache(),
+            )
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
 
     def fit(self, rank: Rank, phase: str) -> None:
-        """Accumulate both curvatures over this rank's chunks and sum them over the ranks."""
-        mine = self._share.of(len(self._grid))
-        for turn in range(self.ekfac.passes):
-            for done, chunk in enumerate(mine):
-                rank.progress(phase, turn * len(mine) + done, self.ekfac.passes * len(mine))
-                self._accumulate(self._grid.rows(chunk), first=turn == 0)
-            self.ekfac.reduce(rank.sum)
-        self.ekfac.finish(self._damping(self._plan.config.scoring.damping))
-        if self.exact is not None:
-            self.exact.reduce(rank.sum)
-            self.exact.finish(self._damping(self._plan.config.scoring.head_damping))
+        """Accumulate the curvatures over this rank's chunks and sum them over the ranks."""
+        config, horizon = self._plan.config, self._plan.horizon
+        exact = () if self.exact is None else (self.exact,)
+        fit((self.curvature, *exact), lambda: self._pass(rank, phase), rank.sum)
+        self.curvature.finish(damping_of(config, config.scoring.estimator, config.scoring.damping, horizon))
+        for one in exact:
+            one.finish(damping_of(config, "dense", config.scoring.head_damping, horizon))
 
-    def _accumulate(self, places: range, *, first: bool) -> None:
-        weights = self._points.in_train[torch.as_tensor(places)]
-        with self._points.named(places):
-            logits = self.source.forward(self._workload.logits, self._points.take(places))
-            if first and self.exact is not None:
-                self.exact.accumulate(head_outputs(self.source, self.head, logits), weights)
-            factors = label_factors(self.source, logits)
-        self.ekfac.accumulate({block.name: factors[block.name] for block in self.blocks}, weights)
+    def _pass(self, rank: Rank, phase: str) -> Iterator[tuple[Reading, Tensor]]:
+        mine = self._share.of(len(self._grid))
+        for done, chunk in enumerate(mine):
+            rank.progress(phase, done, len(mine))
+            places = self._grid.rows(chunk)
+            at = torch.as_tensor(places)
+            with self._points.named(places):
+                reading = self._reader.train(self._points.take(places), chunk, self._points.keys[at])
+            yield reading, self._points.in_train[at]
 
     def prepare(self, queries: Points) -> None:
-        """Precondition the loss gradients of every query."""
+        """Solve the gradients of every query."""
         points = int(self._points.in_train.sum())
-        self._scorer = Scorer(self.ekfac, points=points, queries=len(queries))
-        if self.exact is not None:
-            self._head_scorer = Scorer(self.exact, points=points, queries=len(queries))
+        held = each(self._read_queries(queries), len(queries))
+        self._scorer = PairScorer(self.curvature, _on(held, self.curvature), points)
+        self._head_scorer = None if self.exact is None else PairScorer(self.exact, _on(held, self.exact), points)
+
+    def _read_queries(self, queries: Points) -> Iterator[Reading]:
         for places in torch.arange(len(queries)).split(QUERY_BATCH):
             with queries.named(places):
-                factors = self.source.pull(self.source.forward(self._workload.loss, queries.take(places)))
-            self._scorer.add_queries({block.name: factors[block.name] for block in self.blocks})
-            if self._head_scorer is not None:
-                self._head_scorer.add_queries({self.head.name: factors[self.head.name]})
+                yield self._reader.queries(queries.take(places))
 
-    def score(self, points: Points, places: range | Tensor) -> ChunkPairs:
-        """Score the points at these places, of the train set or of the queries themselves."""
-        batch = points.take(places)
-        with points.named(places):
-            factors = self.source.pull(self.source.forward(self._workload.loss, batch))
+    def score_chunk(self, chunk: int) -> ChunkPairs:
+        """Score a chunk of the train set, from the factors that were kept of it, if they were."""
+        places = self._grid.rows(chunk)
+        with self._points.named(places):
+            return self._score(self._reader.losses(self._points.take(places), chunk))
+
+    def check_losses(self, chunk: int, reading: Reading) -> None:
+        """Refuse losses of a chunk that are not finite, or not the cross-entropy that influence is computed of."""
+        places = torch.as_tensor(self._grid.rows(chunk))
         with torch.no_grad():
-            logits = self._workload.logits(self.source.model, batch)
-        exact = self._head_scorer
-        return ChunkPairs(
-            self._scorer.score({block.name: factors[block.name] for block in self.blocks}),
-            None if exact is None else exact.score({self.head.name: factors[self.head.name]}),
-            logits,
-        )
+            losses = self._workload.loss(self._model, self._points.take(places))
+        check_losses(losses, places, self._points.ids)
+        check_cross_entropy(losses, reading.logits, reading.labels)
+
+    def score_queries(self, queries: Points, places: Tensor) -> ChunkPairs:
+        """Score queries as if they were train points."""
+        with queries.named(places):
+            return self._score(self._reader.losses(queries.take(places)))
+
+    def _score(self, reading: Reading) -> ChunkPairs:
+        exact = None if self._head_scorer is None else self._head_scorer.score(subset(reading.losses, [self.head.name]))
+        return ChunkPairs(self._scorer.score(subset(reading.losses, self.curvature.blocks)), exact, reading)
 
     def describe(self) -> dict[str, JSON]:
         """Diagnostics of both curvatures, the resolved damping among them."""
-        both = {"ekfac": self.ekfac, "head": self.exact}
+        both = {self._plan.config.scoring.estimator: self.curvature, "head": self.exact}
         return {
             kind: {name: asdict(found) for name, found in curvature.diagnostics().items()}
             for kind, curvature in both.items()
             if curvature is not None
         }
 
-    def _damping(self, config: DampingConfig | None) -> Damping:
-        if config is None:
-            return Damping("absolute", self._plan.config.training.weight_decay)
-        if config.kind == "horizon":
-            return Damping("horizon", self._plan.horizon, self._plan.config.training.weight_decay)
-        assert config.value is not None  # the configuration has checked it
-        return Damping(config.kind, config.value)
+    def _cache(self) -> FactorCache:
+        """This checkpoint's part of the rank's budget."""
+        budget, models = self._plan.config.scoring.factor_cache, len(self._plan.checkpoints)
+        memory, disk = budget.memory * MEGABYTE // models, budget.disk * MEGABYTE // models
+        if not disk:
+            return FactorCache(memory)
+        file = tempfile.TemporaryFile(dir=self._plan.folder.parent)  # noqa: SIM115, closed with the attribution
+        return FactorCache(memory, disk, self._open.enter_context(file))
 
 
-def score_trajectory(attributions: Sequence[Attribution], points: Points, places: range | Tensor) -> ChunkPairs:
-    """Score the points at these places, summed over the checkpoints of one model."""
-    total = attributions[0].score(points, places)
-    for attribution in attributions[1:]:
-        one = attribution.score(points, places)
+def score_trajectory(scores: Sequence[ChunkPairs]) -> ChunkPairs:
+    """Sum the scores of the same points over the checkpoints of one model, in their order."""
+    total = scores[0]
+    for one in scores[1:]:
         head = None if total.head is None or one.head is None else total.head + one.head
-        total = ChunkPairs(total.blocks + one.blocks, head, one.logits)
+        total = ChunkPairs(total.blocks + one.blocks, head, one.last)
     return total
+
+
+def _on(queries: Queries, curvature: Curvature) -> Queries:
+    return Queries({name: queries.gradients[name] for name in curvature.blocks}, queries.doubt, queries.labels)

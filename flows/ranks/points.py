@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ class Points:
         labels: Given labels `[n]`.
         in_train: Whether each point is trained on `[n]`, bool.
         rows: Row of each place in the data set `[n]`.
+        keys: One integer per point, of its id alone: the seed of what is drawn for it `[n]`, int64.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Points:
         self.rows = rows_by_id(points, self.manifest)
         self.labels = torch.tensor(self.manifest.table["label"].to_pylist(), dtype=torch.int64)
         self.in_train = torch.tensor([point not in removed for point in self.ids])
+        self.keys = torch.tensor([_key(point) for point in self.ids], dtype=torch.int64)
         self.batches = Batches(points, collate_of(workload))
 
     def __len__(self) -> int:
@@ -56,3 +59,7 @@ class Points:
             yield
         except NotFinite as error:
             raise BadInput(f"{self._name} point {self.ids[int(places[error.row])]}: {error}") from error
+
+
+def _key(point: PointId) -> int:
+    return int.from_bytes(hashlib.sha256(str(point).encode()).digest()[:8], "little", signed=True)

@@ -26,7 +26,7 @@ from flows.ranks.shards import ChunkColumns, shard_table
 from flows.ranks.suspects import Suspects, suspects
 from flows.ranks.weights import load_weights
 from flows.workload import load_workload
-from influence import ChunkGrid, Share, cheap_signals, summarize_chunk
+from influence import ChunkGrid, Own, Share, cheap_signals, relative_influence, summarize_chunk
 from influence.discovery import Influences, Trusted, harmful, mislabeled, trusted
 from storage.score_store import ScoreMetadata, write_chunk
 
@@ -62,7 +62,7 @@ class Scoring:
         model = self._workload.model()
         load_weights(model, checkpoint)
         attribution = Attribution(model, self._workload, self._plan, self._points, self._share)
-        sources.enter_context(attribution.source)
+        sources.enter_context(attribution)
         attribution.fit(self._rank, f"curvature, {checkpoint.name}")
         attribution.prepare(self._queries)
         return attribution
@@ -74,7 +74,8 @@ class Scoring:
         own = torch.zeros(m, dtype=torch.float64)
         parts = torch.arange(m).split(QUERY_BATCH)
         for part in self._share.of(len(parts)):
-            scores = score_trajectory(attributions, self._queries, parts[part]).blocks
+            found = [one.score_queries(self._queries, parts[part]) for one in attributions]
+            scores = score_trajectory(found).blocks
             pairs[parts[part]], own[parts[part]] = scores.influence, scores.self_influence
         self._rank.sum(pairs)
         self._rank.sum(own)
@@ -84,13 +85,12 @@ class Scoring:
         mine = self._share.of(len(self._grid))
         chunks = {}
         for done, chunk in enumerate(mine, start=1):
-            places = self._grid.rows(chunk)
-            pairs = score_trajectory(attributions, self._points, places)
-            labels = self._points.labels[torch.as_tensor(places)]
+            pairs = score_trajectory([one.score_chunk(chunk) for one in attributions])
+            attributions[-1].check_losses(chunk, pairs.last)
             chunks[chunk] = ChunkColumns(
                 scores=summarize_chunk(pairs.blocks, self._queries.labels, classes),
                 head=None if pairs.head is None else summarize_chunk(pairs.head, self._queries.labels, classes),
-                cheap=cheap_signals(pairs.logits, labels),
+                cheap=cheap_signals(pairs.last.logits, pairs.last.labels),
             )
             self._rank.progress("scoring", done, len(mine))
         return chunks
@@ -98,17 +98,24 @@ class Scoring:
     def _whole(self, chunks: dict[int, ChunkColumns], reference: Trusted, found: Suspects) -> dict[str, Tensor]:
         """Columns that need all points: exchanged between the ranks, one number per point."""
         n = len(self._points)
-        gathered = torch.zeros(3, n, dtype=torch.float64)
+        gathered = torch.zeros(4, n, dtype=torch.float64)
         for chunk, columns in chunks.items():
             scores = columns.scores
             places = torch.as_tensor(self._grid.rows(chunk))
-            gathered[:, places] = torch.stack([scores.influence, scores.influence_se, scores.self_influence])
+            step = scores.own.squared_step
+            assert step is not None  # pairs are scored with it
+            gathered[:, places] = torch.stack([scores.influence, scores.influence_se, scores.own.self_influence, step])
         self._rank.sum(gathered)
-        influences = Influences(*gathered)
+        influences = Influences(*gathered[:3])
+        relative = relative_influence(gathered[0], Own(gathered[2], gathered[3]), int(self._points.in_train.sum()))
         in_train, q = self._points.in_train, self._plan.config.pruning.q
         harm = harmful(influences, reference, in_train, q)
         wrong = mislabeled(found.suspicion.posterior, in_train, q)
         return {
+            "relative_theta": relative.theta,
+            "relative_l": relative.l,
+            "relative_self": relative.own,
+            "relative_share": relative.share,
             "signal_out_of_fold_loss": found.out_of_fold_loss,
             "signal_knn": found.disagreement,
             "suspicion": found.suspicion.score,
@@ -123,9 +130,9 @@ class Scoring:
         plan = self._plan
         return ScoreMetadata(
             cycle=plan.cycle,
-            estimator=f"ekfac, summed over {len(plan.checkpoints)} checkpoints",
+            estimator=f"{plan.config.scoring.estimator}, summed over {len(plan.checkpoints)} checkpoints",
             blocks=[block.name for block in last.blocks],
-            damping={name: found.damping for name, found in last.ekfac.diagnostics().items()},
+            damping={name: found.damping for name, found in last.curvature.diagnostics().items()},
             checkpoint_digest=plan.checkpoint_digest,
             inputs_digest=plan.inputs_digest,
             extra={

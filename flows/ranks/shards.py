@@ -49,15 +49,16 @@ def shard_table(
         "label": pa.array(points.labels[at].numpy(), pa.int32()),
         "influence": _numbers(scores.influence),
         "influence_se": _numbers(scores.influence_se),
+        "classification_influence": _numbers(scores.classification_influence),
     }
     for label in range(scores.by_class.shape[1]):
         columns[f"influence_class_{label}"] = _numbers(scores.by_class[:, label])
-    columns["self_influence"] = _numbers(scores.self_influence)
+    columns["self_influence"] = _numbers(scores.own.self_influence)
     columns["memorization"] = pa.array(memorization_labels(scores.influence, scores.influence_se))
     columns["signal_el2n"] = _numbers(cheap.el2n)
     if chunk.head is not None:
         columns["signal_influence_head"] = _numbers(chunk.head.influence)
-        columns["signal_self_influence_head"] = _numbers(chunk.head.self_influence)
+        columns["signal_self_influence_head"] = _numbers(chunk.head.own.self_influence)
     for name, values in whole.items():
         part = values[at]
         columns[name] = _numbers(part) if part.is_floating_point() else pa.array(part.numpy(), pa.int32())

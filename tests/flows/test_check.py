@@ -27,7 +27,6 @@ def test_a_sound_workload_passes_every_line(tmp_path: Path, fault: str) -> None:
         ("overlap", "sets", ("train", "query")),
         ("duplicate ids", "sets", ("0",)),
         ("unused layer", "blocks", ("'aaa' is not called",)),
-        ("layer called twice", "blocks", ("'hidden' is called twice",)),
         ("rescaled head", "blocks", ("'head' does not produce the logits as they are",)),
     ],
 )
@@ -59,8 +58,9 @@ def test_settings_that_do_not_fit_the_workload_are_found(
         assert part in wrong.text
 
 
-def test_a_layer_that_is_called_twice_does_no_harm_where_it_is_not_selected(tmp_path: Path) -> None:
-    file = write_toml(tmp_path, options={"fault": "layer called twice"}, scoring={"blocks": ["head"]})
+@pytest.mark.parametrize("selected", [["head"], ["*"]])
+def test_a_layer_that_is_called_twice_does_no_harm(tmp_path: Path, selected: list[str]) -> None:
+    file = write_toml(tmp_path, options={"fault": "layer called twice"}, scoring={"blocks": selected})
     assert all(finding.ok for finding in check(load(file)))
 
 

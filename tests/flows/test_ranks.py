@@ -238,6 +238,6 @@ def test_the_scoring_program_does_not_import_what_reads_the_holdout_set() -> Non
 def test_a_nan_in_the_scoring_names_its_point(one_rank: None, tmp_path: Path) -> None:
     here("train", train_plan(tmp_path, BLOBS))
     plan = score_plan(tmp_path / "scoring", tmp_path, BLOBS, {"fault": "nan in scoring"})
-    with pytest.raises(BadInput, match="train point 77: loss"):
+    with pytest.raises(BadInput, match="the loss of point 77 is not finite"):
         here("score", plan)
     assert not list(plan.folder.glob("*.parquet"))

@@ -1,0 +1,107 @@
+"""Readings kept between passes, in memory and then in a file, within a fixed budget.
+
+What does not fit is computed again: the budget bounds memory, never the result. The file is the caller's to close.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from influence.errors import InfluenceError
+from influence.factored import Factor
+from influence.reading import Reading
+
+
+class CacheFile(Protocol):
+    """A binary file, seekable and open for reading and writing."""
+
+    def seek(self, offset: int, /) -> int: ...  # noqa: D102
+    def write(self, data: memoryview, /) -> int: ...  # noqa: D102
+    def readinto(self, data: memoryview, /) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    """Where the tensors of a reading lie in the file, and what they are."""
+
+    offset: int
+    parts: tuple[tuple[torch.Size, torch.dtype], ...]
+    blocks: tuple[str, ...]
+
+
+class FactorCache:
+    """Keeps readings with roots by number, first come, first kept.
+
+    Args:
+        memory: bytes that may be kept in memory.
+        disk: bytes that may be kept in `file` once memory is full.
+        file: where; needed if `disk` is not 0.
+    """
+
+    def __init__(self, memory: int, disk: int = 0, file: CacheFile | None = None) -> None:
+        if memory < 0 or disk < 0 or (disk and file is None):
+            raise InfluenceError(f"factor cache of {memory} bytes of memory and {disk} of disk: give a file for disk")
+        self._left, self._left_on_disk, self._file = memory, disk, file
+        self._in_memory: dict[int, Reading] = {}
+        self._on_disk: dict[int, _OnDisk] = {}
+        self._end = 0
+
+    def get(self, number: int) -> Reading | None:
+        """The reading of a batch, if it was kept."""
+        if number in self._in_memory:
+            return self._in_memory[number]
+        where = self._on_disk.get(number)
+        return None if where is None else self._load(where)
+
+    def put(self, number: int, reading: Reading) -> None:
+        """Keep a reading where there is room for it; never what is kept already."""
+        if number in self._in_memory or number in self._on_disk:
+            return
+        tensors = _tensors(reading)
+        size = sum(tensor.nbytes for tensor in tensors)
+        if size <= self._left:
+            self._in_memory[number] = reading
+            self._left -= size
+        elif size <= self._left_on_disk:
+            self._on_disk[number] = self._store(tensors, tuple(reading.losses))
+            self._left_on_disk -= size
+
+    def _store(self, tensors: Sequence[Tensor], blocks: tuple[str, ...]) -> _OnDisk:
+        assert self._file is not None  # checked with the budget
+        where = _OnDisk(self._end, tuple((tensor.shape, tensor.dtype) for tensor in tensors), blocks)
+        self._file.seek(self._end)
+        for tensor in tensors:
+            self._end += self._file.write(_bytes(tensor.contiguous()))
+        return where
+
+    def _load(self, where: _OnDisk) -> Reading:
+        assert self._file is not None
+        self._file.seek(where.offset)
+        tensors = []
+        for shape, dtype in where.parts:
+            tensor = torch.empty(shape, dtype=dtype)
+            if self._file.readinto(_bytes(tensor)) != tensor.nbytes:
+                raise InfluenceError("the factor cache's file ends early: was it cut or written to by someone else?")
+            tensors.append(tensor)
+        logits, labels, *rest = tensors
+        losses, roots = {}, {}
+        for place, name in enumerate(where.blocks):
+            a, g, root = rest[3 * place : 3 * place + 3]
+            losses[name], roots[name] = Factor(a, g), Factor(a, root)
+        return Reading(logits, labels, losses, roots)
+
+
+def _tensors(reading: Reading) -> list[Tensor]:
+    """Every tensor once; `losses` and `roots` share their inputs."""
+    assert reading.roots is not None
+    tensors = [reading.logits, reading.labels]
+    for name, factor in reading.losses.items():
+        tensors += [factor.a, factor.g, reading.roots[name].g]
+    return tensors
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.numpy()).cast("B")  # type: ignore[arg-type]

@@ -1,0 +1,122 @@
+"""Influence on a plain PyTorch classifier, outside any cycle.
+
+blocks = select(model)
+with Influence(model, task, EKFAC(blocks), blocks) as influence:
+influence.fit(train, Damping("absolute", 0.1))
+scores = influence.pairs(train, queries)  # scores.influence[i, q] < 0: point i harms query q
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Generic
+
+import torch
+from torch import Tensor, nn
+
+from influence.blocks import Blocks
+from influence.cache import FactorCache
+from influence.curvature.base import Curvature, Damping, Own
+from influence.errors import InfluenceError
+from influence.fisher import Fisher
+from influence.fitting import fit
+from influence.queries import each, group_means
+from influence.reader import Reader
+from influence.reading import Batch, Reading, Task
+from influence.scores import GroupScorer, GroupScores, PairScorer, PairScores
+
+
+class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
+    """One model's influence engine; a context manager, the model is restored on exit.
+
+    Args:
+        model: a classifier.
+        task: how it is asked.
+        curvature: not yet fitted.
+        blocks: those that the curvature was made for.
+        fisher: which Fisher roots the curvature is fitted on.
+        cache: keeps factors between passes; None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task[Batch],
+        curvature: Curvature,
+        blocks: Blocks,
+        fisher: Fisher | None = None,
+        cache: FactorCache | None = None,
+    ) -> None:
+        self.curvature = curvature
+        self._reader = Reader(model, task, blocks, fisher, cache)
+        self._points = 0
+
+    def __enter__(self) -> "Influence[Batch]":
+        self._reader.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.__exit__(kind, error, trace)
+
+    def fit(self, train: Iterable[Batch], damping: Damping) -> None:
+        """Fit the curvature.
+
+        Args:
+            train: batches of the train points, in the same order whenever they are iterated (no shuffling).
+            damping: may be changed later by `curvature.finish`.
+        """
+
+        def passes() -> Iterator[tuple[Reading, Tensor]]:
+            for reading in self._read(train, roots=True):
+                yield reading, torch.ones(len(reading.labels))
+
+        self._points = sum(len(self._reader.task.labels(batch)) for batch in train)
+        fit([self.curvature], passes)
+        self.curvature.finish(damping)
+
+    def pairs(self, train: Iterable[Batch], queries: Iterable[Batch]) -> PairScores:
+        """Influence of every train point on every query, [n, m]."""
+        count = sum(len(self._reader.task.labels(batch)) for batch in queries)
+        scorer = PairScorer(self.curvature, each(map(self._reader.queries, queries), count), self._fitted())
+        parts = [scorer.score(reading.losses) for reading in self._read(train, roots=False)]
+        return PairScores(
+            torch.cat([part.influence for part in parts]),
+            torch.cat([part.classification for part in parts]),
+            Own.join([part.own for part in parts]),
+        )
+
+    def groups(
+        self, train: Iterable[Batch], queries: Iterable[Batch], groups: Tensor, count: int, *, step: bool = False
+    ) -> GroupScores:
+        """Influence of every train point on the mean of all queries and of each group of them, [n, k].
+
+        Args:
+            train: batches of the train points.
+            queries: batches of the queries.
+            groups: group of each query, in their order, [m], int64 in [0, count).
+            count: k.
+            step: whether own terms hold the squared step, for relative influence.
+        """
+        means = group_means(map(self._reader.queries, queries), groups, count)
+        scorer = GroupScorer(self.curvature, means, self._fitted(), step=step)
+        parts = [scorer.score(reading.losses) for reading in self._read(train, roots=False)]
+        return GroupScores(
+            torch.cat([part.influence for part in parts]),
+            torch.cat([part.mean for part in parts]),
+            Own.join([part.own for part in parts]),
+        )
+
+    def _read(self, train: Iterable[Batch], *, roots: bool) -> Iterator[Reading]:
+        seen = 0
+        for number, batch in enumerate(train):
+            size = len(self._reader.task.labels(batch))
+            keys = torch.arange(seen, seen + size)
+            yield self._reader.train(batch, number, keys) if roots else self._reader.losses(batch, number)
+            seen += size
+
+    def _fitted(self) -> int:
+        if not self._points:
+            raise InfluenceError("the curvature is not fitted: call fit() first")
+        return self._points
