@@ -8,7 +8,8 @@ A point has R gradients sum_t s_rt a_t' whose outer products add up to its Gauss
     H^-1 V = Qs ((Qs' V Qa) / (Lambda + damping)) Qa'
 
 EK-FAC's Lambda is the best diagonal in this basis (George et al. 2018, arXiv 1806.03884; Grosse et al. 2023,
-arXiv 2308.03296). Positions where no root has a gradient (padding) do not enter A. A free block (`layouts`) has Qa = I.
+arXiv 2308.03296). Positions where no root has a gradient (padding) do not enter A. A free block (`layouts`) has Qa = I
+and A = I / i.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ class KFAC:
         self._mean(all_reduce, (side.covariance for side in self._sides()))
         self._decompose(all_reduce)
         for block in self.state.values():
-            values = 1.0 if block.inputs is None else block.inputs.spectrum
+            values = 1 / block.eigenvalues.shape[1] if block.inputs is None else block.inputs.spectrum
             block.eigenvalues.copy_(block.outputs.spectrum[:, None] * values)
 
     def finish(self, damping: Damping) -> None:

@@ -46,16 +46,21 @@ TASK: Task[Batch] = Task(logits, lambda batch: batch[1])
 
 
 class OverPositions(nn.Module):
-    """Linear layers applied at each of T positions, then a mean over them: T > 1 for every block but the head."""
+    """Linear layers applied at each of T positions, then a mean over them: T > 1 for every block but the head.
 
-    def __init__(self, d: int, hidden: int, classes: int) -> None:
+    With a padding value, positions that hold nothing else are left out of the mean.
+    """
+
+    def __init__(self, d: int, hidden: int, classes: int, padding: float | None = None) -> None:
         super().__init__()
+        self.padding = padding
         self.first = nn.Linear(d, hidden)
         self.second = nn.Linear(hidden, hidden, bias=False)
         self.head = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(self.first(x).tanh()).mean(1))
+        inside = (x != self.padding).any(2, keepdim=True) if self.padding is not None else torch.ones_like(x[..., :1])
+        return self.head((self.second(self.first(x).tanh()) * inside).sum(1) / inside.sum(1))
 
 
 def mlp(classes: int = 3, *, bias: bool = True, inplace: bool = False) -> nn.Sequential:
@@ -64,13 +69,19 @@ def mlp(classes: int = 3, *, bias: bool = True, inplace: bool = False) -> nn.Seq
     return nn.Sequential(*layers).double()
 
 
-def over_positions(classes: int = 3) -> OverPositions:
+def over_positions(classes: int = 3, *, padding: float | None = None) -> OverPositions:
     torch.manual_seed(0)
-    return OverPositions(5, 4, classes).double()
+    return OverPositions(5, 4, classes, padding).double()
+
+
+def normed(classes: int = 3) -> nn.Sequential:
+    """With a block whose input basis is the identity."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, classes)).double()
 
 
 def conv_net(classes: int = 3) -> nn.Sequential:
-    """For images [2, 6, 6]: convolutions with bias and padding, and without bias but with stride; then a head."""
+    """For images [2, 5, 5]: convolutions with bias and padding, and without bias but with stride; then a head."""
     torch.manual_seed(0)
     first, second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, stride=2, bias=False)
     layers = first, nn.Tanh(), second, nn.Tanh(), nn.Flatten(), nn.Linear(16, classes)
@@ -84,7 +95,7 @@ def points(count: int, classes: int = 3, *, positions: int | None = None, seed: 
 
 def images(count: int, classes: int = 3, *, seed: int = 1) -> Batch:
     """For `conv_net`."""
-    return drawn(count, (2, 6, 6), classes, seed)
+    return drawn(count, (2, 5, 5), classes, seed)
 
 
 def drawn(count: int, shape: tuple[int, ...], classes: int, seed: int) -> Batch:
@@ -104,8 +115,9 @@ def per_point(model: nn.Module, batch: Batch, outputs: Callable[[Tensor, Tensor]
     names = {id(value): name for name, value in model.named_parameters()}
     truth = {}
     for block in select(model):
-        weight = jacobians[names[id(block.module.weight)]]  # [B, ..., o, i] or [B, ..., o, channels, kernel, kernel]
-        parts = [weight.flatten(weight.ndim - block.module.weight.ndim + 1)]
+        weight = jacobians[names[id(block.module.weight)]]  # [B, ..., o, and whatever makes up i]
+        leading = weight.shape[: weight.ndim - block.module.weight.ndim + 1]
+        parts = [weight.reshape(*leading, -1)]
         if block.module.bias is not None:
             parts.append(jacobians[names[id(block.module.bias)]][..., None])
         truth[block.name] = torch.cat(parts, -1)

@@ -5,45 +5,120 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence import EKFAC, Damping, InfluenceError, Share, alone, linear_blocks, materialise
+from influence import (
+    EKFAC,
+    KFAC,
+    AllReduce,
+    Damping,
+    FactorSource,
+    InfluenceError,
+    Share,
+    alone,
+    linear_blocks,
+    materialise,
+    select,
+)
+from influence.curvature.base import Preconditioned, Solved
 from tests.influence.cases import (
     ABSOLUTE,
+    Batch,
+    conv_net,
     ekfac,
+    fitted,
     gauss_newton,
+    images,
     label_gradients,
     loss_factors,
     mlp,
+    normed,
     on_two_ranks,
     over_positions,
     points,
+    query_gradients,
 )
 
-ROUNDING = {"rtol": 0.0, "atol": 1e-10}  # float64, matrices of order 36 with entries of order 1
+ROUNDING = {"rtol": 1e-10, "atol": 1e-10}  # float64, matrices of order 36 with inverses of order 100
 
-MODELS = {"mlp": (mlp(), points(30)), "positions": (over_positions(), points(30, positions=4))}
+MODELS = {
+    "mlp": (mlp(), points(30)),
+    "positions": (over_positions(), points(30, positions=4)),
+    "conv": (conv_net(), images(30)),
+    "norm": (normed(), points(30)),
+}
 every_model = pytest.mark.parametrize("case", MODELS)
+either = pytest.mark.parametrize("kind", [KFAC, EKFAC])
 
 
-def inverse(curvature: EKFAC, name: str) -> Tensor:
+class SignsFlipped(EKFAC):
+    """EK-FAC whose eigenvectors come out with other signs, as they may."""
+
+    def _decompose(self, all_reduce: AllReduce) -> None:
+        super()._decompose(all_reduce)
+        for side in self._sides():
+            side.basis *= torch.tensor([1.0, -1.0]).repeat(len(side.basis))[: len(side.basis)]
+
+
+def kronecker(kind: type[KFAC], model: nn.Module, batch: Batch, damping: Damping = ABSOLUTE) -> KFAC:
+    curvature = kind(select(model))
+    fitted(curvature, model, batch, damping)
+    return curvature
+
+
+def inverse(curvature: KFAC, name: str) -> Tensor:
     """The damped inverse of a block as a matrix, [o i, o i]."""
     shape = curvature.state[name].eigenvalues.shape
-    return curvature.solve(name, torch.eye(shape.numel(), dtype=torch.float64).view(-1, *shape)).flatten(1)
+    identity = torch.eye(shape.numel(), dtype=torch.float64).view(-1, *shape)
+    return curvature.solve({name: identity})[name].flatten(1)
 
 
-def rebuild(curvature: EKFAC, name: str, eigenvalues: Tensor) -> Tensor:
-    """Q diag(eigenvalues) Q' with Q = Qs (x) Qa, [o i, o i]."""
-    q = torch.kron(curvature.state[name].output_basis, curvature.state[name].input_basis)
-    return q @ torch.diag(eigenvalues.flatten()) @ q.T
+def basis(curvature: KFAC, name: str) -> Tensor:
+    """Qs (x) Qa, [o i, o i]."""
+    block = curvature.state[name]
+    qa = torch.eye(block.eigenvalues.shape[1], dtype=torch.float64) if block.inputs is None else block.inputs.basis
+    return torch.kron(block.outputs.basis, qa)
 
 
-def test_ekfac_is_the_damped_gauss_newton_inverse_where_the_label_covariance_is_constant() -> None:
+def rebuild(curvature: KFAC, name: str, damping: float = 0.0) -> Tensor:
+    """The matrix of a block, [o i, o i]."""
+    q = basis(curvature, name)
+    return q @ torch.diag(curvature.state[name].eigenvalues.flatten() + damping) @ q.T
+
+
+@either
+def test_a_linear_layer_under_gaussian_loss_has_its_exact_gauss_newton_matrix(kind: type[KFAC]) -> None:
+    # The Hessian of |z - y|^2 / 2 in z is I, so the roots are the outputs themselves and H = I (x) mean a a'.
+    model, x = nn.Sequential(nn.Linear(5, 3)).double(), points(30)[0]
+    with FactorSource(model, select(model)) as source:
+        z = source.forward(lambda m, inputs: m(inputs), x)
+        roots = source.pull_many(z, torch.eye(3, dtype=torch.float64)[:, None].expand(3, 30, 3))
+    curvature = kind(select(model))
+    for _ in range(curvature.passes):
+        curvature.accumulate(roots, torch.ones(30))
+        curvature.reduce(alone)
+    curvature.finish(ABSOLUTE)
+    a = torch.cat([x, x.new_ones(30, 1)], 1)
+    exact = torch.kron(torch.eye(3, dtype=torch.float64), a.T @ a / 30)
+    torch.testing.assert_close(rebuild(curvature, "0"), exact, **ROUNDING)
+    damped = exact + ABSOLUTE.value * torch.eye(18, dtype=torch.float64)
+    torch.testing.assert_close(inverse(curvature, "0"), torch.linalg.inv(damped), **ROUNDING)
+
+
+@either
+def test_one_datum_has_its_exact_gauss_newton_matrix(kind: type[KFAC]) -> None:
+    model, one = mlp(), points(1)
+    curvature = kronecker(kind, model, one)
+    for name, exact in gauss_newton(model, one).items():
+        torch.testing.assert_close(rebuild(curvature, name), exact, **ROUNDING)
+
+
+@either
+def test_a_constant_label_covariance_has_the_exact_gauss_newton_matrix(kind: type[KFAC]) -> None:
     # Zero weights: every point predicts p = 1/C, so the Gauss-Newton matrix is exactly S (x) A.
-    model = nn.Sequential(nn.Linear(5, 3)).double()
+    model, batch = nn.Sequential(nn.Linear(5, 3)).double(), points(30)
     nn.init.zeros_(model[0].weight)
     nn.init.zeros_(model[0].bias)
-    batch = points(30)
-    exact = gauss_newton(model, batch)["0"] + ABSOLUTE.value * torch.eye(18, dtype=torch.float64)
-    torch.testing.assert_close(inverse(ekfac(model, batch), "0"), torch.linalg.inv(exact), **ROUNDING)
+    curvature = kronecker(kind, model, batch)
+    torch.testing.assert_close(rebuild(curvature, "0"), gauss_newton(model, batch)["0"], **ROUNDING)
 
 
 @every_model
@@ -51,69 +126,151 @@ def test_eigenvalues_are_the_exact_expectation_over_labels_in_the_eigenbasis(cas
     model, batch = MODELS[case]
     curvature = ekfac(model, batch)
     for name, g in label_gradients(model, batch).items():  # [B, C, o, i]
-        block = curvature.state[name]
-        truth = (block.output_basis.T @ g @ block.input_basis).square().sum(1).mean(0)
-        torch.testing.assert_close(block.eigenvalues, truth, **ROUNDING)
+        truth = (g.flatten(2) @ basis(curvature, name)).square().sum(1).mean(0)
+        torch.testing.assert_close(curvature.state[name].eigenvalues.flatten(), truth, **ROUNDING)
 
 
 @every_model
 def test_the_basis_diagonalises_both_covariances(case: str) -> None:
-    curvature = ekfac(*MODELS[case])
-    for block in curvature.state.values():
-        for basis, matrix in (
-            (block.input_basis, block.input_covariance),
-            (block.output_basis, block.output_covariance),
-        ):
-            rotated = basis.T @ matrix @ basis
-            torch.testing.assert_close(rotated, torch.diag(rotated.diagonal()), **ROUNDING)
+    for block in ekfac(*MODELS[case]).state.values():
+        for side in (block.inputs, block.outputs):
+            if side is not None:
+                rotated = side.basis.T @ side.covariance @ side.basis
+                torch.testing.assert_close(rotated, torch.diag(side.spectrum), **ROUNDING)
+
+
+@every_model
+def test_covariances_are_means_over_points(case: str) -> None:
+    # S sums over roots and positions, A is a mean over positions: so that S (x) A has the scale of the matrix.
+    model, batch = MODELS[case]
+    curvature = ekfac(model, batch)
+    for name, g in label_gradients(model, batch).items():
+        trace = g.square().sum((1, 2, 3)).mean()
+        torch.testing.assert_close(curvature.state[name].eigenvalues.sum(), trace, **ROUNDING)
+    for name, factor in loss_factors(model, batch).items():
+        a = factor.a.flatten(0, 1)
+        inputs = curvature.state[name].inputs
+        if inputs is not None:
+            torch.testing.assert_close(inputs.covariance, a.T @ a / len(a), **ROUNDING)
 
 
 @every_model
 def test_ekfac_is_nearer_to_the_gauss_newton_matrix_than_kfac(case: str) -> None:
     model, batch = MODELS[case]
-    curvature = ekfac(model, batch)
+    ek, k = ekfac(model, batch), kronecker(KFAC, model, batch)
     for name, exact in gauss_newton(model, batch).items():
-        block = curvature.state[name]
-        kfac = torch.kron(block.output_covariance, block.input_covariance)
-        ours = rebuild(curvature, name, block.eigenvalues)
-        assert (ours - exact).norm() < (kfac - exact).norm()  # the optimal diagonal; strictly, as no case is Kronecker
+        # The best diagonal in a common basis; strictly, as no block here is a Kronecker product.
+        assert (rebuild(ek, name) - exact).norm() < (rebuild(k, name) - exact).norm()
+
+
+@either
+def test_a_block_without_input_statistics_keeps_the_trace(kind: type[KFAC]) -> None:
+    model, batch = MODELS["norm"]
+    curvature = kronecker(kind, model, batch)
+    assert curvature.state["1"].inputs is None
+    torch.testing.assert_close(rebuild(curvature, "1").trace(), gauss_newton(model, batch)["1"].trace(), **ROUNDING)
 
 
 @every_model
-def test_solve_is_the_inverse_of_the_rebuilt_matrix_plus_damping(case: str) -> None:
-    curvature = ekfac(*MODELS[case])
-    for name, block in curvature.state.items():
-        damped = rebuild(curvature, name, block.eigenvalues + ABSOLUTE.value)
+def test_the_signs_of_eigenvectors_do_not_matter(case: str) -> None:
+    model, batch = MODELS[case]
+    plain, flipped = ekfac(model, batch), kronecker(SignsFlipped, model, batch)
+    queries, losses = query_gradients(model, batch).gradients, loss_factors(model, batch)
+    for name in plain.state:
+        torch.testing.assert_close(inverse(flipped, name), inverse(plain, name), **ROUNDING)
+    found, truth = (one.against(queries, own=True, step=True).score(losses) for one in (flipped, plain))
+    torch.testing.assert_close(found.dots, truth.dots, **ROUNDING)
+    torch.testing.assert_close(found.own.self_influence, truth.own.self_influence, **ROUNDING)
+
+
+@every_model
+@either
+def test_solve_is_the_inverse_of_the_rebuilt_matrix_plus_damping(kind: type[KFAC], case: str) -> None:
+    curvature = kronecker(kind, *MODELS[case])
+    for name in curvature.state:
+        damped = rebuild(curvature, name, ABSOLUTE.value)
         torch.testing.assert_close(inverse(curvature, name), torch.linalg.inv(damped), **ROUNDING)
 
 
 @every_model
-def test_inner_products_of_whitened_gradients_are_those_of_solve(case: str) -> None:
+def test_own_terms_and_scores_are_those_of_dense_algebra(case: str) -> None:
     model, batch = MODELS[case]
-    curvature = ekfac(model, batch)
-    for name, factor in loss_factors(model, batch).items():
-        white, plain = curvature.whiten(name, factor), materialise(factor)
-        torch.testing.assert_close(
-            white @ white.T, plain.flatten(1) @ curvature.solve(name, plain).flatten(1).T, **ROUNDING
-        )
+    curvature, losses = ekfac(model, batch), loss_factors(model, batch)
+    queries = query_gradients(model, (batch[0][:5], batch[1][:5])).gradients
+    own, step, dots = torch.zeros(30), torch.zeros(30), torch.zeros(30, 5)
+    for name, factor in losses.items():
+        g, h = materialise(factor).flatten(1), inverse(curvature, name)
+        own = own + ((g @ h) * g).sum(1)
+        step = step + (g @ h).square().sum(1)
+        dots = dots + g @ h @ queries[name].flatten(1).T
+    found = curvature.own(losses, step=True)
+    torch.testing.assert_close(found.self_influence, own, **ROUNDING)
+    torch.testing.assert_close(found.squared_step, step, **ROUNDING)
+    assert curvature.own(losses).squared_step is None  # nobody asked for it
+    torch.testing.assert_close(curvature.against(queries).score(losses).dots, dots, **ROUNDING)
+
+
+@every_model
+@pytest.mark.parametrize("step", [False, True])
+def test_queries_held_in_the_eigenbasis_score_as_solved_ones(case: str, step: bool) -> None:
+    model, batch = MODELS[case]
+    curvature, losses = ekfac(model, batch), loss_factors(model, batch)
+    queries = query_gradients(model, batch).gradients
+    rotated: Preconditioned = curvature.against(queries, own=True, step=step)
+    assert not isinstance(rotated, Solved)
+    found, truth = rotated.score(losses), Solved(curvature, queries, own=True, step=step).score(losses)
+    torch.testing.assert_close(found.dots, truth.dots, **ROUNDING)
+    torch.testing.assert_close(found.own.self_influence, truth.own.self_influence, **ROUNDING)
+    assert (found.own.squared_step is None) == (not step)
+    if step:
+        torch.testing.assert_close(found.own.squared_step, truth.own.squared_step, **ROUNDING)
+
+
+@every_model
+def test_under_heavy_damping_influence_is_the_gradient_dot(case: str) -> None:
+    model, batch = MODELS[case]
+    heavy = Damping("absolute", 1e9)
+    losses, queries = loss_factors(model, batch), query_gradients(model, batch).gradients
+    found = ekfac(model, batch, heavy).against(queries, own=True).score(losses)
+    truth = sum(materialise(losses[name]).flatten(1) @ full.flatten(1).T for name, full in queries.items())
+    # Relative to the damping every eigenvalue is below 1e-8.
+    torch.testing.assert_close(found.dots * heavy.value, truth, rtol=1e-7, atol=1e-7)
 
 
 def test_solve_is_repeatable_and_leaves_its_argument_and_the_state_alone() -> None:
     curvature = ekfac(*MODELS["mlp"])
     v = torch.randn(3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     before, eigenvalues = v.clone(), curvature.state["0"].eigenvalues.clone()
-    first = curvature.solve("0", v)
-    assert curvature.solve("0", v).equal(first)
+    first = curvature.solve({"0": v})["0"]
+    assert curvature.solve({"0": v})["0"].equal(first)
     assert v.equal(before)
     assert curvature.state["0"].eigenvalues.equal(eigenvalues)
 
 
+def test_another_damping_replaces_the_one_before() -> None:
+    again, other = ekfac(*MODELS["mlp"]), Damping("mean_eig", 0.3)
+    again.finish(other)
+    fresh = ekfac(*MODELS["mlp"], other)
+    assert all(inverse(again, name).equal(inverse(fresh, name)) for name in fresh.state)
+
+
+def test_more_damping_lowers_every_self_influence() -> None:
+    model, batch = MODELS["mlp"]
+    curvature, losses = ekfac(model, batch), loss_factors(model, batch)
+    low = curvature.own(losses).self_influence
+    curvature.finish(Damping("absolute", 1.0))
+    assert (curvature.own(losses).self_influence < low).all()
+
+
 @every_model
-def test_points_of_weight_zero_do_not_enter(case: str) -> None:
+@either
+def test_points_of_weight_zero_do_not_enter(kind: type[KFAC], case: str) -> None:
     model, (x, y) = MODELS[case]
     weights = (torch.arange(30) % 3 > 0).float()
     kept = weights.bool()
-    masked, absent = ekfac(model, (x, y), weights=weights), ekfac(model, (x[kept], y[kept]))
+    masked = kind(select(model))
+    fitted(masked, model, (x, y), weights=weights)
+    absent = kronecker(kind, model, (x[kept], y[kept]))
     for name in masked.state:
         torch.testing.assert_close(inverse(masked, name), inverse(absent, name), **ROUNDING)
 
@@ -127,13 +284,28 @@ def test_the_curvature_does_not_depend_on_batch_size_or_order(case: str, arrange
         torch.testing.assert_close(inverse(pieces, name), inverse(whole, name), **ROUNDING)
 
 
+def test_padding_changes_neither_curvature_nor_scores() -> None:
+    model, (x, y) = over_positions(padding=0.0), points(30, positions=4)
+    longer = torch.cat([x, x.new_zeros(30, 3, 5)], 1), y
+    plain, padded = ekfac(model, (x, y)), ekfac(model, longer)
+    for name in plain.state:
+        torch.testing.assert_close(inverse(padded, name), inverse(plain, name), **ROUNDING)
+    found, truth = padded.own(loss_factors(model, longer)), plain.own(loss_factors(model, (x, y)))
+    torch.testing.assert_close(found.self_influence, truth.self_influence, **ROUNDING)
+
+
 @every_model
-def test_two_ranks_that_share_the_batches_have_the_curvature_of_one(case: str) -> None:
+@either
+def test_two_ranks_that_share_the_batches_have_the_curvature_of_one(kind: type[KFAC], case: str) -> None:
     model, batch = MODELS[case]
-    whole, copies = ekfac(model, batch), (deepcopy(model), deepcopy(model))
-    ranks = on_two_ranks(
-        lambda share, all_reduce: ekfac(copies[share.rank], batch, size=7, share=share, all_reduce=all_reduce)
-    )
+    whole, copies = kronecker(kind, model, batch), (deepcopy(model), deepcopy(model))
+
+    def program(share: Share, all_reduce: AllReduce) -> KFAC:
+        curvature = kind(select(copies[share.rank]), share)
+        fitted(curvature, copies[share.rank], batch, size=7, share=share, all_reduce=all_reduce)
+        return curvature
+
+    ranks = on_two_ranks(program)
     for name in whole.state:
         assert inverse(ranks[0], name).equal(inverse(ranks[1], name))
         torch.testing.assert_close(inverse(ranks[0], name), inverse(whole, name), **ROUNDING)
@@ -151,12 +323,17 @@ def test_diagnostics_say_what_was_solved() -> None:
 
 
 def test_a_step_out_of_order_is_refused() -> None:
-    curvature = EKFAC(linear_blocks(mlp()), Share())
+    curvature = EKFAC(linear_blocks(mlp()))
     with pytest.raises(InfluenceError, match="no point of weight 1"):
         curvature.reduce(alone)
     with pytest.raises(InfluenceError, match="0 of its 2 passes"):
         curvature.finish(ABSOLUTE)
     with pytest.raises(InfluenceError, match="no damping yet"):
-        curvature.solve("0", torch.zeros(1, 6, 6))
-    with pytest.raises(InfluenceError, match="both passes"):
+        curvature.solve({"0": torch.zeros(1, 6, 6)})
+    with pytest.raises(InfluenceError, match="makes 2 passes, and they are over"):
         ekfac(*MODELS["mlp"]).accumulate({}, torch.ones(1))
+
+
+def test_a_block_that_was_not_fitted_is_named() -> None:
+    with pytest.raises(InfluenceError, match="'other' was not fitted; there are 0, 2, 4"):
+        ekfac(*MODELS["mlp"]).solve({"other": torch.zeros(1, 6, 6)})
