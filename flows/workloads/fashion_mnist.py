@@ -48,7 +48,7 @@ class FashionMnist(ImageWorkload):
         model: Literal["mlp", "cnn"] = "mlp",
         points: int = 5000,
         queries: int = 500,
-        holdout: int = 2000,
+        holdout: int = 5000,
         corruption: Literal["flips", "class_dependent", "systematic"] = "flips",
         rate: float = 0.1,
         seed: int = 0,
