@@ -81,7 +81,9 @@ def group_means(readings: Iterable[Reading], groups: Tensor, count: int) -> Grou
     seen = 0
     for reading in readings:
         part = groups[seen : seen + len(reading.labels)]
-        seen += len(part)
+        seen += len(reading.labels)
+        if seen > len(groups):
+            break
         members = one_hot(part, count).to(reading.logits) * _doubt(reading)[:, None]  # [b, k]
         for name, factor in reading.losses.items():
             if name not in sums:

@@ -7,7 +7,7 @@
 | self | V / (g' H^-1 g / n): transfer per unit of self-fit | none |
 | share | V / sum_j |V_j| | none |
 
-theta, l and self are null where self-influence is below 1e-6 of its median: noise over noise.
+theta, l and self are null where self-influence is not above 1e-6 of its median: noise over noise.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def relative_influence(influence: Tensor, own: Own, points: int) -> RelativeInfl
     """
     if own.squared_step is None:
         raise InfluenceError("relative influence needs squared steps: score with step=True")
-    null = own.self_influence < NEGLIGIBLE * own.self_influence.median()
+    null = own.self_influence <= NEGLIGIBLE * own.self_influence.median()
     scaled = (points * influence).masked_fill(null, torch.nan)
     return RelativeInfluence(
         theta=scaled / own.squared_step.sqrt(),
