@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DENSE_ELEMENTS = 1 << 24  # of materialised gradients in memory at a time
+DENSE_ELEMENTS = 1 << 22  # of a working tensor: 16 MB stay in the allocator, more is paged in anew every time
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ class Cut:
         means = (rows.T @ (energy * weights) @ columns) / (rows.T @ energy @ columns).clamp(min=TINY)
         return cls(inputs[:, kept_in], outputs[:, kept_out], means)
 
+    def single(self) -> "Cut":
+        """The same in float32."""
+        return Cut(self.inputs.float(), self.outputs.float(), self.weights.float())
+
     def energies(self, factor: Factor) -> tuple[Tensor, Tensor]:
         """Squares of the rotated factors of single positions with the rest at the end, [B, ki + 1] and [B, ko + 1]."""
         return _energies(factor.a[:, 0], self.inputs), _energies(factor.g[:, 0], self.outputs)
@@ -66,6 +70,6 @@ def _groups(kept: Tensor, size: int) -> Tensor:
 
 
 def _energies(x: Tensor, basis: Tensor) -> Tensor:
-    kept = (x @ basis.to(x.dtype)).square()  # [B, k]
+    kept = (x @ basis).square()  # [B, k]
     rest = (x.square().sum(1) - kept.sum(1)).clamp(min=0)  # rounding only
     return torch.cat([kept, rest[:, None]], 1)

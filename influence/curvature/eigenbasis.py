@@ -13,79 +13,90 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from influence.curvature.base import Diagnostics, Own, Scored
+from influence.curvature.base import Own, Scored
 from influence.curvature.cut import Cut
 from influence.factored import Factor, Factors, Gradients, dots, materialise, pieces, rotate
 
 
 @dataclass(frozen=True)
 class Eigenbasis:
-    """The damped curvature of one block, diagonal in its basis.
+    """The damped curvature of one block, diagonal in its basis; all in one precision.
 
     Attributes:
-        inputs: Qa, eigenvectors in columns, [i, i], float64; None is the identity.
-        outputs: Qs, eigenvectors in columns, [o, o], float64.
-        eigenvalues: Lambda, [o, i], float64.
-        damping: positive.
-        share: what share of Lambda's trace the eigenvectors hold that enter own terms one by one; None: all do.
+        inputs: Qa, eigenvectors in columns, [i, i]; None is the identity.
+        outputs: Qs, eigenvectors in columns, [o, o].
+        damped: Lambda + damping, [o, i].
+        weights: its reciprocal and the square of that, [2, o, i].
+        cut: for own terms of single positions, if they are to be had from fewer eigenvectors.
     """
 
     inputs: Tensor | None
     outputs: Tensor
-    eigenvalues: Tensor
-    damping: float
-    share: float | None = None
+    damped: Tensor
+    weights: Tensor
+    cut: Cut | None = None
+
+    @classmethod
+    def of(
+        cls, inputs: Tensor | None, outputs: Tensor, eigenvalues: Tensor, damping: float, share: float | None
+    ) -> "Eigenbasis":
+        """In float64.
+
+        Args:
+            inputs: Qa.
+            outputs: Qs.
+            eigenvalues: Lambda, [o, i].
+            damping: positive.
+            share: of Lambda's trace, at which to cut; None: not at all.
+        """
+        damped = eigenvalues + damping
+        weights = torch.stack([damped.reciprocal(), damped.reciprocal().square()])
+        cut = None if share is None or inputs is None else Cut.at(share, inputs, outputs, eigenvalues, weights)
+        return cls(inputs, outputs, damped, weights, cut)
+
+    def like(self, x: Tensor) -> "Eigenbasis":
+        """The same in the precision of a tensor."""
+        return self if x.dtype == self.damped.dtype else self._single
 
     @cached_property
-    def damped(self) -> Tensor:
-        """Lambda + damping, [o, i]."""
-        return self.eigenvalues + self.damping
-
-    @cached_property
-    def weights(self) -> Tensor:
-        """Its reciprocal and the square of that, [2, o, i]."""
-        inverse = self.damped.reciprocal()
-        return torch.stack([inverse, inverse.square()])
-
-    @cached_property
-    def cut(self) -> Cut | None:
-        """The basis cut at a share of the trace, where there is something to cut."""
-        if self.share is None or self.inputs is None:
-            return None
-        return Cut.at(self.share, self.inputs, self.outputs, self.eigenvalues, self.weights)
+    def _single(self) -> "Eigenbasis":
+        return Eigenbasis(
+            None if self.inputs is None else self.inputs.float(),
+            self.outputs.float(),
+            self.damped.float(),
+            self.weights.float(),
+            None if self.cut is None else self.cut.single(),
+        )
 
     def solve(self, gradients: Tensor) -> Tensor:
-        """Damped inverse times gradients, [k, o, i], in their dtype."""
-        rotated = self.rotated(gradients) / self.damped.to(gradients.dtype)
-        back = self.outputs.to(gradients.dtype) @ rotated
-        return back if self.inputs is None else back @ self.inputs.T.to(gradients.dtype)
+        """Damped inverse times gradients, [k, o, i]."""
+        back = self.outputs @ (self.turn(gradients) / self.damped)
+        return back if self.inputs is None else back @ self.inputs.T
 
-    def rotated(self, gradients: Tensor) -> Tensor:
+    def turn(self, gradients: Tensor) -> Tensor:
         """Qs' V Qa, [k, o, i]."""
-        turned = self.outputs.T.to(gradients.dtype) @ gradients
-        return turned if self.inputs is None else turned @ self.inputs.to(gradients.dtype)
+        turned = self.outputs.T @ gradients
+        return turned if self.inputs is None else turned @ self.inputs
 
     def rotate(self, factor: Factor) -> Factor:
         """The factors of Qs' G Qa."""
-        return rotate(factor, self._inputs(factor), self.outputs.to(factor.g.dtype))
+        return rotate(factor, self.inputs, self.outputs)
 
     def materialise(self, factor: Factor) -> Tensor:
         """Qs' G Qa of a few points, [..., b, o, i]."""
-        positions, (o, i) = factor.a.shape[1], self.eigenvalues.shape
-        qa, qs = self._inputs(factor), self.outputs.to(factor.g.dtype)
+        positions, (o, i) = factor.a.shape[1], self.damped.shape
         early_in, early_out = positions <= o, positions <= i
-        full = materialise(rotate(factor, qa if early_in else None, qs if early_out else None))  # [..., b, o, i]
-        if qa is not None and not early_in:
-            full = full @ qa
-        return full if early_out else qs.T @ full
+        full = materialise(rotate(factor, self.inputs if early_in else None, self.outputs if early_out else None))
+        if self.inputs is not None and not early_in:
+            full = full @ self.inputs
+        return full if early_out else self.outputs.T @ full
 
     def own(self, factor: Factor, *, step: bool) -> Own:
         """The own terms of B points in this block."""
         if factor.a.shape[1] > 1:
             return Own.join([self.own_of_full(self.materialise(factor[piece]), step=step) for piece in pieces(factor)])
         if self.cut is not None:
-            a, g = self.cut.energies(factor)
-            return _own(a, g, self.cut.weights, step=step)
+            return _own(*self.cut.energies(factor), self.cut.weights, step=step)
         return self.own_of_rotated(self.rotate(factor), step=step)
 
     def own_of_rotated(self, rotated: Factor, *, step: bool) -> Own:
@@ -94,23 +105,8 @@ class Eigenbasis:
 
     def own_of_full(self, rotated: Tensor, *, step: bool) -> Own:
         """The same from rotated gradients [b, o, i]."""
-        energies, weights = rotated.flatten(1).square(), self.weights.flatten(1).to(rotated.dtype)  # [2, o i]
+        energies, weights = rotated.flatten(1).square(), self.weights.flatten(1)  # [b, o i], [2, o i]
         return Own((energies @ weights[0]).double(), (energies @ weights[1]).double() if step else None)
-
-    def diagnose(self) -> Diagnostics:
-        """The residual is that of the block's own H, rebuilt from its parts."""
-        probe = torch.randn(self.damped.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))[None]
-        back = self.outputs @ (self.damped * self.rotated(self.solve(probe)))
-        back = back if self.inputs is None else back @ self.inputs.T
-        return Diagnostics(
-            residual=float((back - probe).norm() / probe.norm()),
-            effective_dimension=float((self.eigenvalues / self.damped).sum()),
-            condition=float(self.damped.max() / self.damped.min()),
-            damping=self.damping,
-        )
-
-    def _inputs(self, factor: Factor) -> Tensor | None:
-        return None if self.inputs is None else self.inputs.to(factor.a.dtype)
 
 
 class RotatedQueries:
@@ -125,16 +121,16 @@ class RotatedQueries:
     def __init__(self, bases: Mapping[str, Eigenbasis], gradients: Gradients, *, step: bool) -> None:
         self._bases, self._step = bases, step
         self._queries = {
-            name: bases[name].rotated(full) / bases[name].damped.to(full.dtype) for name, full in gradients.items()
+            name: bases[name].like(full).turn(full).div_(bases[name].like(full).damped)
+            for name, full in gradients.items()
         }
 
     def score(self, factors: Factors) -> Scored:
         """Score B points by the factors of their losses."""
-        blocks = [self._score(name, factor) for name, factor in factors.items()]
-        return Scored.sum(blocks)
+        return Scored.sum([self._score(name, factor) for name, factor in factors.items()])
 
     def _score(self, name: str, factor: Factor) -> Scored:
-        basis, queries = self._bases[name], self._queries[name]
+        basis, queries = self._bases[name].like(factor.g), self._queries[name]
         if factor.a.shape[1] == 1:
             rotated = basis.rotate(factor)
             return Scored(dots(rotated, queries).double(), basis.own_of_rotated(rotated, step=self._step))
@@ -147,5 +143,5 @@ class RotatedQueries:
 
 def _own(a: Tensor, g: Tensor, weights: Tensor, *, step: bool) -> Own:
     """Own terms from squared rotated factors a [B, i] and g [B, o], and weights [2, o, i]."""
-    found = [((g @ weight.to(g.dtype)) * a).sum(1).double() for weight in weights[: 1 + step]]
+    found = [((g @ weight) * a).sum(1).double() for weight in weights[: 1 + step]]
     return Own(found[0], found[1] if step else None)

@@ -21,6 +21,7 @@ from torch import Tensor
 from influence.blocks import Block
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved, train_points
 from influence.curvature.eigenbasis import Eigenbasis, RotatedQueries
+from influence.curvature.moments import ProductSum
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients, pieces
 from influence.sharding import WHOLE, Share
@@ -28,15 +29,15 @@ from influence.sharding import WHOLE, Share
 
 @dataclass
 class Side:
-    """Inputs or outputs of a block: sums and then means over points, float64.
+    """Inputs or outputs of a block.
 
     Attributes:
-        covariance: A or S, [d, d].
-        basis: its eigenvectors in columns, [d, d].
-        spectrum: its eigenvalues, [d].
+        covariance: A or S, a sum over points and then their mean, [d, d].
+        basis: its eigenvectors in columns, [d, d], float64.
+        spectrum: its eigenvalues, [d], float64.
     """
 
-    covariance: Tensor
+    covariance: ProductSum
     basis: Tensor
     spectrum: Tensor
 
@@ -48,12 +49,14 @@ class KroneckerBlock:
     Attributes:
         inputs: None for a free block.
         outputs: of every block.
-        eigenvalues: Lambda, [o, i], float64.
+        eigenvalues: Lambda, a sum over points and then their mean, [o, i].
+        fitted: the undamped basis; None until the first pass is over.
     """
 
     inputs: Side | None
     outputs: Side
-    eigenvalues: Tensor
+    eigenvalues: ProductSum
+    fitted: Eigenbasis | None = None
 
 
 class KFAC:
@@ -77,6 +80,7 @@ class KFAC:
         self._count = torch.zeros((), dtype=torch.float64)
         self._reduced = 0
         self._bases: dict[str, Eigenbasis] = {}
+        self._damping: dict[str, float] = {}
 
     def accumulate(self, batch: Factors, weights: Tensor) -> None:
         """Add the Fisher roots of a batch to the current pass."""
@@ -91,31 +95,28 @@ class KFAC:
         self._mean(all_reduce, (side.covariance for side in self._sides()))
         self._decompose(all_reduce)
         for block in self.state.values():
-            values = 1 / block.eigenvalues.shape[1] if block.inputs is None else block.inputs.spectrum
-            block.eigenvalues.copy_(block.outputs.spectrum[:, None] * values)
+            total = block.eigenvalues.value
+            values = 1 / total.shape[1] if block.inputs is None else block.inputs.spectrum
+            total.copy_(block.outputs.spectrum[:, None] * values)
 
     def finish(self, damping: Damping) -> None:
         """Fix the damping of every block; again for another one."""
         if self._reduced < self.passes:
             raise InfluenceError(f"{type(self).__name__} has made {self._reduced} of its {self.passes} passes")
-        self._bases = {
-            name: Eigenbasis(
-                inputs=None if block.inputs is None else block.inputs.basis,
-                outputs=block.outputs.basis,
-                eigenvalues=block.eigenvalues,
-                damping=damping.resolve(float(block.eigenvalues.mean())),
-                share=self._cut,
-            )
-            for name, block in self.state.items()
-        }
+        self._bases, self._damping = {}, {}
+        for name, block in self.state.items():
+            inputs = None if block.inputs is None else block.inputs.basis
+            values = block.eigenvalues.value
+            self._damping[name] = damping.resolve(float(values.mean()))
+            self._bases[name] = Eigenbasis.of(inputs, block.outputs.basis, values, self._damping[name], self._cut)
 
     def solve(self, gradients: Gradients) -> Gradients:
         """Damped inverse times k gradients, in their dtype."""
-        return {name: self._basis(name).solve(full) for name, full in gradients.items()}
+        return {name: self._basis(name).like(full).solve(full) for name, full in gradients.items()}
 
     def own(self, factors: Factors, *, step: bool = False) -> Own:
         """The own terms of B points."""
-        return Own.sum([self._basis(name).own(factor, step=step) for name, factor in factors.items()])
+        return Own.sum([self._basis(name).like(factor.g).own(factor, step=step) for name, factor in factors.items()])
 
     def against(self, gradients: Gradients, *, own: bool = False, step: bool = False) -> Preconditioned:
         """Solve the gradients of k queries and hold them; in the eigenbasis, if that serves own terms, too."""
@@ -125,35 +126,48 @@ class KFAC:
 
     def diagnostics(self) -> Mapping[str, Diagnostics]:
         """By block."""
-        return {name: self._basis(name).diagnose() for name in self.state}
+        return {name: self._diagnose(name) for name in self.state}
 
     def _add(self, block: KroneckerBlock, factor: Factor, weights: Tensor) -> None:
-        w = weights.to(factor.g.dtype)
-        block.outputs.covariance += _second_moment(factor.g, w[:, None, None])
+        _add_moment(block.outputs.covariance, factor.g, weights[:, None].expand(factor.g.shape[:-1]))
         if block.inputs is not None:
-            block.inputs.covariance += _second_moment(factor.a, _of_positions(factor, w)[:, :, None])
+            _add_moment(block.inputs.covariance, factor.a, _of_positions(factor, weights))
 
     def _sides(self) -> Iterator[Side]:
         for block in self.state.values():
             yield from (block.outputs,) if block.inputs is None else (block.inputs, block.outputs)
 
-    def _mean(self, all_reduce: AllReduce, sums: Iterable[Tensor]) -> None:
+    def _mean(self, all_reduce: AllReduce, sums: Iterable[ProductSum]) -> None:
         all_reduce(self._count)
         points = train_points(self._count)
         for one in sums:
-            all_reduce(one)
-            one /= points
+            value = one.settle()
+            all_reduce(value)
+            value /= points
         self._count.zero_()
         self._reduced += 1
 
     def _decompose(self, all_reduce: AllReduce) -> None:
         for index, side in enumerate(self._sides()):
             if self._share.owns(index):  # copied in place: a product rounds differently with another memory layout
-                found = torch.linalg.eigh(side.covariance)
+                found = torch.linalg.eigh(side.covariance.value)
                 side.basis.copy_(found.eigenvectors)
                 side.spectrum.copy_(found.eigenvalues.clamp(min=0))  # rounding only: a covariance is semidefinite
             all_reduce(side.basis)  # zero on the ranks that do not own it
             all_reduce(side.spectrum)
+
+    def _diagnose(self, name: str) -> Diagnostics:
+        """The residual is that of the block's own H, rebuilt from its parts."""
+        basis, values = self._basis(name), self.state[name].eigenvalues.value
+        probe = torch.randn(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))[None]
+        back = basis.outputs @ (basis.damped * basis.turn(basis.solve(probe)))
+        back = back if basis.inputs is None else back @ basis.inputs.T
+        return Diagnostics(
+            residual=float((back - probe).norm() / probe.norm()),
+            effective_dimension=float((values / basis.damped).sum()),
+            condition=float(basis.damped.max() / basis.damped.min()),
+            damping=self._damping[name],
+        )
 
     def _basis(self, name: str) -> Eigenbasis:
         if not self._bases:
@@ -175,31 +189,33 @@ class EKFAC(KFAC):
             return
         self._mean(all_reduce, (side.covariance for side in self._sides()))
         self._decompose(all_reduce)
+        for block in self.state.values():
+            inputs = None if block.inputs is None else block.inputs.basis
+            block.fitted = Eigenbasis.of(inputs, block.outputs.basis, block.eigenvalues.value, 1.0, None)
 
     def _add(self, block: KroneckerBlock, factor: Factor, weights: Tensor) -> None:
-        if self._reduced:
-            block.eigenvalues += _squares(_undamped(block), factor, weights.to(factor.g.dtype))
-        else:
+        if block.fitted is None:
             super()._add(block, factor, weights)
+        else:
+            _add_squares(block.eigenvalues, block.fitted.like(factor.g), factor, weights.to(factor.g.dtype))
 
 
-def _undamped(block: KroneckerBlock) -> Eigenbasis:
-    return Eigenbasis(None if block.inputs is None else block.inputs.basis, block.outputs.basis, block.eigenvalues, 0.0)
-
-
-def _squares(basis: Eigenbasis, factor: Factor, weights: Tensor) -> Tensor:
-    """sum_b w_b sum_r (Qs' G_rb Qa)^2, [o, i]."""
+def _add_squares(total: ProductSum, basis: Eigenbasis, factor: Factor, weights: Tensor) -> None:
+    """Add sum_b w_b sum_r (Qs' G_rb Qa)^2, [o, i]."""
     if factor.a.shape[1] == 1:  # the squares of a rank-one gradient have rank one
         rotated = basis.rotate(factor)
-        a, g = rotated.a[:, 0].square(), rotated.g[:, :, 0].square().sum(0)  # [B, i], [B, o]
-        return (g * weights[:, None]).T @ a
-    sums = torch.zeros_like(basis.eigenvalues, dtype=weights.dtype)
+        total.add(rotated.g[:, :, 0].square().sum(0) * weights[:, None], rotated.a[:, 0].square())
+        return
     for r in range(len(factor.g)):
         one = Factor(factor.a, factor.g[r])
         for piece in pieces(one):
-            full = basis.materialise(one[piece])  # [b, o, i]
-            sums += (weights[piece] @ full.flatten(1).square()).view_as(sums)
-    return sums
+            total.add_rows(weights[piece], basis.materialise(one[piece]).square_())  # [b, o, i]
+
+
+def _add_moment(total: ProductSum, x: Tensor, weights: Tensor) -> None:
+    """Add sum_n w_n x_n x_n' over rows x [..., d] of weights [...]."""
+    rows, w = x.flatten(0, -2), weights.reshape(-1, 1).to(x.dtype)
+    total.add(rows if bool((w == 1).all()) else rows * w, rows)
 
 
 def _of_positions(factor: Factor, weights: Tensor) -> Tensor:
@@ -210,16 +226,11 @@ def _of_positions(factor: Factor, weights: Tensor) -> Tensor:
     return reached * (weights / reached.sum(1).clamp(min=1))[:, None]
 
 
-def _second_moment(x: Tensor, weights: Tensor) -> Tensor:
-    return (x * weights).flatten(0, -2).T @ x.flatten(0, -2)  # [..., B, T, d] -> [d, d]
-
-
 def _empty(block: Block) -> KroneckerBlock:
     o, i = block.weight_shape
-    free = block.layout.free
-    return KroneckerBlock(None if free else _side(i), _side(o), torch.zeros(o, i, dtype=torch.float64))
+    return KroneckerBlock(None if block.layout.free else _side(i), _side(o), ProductSum(o, i))
 
 
 def _side(size: int) -> Side:
-    covariance, basis = torch.zeros(2, size, size, dtype=torch.float64)
-    return Side(covariance, basis, torch.zeros(size, dtype=torch.float64))
+    basis = torch.zeros(size, size, dtype=torch.float64)
+    return Side(ProductSum(size, size), basis, torch.zeros(size, dtype=torch.float64))

@@ -1,0 +1,58 @@
+"""Sums of products over many batches: float64 in the end, without paying for it in every batch.
+
+Adding a float32 product to a float64 matrix of order d costs as much as the product of some 120 rows. So rows enter a
+float32 matrix in place, which is added to the float64 one after `SPILL` rows.
+"""
+
+import torch
+from torch import Tensor
+
+SPILL = 2048  # rows: their float32 sum is good to 1e-6
+
+
+class ProductSum:
+    """The sum of left' right over batches of rows.
+
+    Attributes:
+        value: after `settle`, [d, e], float64.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.value = torch.zeros(rows, columns, dtype=torch.float64)
+        self._recent: Tensor | None = None
+        self._held = 0
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Add left' right, for left [n, d] and right [n, e]."""
+        self._target(left).addmm_(left.T, right)
+        self._count(len(left))
+
+    def add_rows(self, weights: Tensor, rows: Tensor) -> None:
+        """Add sum_n w_n R_n, for weights [n] and rows R [n, d, e]."""
+        self._target(rows).view(-1).addmv_(rows.flatten(1).T, weights)
+        self._count(len(rows))
+
+    def settle(self) -> Tensor:
+        """The whole sum; frees what only adding needs."""
+        if self._recent is not None:
+            self._spill()
+            self._recent = None
+        return self.value
+
+    def _target(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            return self.value
+        if self._recent is None:
+            self._recent = torch.zeros(self.value.shape, dtype=x.dtype)
+        return self._recent
+
+    def _count(self, rows: int) -> None:
+        self._held += rows
+        if self._recent is not None and self._held >= SPILL:
+            self._spill()
+
+    def _spill(self) -> None:
+        assert self._recent is not None
+        self.value += self._recent
+        self._recent.zero_()
+        self._held = 0
