@@ -3,6 +3,7 @@
 What does not fit is computed again: the budget bounds memory, never the result. The file is the caller's to close.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,11 +25,31 @@ class CacheFile(Protocol):
 
 
 @dataclass(frozen=True)
+class _Layout:
+    """How a tensor lies in memory: it comes back the same way, because a product rounds differently in another.
+
+    Attributes:
+        order: dimensions, slowest first.
+        shape: in that order.
+        dtype: of the tensor.
+    """
+
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Layout":
+        order = tuple(sorted(range(tensor.ndim), key=lambda d: tensor.stride(d) or math.inf, reverse=True))
+        return cls(order, tuple(tensor.shape[d] for d in order), tensor.dtype)
+
+
+@dataclass(frozen=True)
 class _OnDisk:
     """Where the tensors of a reading lie in the file, and what they are."""
 
     offset: int
-    parts: tuple[tuple[torch.Size, torch.dtype], ...]
+    parts: tuple[_Layout, ...]
     blocks: tuple[str, ...]
 
 
@@ -71,21 +92,21 @@ class FactorCache:
 
     def _store(self, tensors: Sequence[Tensor], blocks: tuple[str, ...]) -> _OnDisk:
         assert self._file is not None  # checked with the budget
-        where = _OnDisk(self._end, tuple((tensor.shape, tensor.dtype) for tensor in tensors), blocks)
+        where = _OnDisk(self._end, tuple(map(_Layout.of, tensors)), blocks)
         self._file.seek(self._end)
-        for tensor in tensors:
-            self._end += self._file.write(_bytes(tensor.contiguous()))
+        for tensor, layout in zip(tensors, where.parts):
+            self._end += self._file.write(_bytes(tensor.permute(layout.order).contiguous()))
         return where
 
     def _load(self, where: _OnDisk) -> Reading:
         assert self._file is not None
         self._file.seek(where.offset)
         tensors = []
-        for shape, dtype in where.parts:
-            tensor = torch.empty(shape, dtype=dtype)
+        for layout in where.parts:
+            tensor = torch.empty(layout.shape, dtype=layout.dtype)
             if self._file.readinto(_bytes(tensor)) != tensor.nbytes:
                 raise InfluenceError("the factor cache's file ends early: was it cut or written to by someone else?")
-            tensors.append(tensor)
+            tensors.append(tensor.permute([layout.order.index(d) for d in range(tensor.ndim)]))
         logits, labels, *rest = tensors
         losses, roots = {}, {}
         for place, name in enumerate(where.blocks):

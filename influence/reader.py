@@ -96,18 +96,13 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
     def _read(self, batch: Batch, keys: Tensor | None) -> Reading:
         logits, labels = self._forward(batch)
         p = _full(logits).softmax(1)
-        residual = residuals(p, labels)
-        if keys is None:
-            return Reading(_full(logits), labels, self._pull(logits, residual))
-        roots = self._fisher.roots(p, labels, keys)  # [R, B, C]
-        if self._fisher.kind == "empirical":  # the root is the loss gradient
-            losses = self._pull(logits, residual)
-            return Reading(_full(logits), labels, losses, {n: Factor(f.a, f.g[None]) for n, f in losses.items()})
-        both = self._pull_many(logits, torch.cat([residual[None], roots]))
-        losses = {name: Factor(factor.a, factor.g[0]) for name, factor in both.items()}
-        return Reading(
-            _full(logits), labels, losses, {name: Factor(factor.a, factor.g[1:]) for name, factor in both.items()}
-        )
+        wanted, first = residuals(p, labels)[None], 0  # [1, B, C]; the empirical root is the loss gradient
+        if keys is not None and self._fisher.kind != "empirical":
+            wanted, first = torch.cat([wanted, self._fisher.roots(p, labels, keys)]), 1  # [1 + R, B, C]
+        pulled = self._pull_many(logits, wanted)
+        losses = {name: Factor(factor.a, factor.g[0]) for name, factor in pulled.items()}
+        roots = {name: Factor(factor.a, factor.g[first:]) for name, factor in pulled.items()}
+        return Reading(_full(logits), labels, losses, None if keys is None else roots)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, labels = self.source.forward(self.task.logits, batch), self.task.labels(batch)
