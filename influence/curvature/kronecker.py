@@ -222,7 +222,7 @@ def _of_positions(factor: Factor, weights: Tensor) -> Tensor:
     """Each point's weight spread evenly over the positions at which a root has a gradient, [B, T]."""
     if factor.a.shape[1] == 1:
         return weights[:, None]
-    reached = (factor.g != 0).any(-1).any(0).to(weights.dtype)
+    reached = (factor.g != 0).any(-1).any(0).to(factor.a.dtype)
     return reached * (weights / reached.sum(1).clamp(min=1))[:, None]
 
 
