@@ -32,7 +32,7 @@ class Side:
     """Inputs or outputs of a block.
 
     Attributes:
-        covariance: A or S, a sum over points and then their mean, [d, d].
+        covariance: A or S on and above the diagonal, a sum over points and then their mean, [d, d].
         basis: its eigenvectors in columns, [d, d], float64.
         spectrum: its eigenvalues, [d], float64.
     """
@@ -129,9 +129,11 @@ class KFAC:
         return {name: self._diagnose(name) for name in self.state}
 
     def _add(self, block: KroneckerBlock, factor: Factor, weights: Tensor) -> None:
-        _add_moment(block.outputs.covariance, factor.g, weights[:, None].expand(factor.g.shape[:-1]))
+        w = weights.to(factor.g.dtype)
+        of_outputs = w[:, None].expand(factor.g.shape[:-1])  # [R, B, T]
+        block.outputs.covariance.add_moment(factor.g.flatten(0, -2), of_outputs.flatten())
         if block.inputs is not None:
-            _add_moment(block.inputs.covariance, factor.a, _of_positions(factor, weights))
+            block.inputs.covariance.add_moment(factor.a.flatten(0, 1), _of_positions(factor, w).flatten())
 
     def _sides(self) -> Iterator[Side]:
         for block in self.state.values():
@@ -150,7 +152,7 @@ class KFAC:
     def _decompose(self, all_reduce: AllReduce) -> None:
         for index, side in enumerate(self._sides()):
             if self._share.owns(index):  # copied in place: a product rounds differently with another memory layout
-                found = torch.linalg.eigh(side.covariance.value)
+                found = torch.linalg.eigh(side.covariance.value, UPLO="U")
                 side.basis.copy_(found.eigenvectors)
                 side.spectrum.copy_(found.eigenvalues.clamp(min=0))  # rounding only: a covariance is semidefinite
             all_reduce(side.basis)  # zero on the ranks that do not own it
@@ -210,12 +212,6 @@ def _add_squares(total: ProductSum, basis: Eigenbasis, factor: Factor, weights: 
         one = Factor(factor.a, factor.g[r])
         for piece in pieces(one):
             total.add_rows(weights[piece], basis.materialise(one[piece]).square_())  # [b, o, i]
-
-
-def _add_moment(total: ProductSum, x: Tensor, weights: Tensor) -> None:
-    """Add sum_n w_n x_n x_n' over rows x [..., d] of weights [...]."""
-    rows, w = x.flatten(0, -2), weights.reshape(-1, 1).to(x.dtype)
-    total.add(rows if bool((w == 1).all()) else rows * w, rows)
 
 
 def _of_positions(factor: Factor, weights: Tensor) -> Tensor:

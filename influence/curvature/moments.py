@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 SPILL = 2048  # rows: their float32 sum is good to 1e-6
+PANEL = 128  # columns of a symmetric sum that are computed at a time: what lies below is the transpose of what is above
 
 
 class ProductSum:
@@ -26,6 +27,16 @@ class ProductSum:
         """Add left' right, for left [n, d] and right [n, e]."""
         self._target(left).addmm_(left.T, right)
         self._count(len(left))
+
+    def add_moment(self, rows: Tensor, weights: Tensor) -> None:
+        """Add sum_n w_n x_n x_n' for rows x [n, d] and weights [n], on and above the diagonal only."""
+        even = bool((weights == weights[0]).all())
+        left, scale = (rows, float(weights[0])) if even else (rows * weights[:, None], 1.0)
+        target = self._target(rows)
+        for start in range(0, rows.shape[1], PANEL):
+            columns = slice(start, start + PANEL)
+            target[: columns.stop, columns].addmm_(left[:, : columns.stop].T, rows[:, columns], alpha=scale)
+        self._count(len(rows))
 
     def add_rows(self, weights: Tensor, rows: Tensor) -> None:
         """Add sum_n w_n R_n, for weights [n] and rows R [n, d, e]."""
