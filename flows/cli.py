@@ -136,6 +136,29 @@ def check(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
 
 
 @app.command()
+def validate(
+    file: TOML = HERE,
+    study: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="lds, loo, exact-loo, mislabeled, pruning or memorization; may be repeated. Default: all but "
+            "exact-loo, and mislabeled only where the workload knows the truth."
+        ),
+    ] = None,
+    subsets: Annotated[int, typer.Option(help="Random subsets, in lds and memorization.")] = 100,
+    retrains: Annotated[int, typer.Option(help="Models per subset in lds, and per point in loo.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Models per removal in pruning.")] = 3,
+    as_json: JSON_OPTION = False,
+) -> None:
+    """Judge the estimator against retrained models; what a killed run has trained is kept."""
+    from flows.tables import print_validation
+    from flows.validation.bench import Extent
+    from flows.validation.running import validate_file
+
+    print_validation(validate_file(file, study or (), Extent(subsets, retrains, seeds)), as_json=as_json)
+
+
+@app.command()
 def status(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
     """Say where the newest cycle stands."""
     from flows.inspection import status_of

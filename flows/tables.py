@@ -18,6 +18,7 @@ from flows.check import Finding
 from flows.guardrail import Estimate
 from flows.inspection import Status
 from flows.summary import Summary
+from flows.validation.results import Row, Study, Validation
 from storage.records import EventRecord, Explanation
 
 
@@ -122,6 +123,46 @@ def print_why(explanation: Explanation, *, as_json: bool) -> None:
             line += f", score {action.score:.6g}, threshold {action.threshold:.6g}, estimator {action.estimator}, "
             line += f"checkpoint {str(action.checkpoint_digest)[:12]}, proposal {str(action.proposal)[:12]}"
         print(line)
+
+
+def print_validation(validation: Validation, *, as_json: bool) -> None:
+    """What was found about the estimator: a table for each study."""
+    if as_json:
+        _json(validation)
+        return
+    out = _console()
+    out.print(
+        f"[bold]{validation.estimator}[/bold] on {validation.dataset}: {validation.points:,} points, "
+        f"{validation.queries:,} queries; value \\[95 % interval]"
+    )
+    for study in validation.studies:
+        out.print(f"\n[bold]{study.name}[/bold]: {study.protocol}")
+        for table in _study_tables(study):
+            out.print(table)
+    print(f"written to {validation.folder}")
+
+
+def _study_tables(study: Study) -> list[Table]:
+    """One table with a column for each measure; of a pruning curve, one per measure with a column for each share."""
+    if all(row.share is None for row in study.rows):
+        return [_pivot("signal", [(row.signal, row.measure, row) for row in study.rows])]
+    return [
+        _pivot(measure, [(row.signal, f"{row.share:.0%}", row) for rows in signals.values() for row in rows])
+        for measure, signals in study.by_measure.items()
+    ]
+
+
+def _pivot(corner: str, cells: Sequence[tuple[str, str, Row]]) -> Table:
+    columns = list(dict.fromkeys(column for _, column, _ in cells))
+    table = Table(corner, *columns, box=None, pad_edge=False)
+    for signal in dict.fromkeys(signal for signal, _, _ in cells):
+        found = {column: row for name, column, row in cells if name == signal}
+        table.add_row(signal, *(_value(found[column]) if column in found else "" for column in columns))
+    return table
+
+
+def _value(row: Row) -> str:
+    return f"{row.value:.3f} \\[{row.low:.3f}, {row.high:.3f}]"
 
 
 def _console() -> Console:

@@ -6,6 +6,7 @@ where the command was called from. Tables are written whole here: MLflow's own `
 
     tags of a cycle's run: tamis.cycle, tamis.dataset_sha256, tamis.proposal, tamis.review, tamis.changed
     tags of an arm's run:  tamis.arm, tamis.seed, mlflow.parentRunId
+    tags of a validation's run: tamis.study, tamis.validation
 """
 
 import functools
@@ -167,6 +168,15 @@ class Tracker:
         self.log_metrics(run, metrics)
         self.finish(run)
         return run
+
+    def validation_run(self, study: str, inputs_sha256: str, parameters: Mapping[str, Value]) -> str:
+        """The run of one study of a validation, made at the first call with these inputs.
+
+        Returns:
+            Its run id.
+        """
+        tags = {"tamis.study": study, "tamis.validation": inputs_sha256}
+        return self._run(tags, {"mlflow.runName": f"validation, {study}"}, parameters)
 
     def _run(self, identity: Mapping[str, str], more: Mapping[str, str], parameters: Mapping[str, Value]) -> str:
         where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())

@@ -1,0 +1,1 @@
+"""`tamis validate`: whether predicted removals are what really happens, by retraining many small models."""

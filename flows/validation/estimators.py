@@ -1,0 +1,72 @@
+"""The estimators that are validated, as functions of the checkpoints of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flows.estimators import ESTIMATORS, damping_of, selections
+from flows.ranks.points import Points
+from flows.validation.setting import Setting
+from influence import Blocks, Fisher, Influence, PairScores, Reader, Share, Task, each, select
+from influence.factored import dots, total
+
+Score = Callable[[Sequence[nn.Module]], PairScores]
+"""Scores every train point against every query from the checkpoints of one model, the last being the model."""
+
+
+def configured(setting: Setting) -> Score:
+    """The estimator of the configuration, summed over the checkpoints."""
+    return lambda checkpoints: reduce(add, [_pairs(setting, model) for model in checkpoints])
+
+
+def _pairs(setting: Setting, model: nn.Module) -> PairScores:
+    config = setting.config
+    scoring, training = config.scoring, config.training
+    blocks = _blocks(setting, model)
+    curvature = ESTIMATORS[scoring.estimator].build(blocks, Share(0, 1))
+    fisher = Fisher(scoring.fisher, seed=training.seed)
+    with Influence(model, _task(setting), curvature, blocks, fisher) as influence:
+        train, queries = _Batches(setting.train, scoring.chunk), _Batches(setting.queries, scoring.chunk)
+        influence.fit(
+            train, damping_of(config, scoring.estimator, scoring.damping, setting.steps * training.learning_rate)
+        )
+        return influence.pairs(train, queries)
+
+
+def gradient_dot(setting: Setting, model: nn.Module) -> Tensor:
+    """Influence without a curvature, on the same blocks, up to a factor: `[n, m]`."""
+    with Reader(model, _task(setting), _blocks(setting, model)) as reader:
+        batches = _Batches(setting.queries, setting.config.scoring.chunk)
+        queries = each(map(reader.queries, batches), len(setting.queries))
+        rows = [
+            total(reader.losses(batch).losses, lambda name, factor: dots(factor, queries.gradients[name]))
+            for batch in _Batches(setting.train, setting.config.scoring.chunk)
+        ]
+    return torch.cat(rows) * queries.doubt
+
+
+def _blocks(setting: Setting, model: nn.Module) -> Blocks:
+    return select(model, *selections(setting.config.scoring.blocks))
+
+
+def _task(setting: Setting) -> Task[Any]:
+    return Task(setting.workload.logits, setting.workload.labels)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Batches of a set in its order, as often as they are asked for."""
+
+    points: Points
+    size: int
+
+    def __iter__(self) -> Iterator[Any]:
+        for places in torch.arange(len(self.points)).split(self.size):
+            yield self.points.take(places)

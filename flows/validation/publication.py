@@ -1,0 +1,57 @@
+"""What a validation leaves: validation.json, a figure for each study, and an MLflow run for each study."""
+
+from __future__ import annotations
+
+from flows.validation.results import Row, Study, Validation
+from flows.validation.setting import Setting
+from storage.files import atomic_write_bytes, sha256_json
+from storage.report import Interval
+from storage.study_figures import measure_panels, removal_curves
+from storage.tracking import Tracker
+
+
+def publish(validation: Validation, setting: Setting) -> None:
+    """Write the files and log every study to MLflow; a study that is repeated writes to the run it has."""
+    validation.write()
+    tracker = Tracker(setting.config.workspace, validation.dataset)
+    scoring = setting.config.scoring.model_dump(mode="json")
+    identity = sha256_json(setting.inputs | {"scoring": scoring})
+    for study in validation.studies:
+        png = figure(study)
+        atomic_write_bytes(validation.folder / f"{study.name}.png", png)
+        size = {"points": validation.points, "queries": validation.queries}
+        run = tracker.validation_run(study.name, identity, {"estimator": validation.estimator, **size})
+        tracker.log_metrics(run, study.headline)
+        tracker.log_figure(run, study.name, png)
+        tracker.describe(run, markdown(study))
+        tracker.finish(run)
+
+
+def figure(study: Study) -> bytes:
+    """The study as a PNG."""
+    table = study.by_measure
+    if all(row.share is None for row in study.rows):
+        return measure_panels(
+            {name: {signal: _interval(row) for signal, (row,) in signals.items()} for name, signals in table.items()}
+        )
+    return removal_curves(
+        {
+            name: {signal: [(row.share or 0.0, _interval(row)) for row in rows] for signal, rows in signals.items()}
+            for name, signals in table.items()
+        }
+    )
+
+
+def markdown(study: Study) -> str:
+    """The study for the page of its MLflow run."""
+    lines = [f"**{study.name}**: {study.protocol}.", "", "| signal | measure | removed | value | 95 % interval |"]
+    lines.append("|---|---|---|---|---|")
+    for row in study.rows:
+        removed = "" if row.share is None else f"{row.share:.0%}"
+        interval = f"{row.low:.4f} to {row.high:.4f}"
+        lines.append(f"| {row.signal} | {row.measure} | {removed} | {row.value:.4f} | {interval} |")
+    return "\n".join(lines)
+
+
+def _interval(row: Row) -> Interval:
+    return Interval(row.value, row.low, row.high)

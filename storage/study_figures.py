@@ -1,0 +1,52 @@
+"""Figures of a validation: what each signal reached, and how models fare after removals."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+from matplotlib.figure import Figure
+
+from storage.figures import BLUE, GREY, LINES, _intervals, _png
+from storage.report import Interval
+
+
+def measure_panels(panels: Mapping[str, Mapping[str, Interval]]) -> bytes:
+    """One panel per measure: its value for each signal, with intervals.
+
+    Args:
+        panels: Measure, with its unit, to signal to interval.
+
+    Returns:
+        A PNG.
+    """
+    longest = max(len(signals) for signals in panels.values())
+    figure = Figure(figsize=(3.8 * len(panels), 1.2 + 0.4 * longest))
+    for axes, (measure, signals) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        _intervals(axes, list(signals), list(signals.values()))
+        axes.set_xlabel(measure)
+    return _png(figure)
+
+
+def removal_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]]) -> bytes:
+    """One panel per measure: its course for each signal over the share of the points that was removed.
+
+    Args:
+        panels: Measure, with its unit, to signal to (share, interval) by rising share; the first signal is the one
+            judged, a signal of one point is drawn as a level line.
+
+    Returns:
+        A PNG.
+    """
+    figure = Figure(figsize=(4.6 * len(panels), 3.6))
+    for axes, (measure, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        for color, (signal, curve) in zip(cycle((BLUE, *LINES)), curves.items()):
+            means = [interval.mean for _, interval in curve]
+            if len(curve) == 1:
+                axes.axhline(means[0], color=GREY, linestyle=":", label=signal)
+                continue
+            shares = [100 * share for share, _ in curve]
+            axes.plot(shares, means, color=color, marker="o", markersize=4, label=signal)
+            low, high = [interval.low for _, interval in curve], [interval.high for _, interval in curve]
+            axes.fill_between(shares, low, high, color=color, alpha=0.12, linewidth=0)
+        axes.set(xlabel="points removed (%)", ylabel=measure)
+        axes.legend(frameon=False, fontsize="small")
+    return _png(figure)
