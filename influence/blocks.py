@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from influence.errors import InfluenceError, UnknownBlock
 from influence.layouts import Layout, layout_of
@@ -58,15 +58,17 @@ class BlockSummary:
 
 
 def available(model: nn.Module) -> Blocks:
-    """Every module with parameters of its own, in model order.
+    """Every module with parameters of its own, in model order; the model's own parameters are the block `model`.
 
     Raises:
-        UnknownBlock: there is none.
+        UnknownBlock: there is none, or a child has that name, too.
     """
     layouts = ((name, module, layout_of(module)) for name, module in model.named_modules())
     blocks = tuple(Block(name or "model", module, layout) for name, module, layout in layouts if layout is not None)
     if not blocks:
         raise UnknownBlock("the model has no parameters, so it has no block")
+    if [block.name for block in blocks].count("model") > 1:
+        raise UnknownBlock("the model's own parameters and its child 'model' would be one block; rename the child")
     return blocks
 
 
@@ -147,23 +149,34 @@ def within(budget: int) -> Selection:
 
 
 def holding(share: float, energies: Mapping[str, float]) -> Selection:
-    """Few parameters that hold a given share of the gradient energy: blocks by falling energy per parameter.
+    """Few parameters that hold a given share of the gradient energy of the blocks.
+
+    Blocks enter by falling energy per parameter until the share is held; then, largest first, those leave without
+    which it is held, too.
 
     Args:
         share: of the energy, in (0, 1].
         energies: mean squared gradient norm of every block, by name (`gradients.gradient_energy`).
+
+    Raises:
+        UnknownBlock: when applied: the energy of a block is not given, or no block has any.
     """
     if not 0 < share <= 1:
         raise InfluenceError(f"share {share} of the gradient energy: give a number in (0, 1]")
 
     def chosen(blocks: Sequence[Block]) -> Blocks:
-        total, held, kept = sum(energies[block.name] for block in blocks), 0.0, set[str]()
+        least = share * _energy(blocks, energies) * (1 - 1e-12)  # sums round
+        kept: list[Block] = []
         for block in sorted(blocks, key=lambda one: energies[one.name] / one.parameters, reverse=True):
-            if held >= share * total * (1 - 1e-12):
-                break
-            kept.add(block.name)
-            held += energies[block.name]
-        return tuple(block for block in blocks if block.name in kept)
+            if _energy(kept, energies) < least:
+                kept.append(block)
+        for block in sorted(kept, key=lambda one: one.parameters, reverse=True):
+            without = [one for one in kept if one is not block]
+            if _energy(without, energies) >= least:
+                kept = without
+        if not kept:
+            raise UnknownBlock("no block has gradient energy: is every loss of the probe 0?")
+        return tuple(block for block in blocks if block in kept)
 
     return chosen
 
@@ -194,11 +207,17 @@ def head(model: nn.Module) -> Block:
 def summarize(model: nn.Module, blocks: Iterable[Block], energies: Mapping[str, float] | None = None) -> BlockSummary:
     """Say which part of the model the blocks are; with the energies of all blocks, which part of those, too."""
     chosen = tuple(blocks)
-    names = tuple(block.name for block in chosen)
     parameters = sum(block.parameters for block in chosen)
     total = sum(parameter.numel() for parameter in model.parameters())
-    energy = None if energies is None else sum(energies[name] for name in names) / sum(energies.values())
-    return BlockSummary(names, parameters, parameters / total, energy)
+    energy = None if energies is None else _energy(chosen, energies) / sum(energies.values())
+    return BlockSummary(tuple(block.name for block in chosen), parameters, parameters / total, energy)
+
+
+def _energy(blocks: Sequence[Block], energies: Mapping[str, float]) -> float:
+    for block in blocks:
+        if block.name not in energies:
+            raise UnknownBlock(f"the gradient energy of block {block.name!r} is not given; measure it on all blocks")
+    return sum(energies[block.name] for block in blocks)
 
 
 def _matching(
@@ -221,11 +240,12 @@ def _type_name(block: Block) -> str:
 
 
 def _refuse_tied_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
+    owners: dict[Tensor, list[str]] = {}
+    for path, module in model.named_modules():  # each once: a module used in two places is called twice, not tied
+        for name, parameter in module.named_parameters(path, recurse=False):
+            owners.setdefault(parameter, []).append(name)
     for block in blocks:
         for parameter in block.module.parameters(recurse=False):
-            names = owners[id(parameter)]
+            names = owners[parameter]
             if len(names) > 1:
                 raise InfluenceError(f"block {block.name!r} shares a weight ({', '.join(names)}); select other blocks")

@@ -2,7 +2,8 @@
 
 A forward hook reads each block's input and makes its output a place where the backward pass can stop; the gradient
 there of the SUM of per-point values holds every point's own gradient, because points do not interact: the model is in
-evaluation mode. Weights are frozen, so no weight gradient is formed, and nothing runs below the earliest block.
+evaluation mode, and the first backward pass makes sure of it. Weights are frozen, so no weight gradient is formed, and
+nothing runs below the earliest block.
 
     with FactorSource(model, blocks) as source:
         logits = source.forward(task.logits, batch)  # [B, C]
@@ -18,25 +19,36 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from influence.blocks import Block
 from influence.errors import InfluenceError, NotFinite, NotPerPoint
 from influence.factored import Factor, Factors, squared_norms
-from influence.layouts import Capture
+from influence.layouts import Call, Capture, widen
 
 Batch = TypeVar("Batch")
-HALF = (torch.float16, torch.bfloat16)
+REENTRANT = "inside a re-entrant activation checkpoint, which gives no per-point gradients: set use_reentrant=False"
 
 
 @dataclass(frozen=True)
 class _Call:
+    """One call of a block.
+
+    Attributes:
+        capture: what it says of the factors.
+        place: the layer's output, where the backward pass stops.
+        finite: whether the sums of what it was given are.
+    """
+
     capture: Capture
     place: Tensor
+    finite: bool
 
 
 class FactorSource:
     """Captures factors of the blocks of a model; a context manager that restores the model on exit.
 
+    While it is open, torch's fused transformer layer, which calls no layer inside it, is off in the whole process.
     Factors of a model in half precision are float32.
 
     Args:
@@ -44,17 +56,19 @@ class FactorSource:
         blocks: what to capture.
 
     Raises:
-        InfluenceError: the model is compiled, so that hooks would not be called.
+        InfluenceError: the model is compiled, so that hooks would not be called, or normalises over batches.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block]) -> None:
         _refuse_compiled(model)
+        _refuse_batch_statistics(model)
         self.model = model
         self.blocks = tuple(blocks)
         self._calls: dict[str, list[_Call]] = {}
         self._undo = ExitStack()
         self._recording = False
         self._pulling = False
+        self._independent = False
 
     def __enter__(self) -> "FactorSource":
         with ExitStack() as undo:
@@ -62,9 +76,11 @@ class FactorSource:
                 undo.callback(setattr, module, "training", module.training)
             for parameter in self.model.parameters():
                 undo.callback(parameter.requires_grad_, parameter.requires_grad)
+            undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
             self.model.eval().requires_grad_(False)
             for block in self.blocks:
-                undo.callback(block.module.register_forward_hook(self._hook(block)).remove)
+                undo.callback(block.module.register_forward_hook(self._hook(block), with_kwargs=True).remove)
             self._undo = undo.pop_all()
         return self
 
@@ -82,7 +98,7 @@ class FactorSource:
             batch: whatever the function takes.
 
         Raises:
-            InfluenceError: a block's layer is not called.
+            InfluenceError: a block's layer is not called, or not in a way in which it has per-point gradients.
         """
         self._calls = {block.name: [] for block in self.blocks}
         self._recording = True
@@ -94,6 +110,8 @@ class FactorSource:
         for name, calls in self._calls.items():
             if not calls:
                 raise InfluenceError(f"block {name!r} is not called in the forward pass; select other blocks")
+        if any(module.training for module in self.model.modules()):
+            raise InfluenceError("the forward pass put the model into training mode, so points may interact")
         return result
 
     def pull(self, outputs: Tensor, cotangent: Tensor | None = None) -> Factors:
@@ -104,15 +122,16 @@ class FactorSource:
             cotangent: weights of the outputs, in their shape; point b's gradient is that of their weighted sum.
 
         Raises:
-            NotPerPoint: outputs without a cotangent are not one value per point.
-            NotFinite: a value or a gradient is NaN or infinite.
+            NotPerPoint: outputs without a cotangent are not one value per point, or points interact.
+            NotFinite: a value, an input or a gradient is NaN or infinite.
             InfluenceError: outputs do not depend on a block.
         """
         self._check_rows(outputs, per_point=cotangent is None)
         if cotangent is None:
             refuse_non_finite("loss", outputs)
             cotangent = torch.ones_like(outputs)
-        return self._factors(self._backward(outputs, cotangent, retain=False))
+        found = self._backward(outputs, cotangent, retain=False)
+        return {name: Factor(self.inputs(name), g) for name, g in found.items()}
 
     def pull_many(self, outputs: Tensor, cotangents: Tensor) -> Factors:
         """The same for R weightings of the outputs, with g of shape [R, B, T, o].
@@ -124,56 +143,77 @@ class FactorSource:
         self._check_rows(outputs, per_point=False)
         found: dict[str, Tensor] = {}
         for r, cotangent in enumerate(cotangents):
-            retain = r + 1 < len(cotangents)
-            for name, factor in self._factors(self._backward(outputs, cotangent, retain=retain)).items():
+            for name, g in self._backward(outputs, cotangent, retain=r + 1 < len(cotangents)).items():
                 if name not in found:  # allocated once: a list would hold everything twice when stacked
-                    found[name] = factor.g.new_empty(len(cotangents), *factor.g.shape)
-                found[name][r] = factor.g
+                    found[name] = g.new_empty(len(cotangents), *g.shape)
+                found[name][r] = g
         return {name: Factor(self.inputs(name), g) for name, g in found.items()}
 
     def inputs(self, name: str) -> Tensor:
-        """What a block was given in the last forward, [B, T, i]."""
-        calls = [_full(call.capture.a) for call in self._calls[name]]
-        return calls[0] if len(calls) == 1 else torch.cat(calls, 1)
+        """What a block was given in the last forward, [B, T, i].
+
+        Raises:
+            NotFinite: some of it is NaN or infinite.
+        """
+        calls = self._calls[name]
+        a = _join([call.capture.a for call in calls])
+        if not all(call.finite for call in calls):
+            refuse_non_finite(name, a)
+        return a
 
     def outputs(self, name: str) -> Tensor:
         """What a block's layer returned in its last call, detached, [B, ..., outputs]."""
         return self._calls[name][-1].place.detach()
 
-    def _factors(self, gradients: dict[str, list[Tensor]]) -> dict[str, Factor]:
-        return {
-            name: Factor(self.inputs(name), columns[0] if len(columns) == 1 else torch.cat(columns, 1))
-            for name, columns in gradients.items()
-        }
+    def _backward(self, outputs: Tensor, cotangent: Tensor, *, retain: bool) -> dict[str, Tensor]:
+        """By block, g [B, T, o]."""
+        if not self._independent:
+            self._refuse_interaction(outputs, cotangent)
+            self._independent = True
+        found = {}
+        for name, gradients in self._gradients(outputs, cotangent, retain=retain).items():
+            if all(gradient is None for gradient in gradients):
+                raise InfluenceError(f"the outputs do not depend on block {name!r}; select other blocks")
+            columns = []
+            for call, gradient in zip(self._calls[name], gradients):
+                if gradient is not None:
+                    refuse_non_finite(name, gradient)
+                columns.append(
+                    call.capture.columns(widen(torch.zeros_like(call.place) if gradient is None else gradient))
+                )
+            found[name] = _join(columns)
+        return found
 
-    def _backward(self, outputs: Tensor, cotangent: Tensor, *, retain: bool) -> dict[str, list[Tensor]]:
-        """By block, g [B, T, o] of each call."""
+    def _gradients(self, outputs: Tensor, cotangent: Tensor, *, retain: bool) -> dict[str, list[Tensor | None]]:
+        """By block, the gradient at the output of each call; None where the outputs do not depend on it."""
         if not outputs.requires_grad:
-            raise InfluenceError(
-                "the outputs carry no gradient: they are computed under no_grad, detached, or inside a re-entrant "
-                "checkpoint (use_reentrant=False works)"
-            )
+            raise InfluenceError("the outputs carry no gradient: are they computed under no_grad, or detached?")
         places = [call.place for calls in self._calls.values() for call in calls]
         self._pulling = True
         try:
-            gradients = iter(
-                torch.autograd.grad(outputs, places, cotangent.to(outputs), retain_graph=retain, allow_unused=True)
+            gradients = torch.autograd.grad(
+                outputs, places, cotangent.to(outputs), retain_graph=retain, allow_unused=True
             )
+        except RuntimeError as error:
+            if "use_reentrant" in str(error):  # torch has no class of its own for it
+                raise InfluenceError(REENTRANT) from error
+            raise
         finally:
             self._pulling = False
-        found = {}
-        for name, calls in self._calls.items():
-            of_calls = [(call, next(gradients)) for call in calls]
-            used = [gradient for _, gradient in of_calls if gradient is not None]
-            if not used:
-                raise InfluenceError(f"the outputs do not depend on block {name!r}; select other blocks")
-            for gradient in used:
-                refuse_non_finite(name, gradient)
-            found[name] = [
-                call.capture.columns(_full(torch.zeros_like(call.place) if gradient is None else gradient))
-                for call, gradient in of_calls
-            ]
-        return found
+        remaining = iter(gradients)
+        return {name: [next(remaining) for _ in calls] for name, calls in self._calls.items()}
+
+    def _refuse_interaction(self, outputs: Tensor, cotangent: Tensor) -> None:
+        """Refuse a batch in which the first row of the outputs depends on another row of a block."""
+        first = torch.zeros_like(cotangent)
+        first[0] = cotangent[0]
+        for name, gradients in self._gradients(outputs, first, retain=True).items():
+            others = torch.cat([gradient[1:].flatten() for gradient in gradients if gradient is not None])
+            if (others[others.isfinite()] != 0).any():
+                raise NotPerPoint(
+                    f"row 0 of the outputs depends on other rows of block {name!r}; its first dimension must be the "
+                    "batch, and points may not interact"
+                )
 
     def _check_rows(self, outputs: Tensor, *, per_point: bool) -> None:
         if outputs.ndim == 0 or (per_point and outputs.ndim > 1):
@@ -186,13 +226,26 @@ class FactorSource:
                     "one value per point, and select blocks whose first dimension is the batch"
                 )
 
-    def _hook(self, block: Block) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def _hook(self, block: Block) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor | None:
             if not self._recording and not self._pulling:  # someone else calls the model
                 return None
+            if not isinstance(output, Tensor) or not output.ndim:
+                kind = type(output).__name__ if not isinstance(output, Tensor) else "single number"
+                raise InfluenceError(
+                    f"block {block.name!r} returns a {kind}, not a tensor [B, ...]; select other blocks"
+                )
+            if not torch.is_grad_enabled():
+                raise InfluenceError(f"block {block.name!r} is called under no_grad, or {REENTRANT}")
             place = output if output.requires_grad else output.requires_grad_()
             if self._recording:  # not when activation checkpointing computes it again for the backward pass
-                self._calls[block.name].append(_Call(block.layout.read(arguments), place))
+                try:
+                    capture = block.layout.read(Call(given, named, place.detach()))
+                except InfluenceError as error:
+                    raise InfluenceError(f"block {block.name!r}: {error}") from error
+                tensors = [x for x in (*given, *named.values()) if isinstance(x, Tensor)]
+                finite = all(bool(x.detach().sum().isfinite()) for x in tensors)
+                self._calls[block.name].append(_Call(capture, place, finite))
             return place.clone()  # so that an in-place activation does not move the place where the backward stops
 
         return hook
@@ -282,8 +335,8 @@ def refuse_non_finite(block: str, values: Tensor) -> None:
             raise NotFinite(block, int(bad.nonzero()[0]))
 
 
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in HALF else x
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
 
 def _refuse_compiled(model: nn.Module) -> None:
@@ -292,4 +345,13 @@ def _refuse_compiled(model: nn.Module) -> None:
             raise InfluenceError(
                 f"{name or 'the model'} is compiled, and a compiled module does not call its hooks; give the model as "
                 "it was before torch.compile (it shares the weights)"
+            )
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise InfluenceError(
+                f"{name or 'the model'} is a {type(module).__name__} without running statistics, so that the points of "
+                "a batch interact and none has a gradient of its own"
             )

@@ -9,7 +9,8 @@
 | any other module with parameters of its own | 1 | G_b by torch.func | [p, 1] |
 
 The last three have no input statistics, so their input basis is the identity (`free`), and a Kronecker curvature keeps
-the exact covariance of their outputs. All of a layer's calls in one forward are positions of one sequence.
+the exact covariance of their outputs. All of a layer's calls in one forward are positions of one sequence. Factors are
+at least float32, whatever the model computes in.
 """
 
 import math
@@ -25,13 +26,40 @@ from torch.nn import functional as F
 from influence.errors import InfluenceError
 
 LARGEST_FREE = 4096  # rows of a free block's output covariance, or columns of a one-hot input
+SAME = 0.05  # of the largest output: above what half precision rounds away, below what a wrong reading changes
 Conv = nn.Conv1d | nn.Conv2d
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d
 
 
 @dataclass(frozen=True)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        arguments: by position.
+        keywords: by name.
+        output: what it returned, detached, [B, ...].
+    """
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    output: Tensor
+
+    def input(self, dimensions: int) -> Tensor:
+        """What a layer of torch.nn was given, detached.
+
+        Raises:
+            InfluenceError: it has fewer dimensions, so that none of them is the batch.
+        """
+        given: Tensor = self.arguments[0] if self.arguments else self.keywords["input"]
+        if given.ndim < dimensions:
+            raise InfluenceError(f"an input of shape {list(given.shape)} has no batch dimension; select other blocks")
+        return widen(given.detach())
+
+
+@dataclass(frozen=True)
 class Capture:
-    """One call of a layer.
+    """What a call says of the factors of its layer.
 
     Attributes:
         a: [B, T, i].
@@ -53,23 +81,8 @@ class Layout(Protocol):
     def free(self) -> bool:
         """Whether the input basis is the identity, whatever the data."""
 
-    def read(self, arguments: tuple[Any, ...]) -> Capture:
-        """What the forward pass says, from the positional arguments of the call."""
-
-
-def layout_of(module: nn.Module) -> Layout | None:
-    """The layout of a module; None if it has no parameters of its own."""
-    if not any(True for _ in module.parameters(recurse=False)):
-        return None
-    if isinstance(module, nn.Linear):
-        return LinearLayout(module)
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
-        return ConvLayout(module) if module.groups == 1 else GroupedConvLayout(module)
-    if isinstance(module, nn.Embedding):
-        return EmbeddingLayout(module)
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d):
-        return NormLayout(module)
-    return AnyLayout(module)
+    def read(self, call: Call) -> Capture:
+        """What the forward pass says; nothing that the model changes later in place."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +97,9 @@ class LinearLayout:
         """Outputs, and inputs with the bias as one more."""
         return self.module.out_features, self.module.in_features + (self.module.bias is not None)
 
-    def read(self, arguments: tuple[Any, ...]) -> Capture:
+    def read(self, call: Call) -> Capture:
         """Positions are all dimensions between the first and the last."""
-        a = _sequence(arguments[0].detach())  # [B, T, i]
+        a = _sequence(call.input(2))  # [B, T, i]
         return Capture(_with_bias(a) if self.module.bias is not None else a.clone(), _sequence)
 
 
@@ -102,14 +115,15 @@ class ConvLayout:
         """Output channels, and the entries of a patch with the bias as one more."""
         return self.module.out_channels, self.module.weight[0].numel() + (self.module.bias is not None)
 
-    def read(self, arguments: tuple[Any, ...]) -> Capture:
+    def read(self, call: Call) -> Capture:
         """Positions are output pixels."""
-        patches = _patches(arguments[0].detach(), self.module)  # [B, channels, kernel..., pixels...]
-        i, pixels = self.module.weight[0].numel(), math.prod(patches.shape[-len(self.module.kernel_size) :])
-        a = patches.new_empty(len(patches), self.shape[1], pixels)
-        a[:, :i].view(patches.shape).copy_(patches)  # the only copy that is made
-        a[:, i:] = 1
-        return Capture(a.mT, _pixels)
+        patches = _patches(call, self.module)  # [B, channels, kernel..., pixels...]
+        spatial = len(self.module.kernel_size)
+        inner, pixels = patches.shape[1 : 2 + spatial], patches.shape[2 + spatial :]
+        a = patches.new_empty(self.shape[1], len(patches), math.prod(pixels))  # so that [B T, i] is a view of it
+        a[: math.prod(inner)].view(*inner, len(patches), *pixels).copy_(patches.movedim(0, 1 + spatial))
+        a[math.prod(inner) :] = 1
+        return Capture(a.permute(1, 2, 0), _pixels)
 
 
 @dataclass(frozen=True)
@@ -124,12 +138,11 @@ class GroupedConvLayout:
         """Output channels, and the entries of one group's patch with the bias as one more."""
         return self.module.out_channels, self.module.weight[0].numel() + (self.module.bias is not None)
 
-    def read(self, arguments: tuple[Any, ...]) -> Capture:
+    def read(self, call: Call) -> Capture:
         """Columns of the gradient are positions."""
-        conv, (o, i) = self.module, self.shape
-        b = len(arguments[0])
+        conv, (o, i), b = self.module, self.shape, len(call.output)
         rows = conv.weight[0].numel()
-        patches = _patches(arguments[0].detach(), conv).reshape(b, conv.groups, rows, -1)  # [B, groups, i, T]
+        patches = _patches(call, conv).reshape(b, conv.groups, rows, -1)  # [B, groups, rows, T]
 
         def columns(gradient: Tensor) -> Tensor:
             g = gradient.reshape(b, conv.groups, o // conv.groups, -1)  # [B, groups, outputs of a group, T]
@@ -151,13 +164,15 @@ class EmbeddingLayout:
         """Dimension and vocabulary."""
         return self.module.embedding_dim, self.module.num_embeddings
 
-    def read(self, arguments: tuple[Any, ...]) -> Capture:
+    def read(self, call: Call) -> Capture:
         """Positions are tokens."""
-        tokens, table = arguments[0].flatten(1) if arguments[0].ndim > 1 else arguments[0][:, None], self.module
-        _refuse_large(table.num_embeddings, "embedding with {} rows")
-        a = F.one_hot(tokens, table.num_embeddings).to(table.weight.dtype)  # [B, T, V]
-        if table.padding_idx is not None:
-            a[..., table.padding_idx] = 0
+        _refuse_large(self.module.num_embeddings, "embedding with {} rows")
+        tokens = call.input(1).long()
+        tokens = tokens.reshape(len(tokens), -1)  # [B, T]
+        a = widen(call.output).new_zeros(*tokens.shape, self.module.num_embeddings)  # [B, T, V]
+        a.scatter_(2, tokens[:, :, None], 1)
+        if self.module.padding_idx is not None:
+            a[..., self.module.padding_idx] = 0
         return Capture(a, _sequence)
 
 
@@ -173,12 +188,12 @@ class NormLayout:
         """Normalised features, and scale with shift."""
         return self.module.weight.numel(), 1 + (self.module.bias is not None)
 
-    def read(self, arguments: tuple[Any, ...]) -> Capture:
+    def read(self, call: Call) -> Capture:
         """Columns of the gradient are positions."""
-        x, (o, i) = arguments[0].detach(), self.shape
+        features_last, (o, i) = isinstance(self.module, nn.LayerNorm), self.shape
         _refuse_large(o, "normalisation of {} features")
+        x = call.input(1 + self.module.weight.ndim)
         normalised = _normalise(x, self.module)
-        features_last = isinstance(self.module, nn.LayerNorm)
 
         def columns(gradient: Tensor) -> Tensor:
             scale = _by_feature(gradient * normalised, o, last=features_last)  # [B, o]
@@ -190,7 +205,10 @@ class NormLayout:
 
 @dataclass(frozen=True)
 class AnyLayout:
-    """Whatever a module does with its own parameters: per-point gradients through torch.func."""
+    """Whatever a module does with its own parameters: per-point gradients through torch.func.
+
+    Tensors among its arguments whose first dimension is that of its output have one row per point; others are shared.
+    """
 
     module: nn.Module
     free = True
@@ -200,24 +218,77 @@ class AnyLayout:
         """All own parameters in one column."""
         return sum(parameter.numel() for parameter in self.module.parameters(recurse=False)), 1
 
-    def read(self, arguments: tuple[Any, ...]) -> Capture:
+    def read(self, call: Call) -> Capture:
         """The one position has input 1."""
         _refuse_large(self.shape[0], f"{type(self.module).__name__} with {{}} parameters of its own")
-        own = {name: parameter.detach() for name, parameter in self.module.named_parameters(recurse=False)}
-        inputs = tuple(x.detach() if isinstance(x, Tensor) else x for x in arguments)
-        axes = tuple(0 if isinstance(x, Tensor) else None for x in inputs)
+        points, module = len(call.output), self.module
+        own = {name: widen(value.detach()) for name, value in module.named_parameters(recurse=False)}
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        others = {name: widen(value.detach()) for name, value in state.items() if name not in own}
+        given = [_kept(value) for value in (*call.arguments, *call.keywords.values())]
+        axes = tuple(0 if isinstance(x, Tensor) and x.ndim and len(x) == points else None for x in given)
 
-        def one(gradient: Tensor, *point: Any) -> Tensor:
-            single = tuple(x[None] if isinstance(x, Tensor) else x for x in point)
-            pull: Callable[[Tensor], tuple[dict[str, Tensor]]]
-            _, pull = vjp(lambda values: functional_call(self.module, values, single), own)  # type: ignore[misc]
-            return torch.cat([value.flatten() for value in pull(gradient[None])[0].values()])
+        def one(gradient: Tensor, *point: Any) -> tuple[Tensor, Tensor]:
+            single = [x if axis is None else x[None] for x, axis in zip(point, axes)]
+            arguments = tuple(single[: len(call.arguments)])
+            keywords = dict(zip(call.keywords, single[len(call.arguments) :]))
+            output, pull = vjp(lambda values: functional_call(module, (values, others), arguments, keywords), own)[:2]
+            return torch.cat([value.flatten() for value in pull(gradient[None].to(output))[0].values()]), output[0]
 
         def columns(gradient: Tensor) -> Tensor:
-            return vmap(one, (0, *axes))(gradient, *inputs)[:, None]  # [B, 1, p]
+            try:
+                found, alone = vmap(one, (0, *axes))(gradient, *given)  # [B, p], [B, ...]
+            except RuntimeError as error:
+                raise InfluenceError(
+                    f"{type(module).__name__} cannot go through torch.func: {error}; select other blocks"
+                ) from error
+            if (alone - call.output).abs().max() > SAME * call.output.abs().max():
+                raise InfluenceError(
+                    f"{type(module).__name__} gives a point another output alone than in its batch; select other blocks"
+                )
+            return found[:, None]  # [B, 1, p]
 
-        first = next(x for x in inputs if isinstance(x, Tensor))
-        return Capture(next(iter(own.values())).new_ones(len(first), 1, 1), columns)
+        return Capture(next(iter(own.values())).new_ones(points, 1, 1), columns)
+
+
+def _conv(module: Conv) -> Layout:
+    return ConvLayout(module) if module.groups == 1 else GroupedConvLayout(module)
+
+
+LAYOUTS: dict[type[nn.Module], Callable[[Any], Layout]] = {
+    nn.Linear: LinearLayout,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Embedding: EmbeddingLayout,
+    nn.LayerNorm: NormLayout,
+    nn.GroupNorm: NormLayout,
+    nn.BatchNorm1d: NormLayout,
+    nn.BatchNorm2d: NormLayout,
+}
+
+
+def layout_of(module: nn.Module) -> Layout | None:
+    """The layout of a module; None if it has no parameters of its own.
+
+    A class of one's own that overrides `forward`, adds parameters or computes its weight is not what its base is.
+    """
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    if not own:
+        return None
+    forward = getattr(module.forward, "__func__", None)
+    for kind, layout in LAYOUTS.items():
+        if isinstance(module, kind) and forward is kind.forward and own in ({"weight"}, {"weight", "bias"}):
+            return layout(module)
+    return AnyLayout(module)
+
+
+def widen(x: Tensor) -> Tensor:
+    """Half precision as float32; anything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
+def _kept(value: Any) -> Any:
+    return widen(value.detach()).clone() if isinstance(value, Tensor) else value
 
 
 def _sequence(x: Tensor) -> Tensor:
@@ -236,12 +307,12 @@ def _identity(like: Tensor, points: int, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype).expand(points, size, size)
 
 
-def _patches(x: Tensor, conv: Conv) -> Tensor:
+def _patches(call: Call, conv: Conv) -> Tensor:
     """What lies under the kernel at every output pixel, as a view: [B, channels, kernel..., pixels...]."""
     if conv.padding_mode != "zeros":
         raise InfluenceError(f"padding_mode {conv.padding_mode!r}: only 'zeros' is supported; select other blocks")
     spatial = len(conv.kernel_size)
-    x = F.pad(x, [side for d in reversed(range(spatial)) for side in _padding(conv, d)])
+    x = F.pad(call.input(2 + spatial), [side for d in reversed(range(spatial)) for side in _padding(conv, d)])
     for d, (size, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation)):
         x = x.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]  # its kernel dimension goes last
     return x.permute(0, 1, *range(2 + spatial, 2 + 2 * spatial), *range(2, 2 + spatial))
@@ -261,9 +332,10 @@ def _normalise(x: Tensor, module: Norm) -> Tensor:
         return F.layer_norm(x, module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(x, module.num_groups, eps=module.eps)
-    if module.running_mean is None:
-        raise InfluenceError("a BatchNorm without running statistics mixes the points of a batch; select other blocks")
-    return F.batch_norm(x, module.running_mean, module.running_var, training=False, eps=module.eps)
+    mean, variance = module.running_mean, module.running_var
+    if mean is None or variance is None:
+        raise InfluenceError("BatchNorm without running statistics mixes the points of a batch")
+    return F.batch_norm(x, widen(mean), widen(variance), training=False, eps=module.eps)
 
 
 def _by_feature(values: Tensor, features: int, *, last: bool) -> Tensor:
