@@ -30,23 +30,25 @@ def removal_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Inter
     """One panel per measure: its course for each signal over the share of the points that was removed.
 
     Args:
-        panels: Measure, with its unit, to signal to (share, interval) by rising share; the first signal is the one
-            judged, a signal of one point is drawn as a level line.
+        panels: Measure, with its unit, to signal to (share, interval) by rising share; a signal of one point is
+            drawn as a level line.
 
     Returns:
         A PNG.
     """
+    drawn = [signal for curves in panels.values() for signal, curve in curves.items() if len(curve) > 1]
+    colors = dict(zip(dict.fromkeys(drawn), cycle((BLUE, *LINES))))
     figure = Figure(figsize=(4.6 * len(panels), 3.6))
     for axes, (measure, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        for color, (signal, curve) in zip(cycle((BLUE, *LINES)), curves.items()):
+        for signal, curve in curves.items():
             means = [interval.mean for _, interval in curve]
             if len(curve) == 1:
                 axes.axhline(means[0], color=GREY, linestyle=":", label=signal)
                 continue
             shares = [100 * share for share, _ in curve]
-            axes.plot(shares, means, color=color, marker="o", markersize=4, label=signal)
+            axes.plot(shares, means, color=colors[signal], marker="o", markersize=4, label=signal)
             low, high = [interval.low for _, interval in curve], [interval.high for _, interval in curve]
-            axes.fill_between(shares, low, high, color=color, alpha=0.12, linewidth=0)
+            axes.fill_between(shares, low, high, color=colors[signal], alpha=0.1, linewidth=0)
         axes.set(xlabel="points removed (%)", ylabel=measure)
         axes.legend(frameon=False, fontsize="small")
     return _png(figure)

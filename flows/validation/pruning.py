@@ -57,7 +57,7 @@ def _rankings(bench: Bench) -> dict[str, Tensor | None]:
     """Each signal, larger = removed first; None draws at random, anew for every seed."""
     measured = bench.setting.halves[0]
     harm = -bench.scores.influence.influence[:, measured].mean(1)
-    return {**bench.scores.suspects, "influence": harm, "random": None}
+    return {"influence": harm, **bench.scores.suspects, "random": None}
 
 
 def _removed(bench: Bench, ranking: Tensor | None, share: float) -> list[tuple[int, ...]]:

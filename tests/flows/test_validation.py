@@ -31,7 +31,7 @@ from flows.validation.setting import Setting, read_setting
 from flows.validation.subsets import Retraining, draw_subsets, subset_retrainings
 from influence import PairScores
 from influence.curvature.base import Own
-from tests.flows.helpers import tamis, write_toml
+from tests.flows.helpers import tamis, turn, write_toml
 
 POINTS, QUERIES = 120, 60
 
@@ -118,7 +118,7 @@ def _pruned_by_influence(folder: Path, scored: Tensor) -> list[tuple[int, ...]]:
 def test_pruning_draws_random_points_anew_for_each_seed_and_keeps_the_steps(tmp_path: Path) -> None:
     bench, pool = planted(tmp_path)
     found = pruning.study(bench)
-    random = [job.left_out for job in pool.jobs[15:18]]
+    random = [job.left_out for job in pool.jobs[15:18]]  # after nothing removed and influence
     assert len(set(random)) == 3
     assert {len(gone) for gone in random} == {6}
     assert {job.steps for job in pool.jobs} == {bench.setting.steps}
@@ -130,9 +130,9 @@ def test_pruning_draws_random_points_anew_for_each_seed_and_keeps_the_steps(tmp_
 
 def test_memorization_of_planted_models_is_ranked_as_it_was_planted(tmp_path: Path) -> None:
     found = memorization.study(planted(tmp_path)[0])
-    assert value(found, "self-influence", "Spearman with memorization") == pytest.approx(1)
+    assert value(found, "self-influence", "Spearman, memorization") == pytest.approx(1)
     # the oracle's other points are noise about the mean of 60 queries: sd 1 against 10 per root of 100 models
-    assert value(found, "influence", "Spearman with the oracle's influence on the mean query") > 0.3
+    assert value(found, "influence", "Spearman, influence on the mean query") > 0.3
 
 
 def test_mislabeled_ranks_by_the_given_signals_larger_being_more_suspicious(tmp_path: Path) -> None:
@@ -283,6 +283,17 @@ def test_the_command_validates_the_tiny_digits_and_logs_every_study(tmp_path: Pa
     logged = runs["mislabeled"].data.metrics["AUC of loss"]
     assert logged == pytest.approx(rows["loss", "AUC"]["value"])
     assert logged > 0.8  # a tenth of the labels is flipped, and 25 epochs on 200 points learn few of them
+
+
+@pytest.mark.slow
+def test_suspicion_is_judged_where_a_cycle_has_scored_this_train_set(here: Path) -> None:
+    turn(write_toml(here), dry_run=True)
+    for wrong, known in ((12, True), (13, False)):  # the cycle has scored the set with 12 wrong labels
+        found = validate_file(write_toml(here, options={"wrong": wrong}), ["mislabeled"], Extent())
+        signals = {row.signal: row.value for row in found.studies[0].rows if row.measure == "AUC"}
+        assert ("suspicion" in signals) is known
+        if known:
+            assert signals["suspicion"] > 0.8  # three clouds that hardly overlap
 
 
 @pytest.mark.slow
