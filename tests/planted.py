@@ -1,21 +1,33 @@
 """Errors that this kind of code is known to have, planted one at a time, each with the check that must see it.
 
-A plant changes the engine through monkeypatch; its check is a test of the suite, called as it stands.
+A plant changes the engine through monkeypatch; its check is a test of the suite, called as it stands. Those in the
+curvatures are in `planted_curvature`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from influence import EKFAC, Damping, FactorSource, HeadGaussNewton, PairScores, Scorer, factored, gradients, scores
-from influence.curvature import kronecker
-from influence.factored import Factor, Factors
-
-score, reduce_passes, decompose, finish = Scorer.score, EKFAC.reduce, EKFAC._decompose, EKFAC.finish
-pull, inputs, stratified_error = FactorSource.pull, FactorSource.inputs, scores.stratified_error
+from influence import (
+    FactorCache,
+    GroupScorer,
+    Own,
+    PairScorer,
+    PairScores,
+    Reader,
+    cache,
+    layouts,
+    queries,
+    relative,
+    scores,
+)
+from influence.curvature import eigenbasis
+from influence.fisher import residuals
 
 
 @dataclass(frozen=True)
@@ -26,201 +38,153 @@ class Plant:
     apply: Callable[[pytest.MonkeyPatch], None]
     module: str
     check: str
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[Any, ...] = ()
 
 
-def flipped_sign(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: Scorer, factors: Factors) -> PairScores:
-        pairs = score(self, factors)
-        return replace(pairs, influence=-pairs.influence)
-
-    patch.setattr(Scorer, "score", wrong)
+PLANTS: list[Plant] = []
+Apply = Callable[[pytest.MonkeyPatch], None]
 
 
-def missing_one_over_n(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: Scorer, factors: Factors) -> PairScores:
-        pairs = score(self, factors)
-        return replace(pairs, influence=pairs.influence * self._points)
+def seen_by(module: str, check: str, *arguments: Any) -> Callable[[Apply], Apply]:
+    """Enter a plant under the name of its function, with the test that sees it."""
 
-    patch.setattr(Scorer, "score", wrong)
+    def enter(apply: Apply) -> Apply:
+        PLANTS.append(Plant(apply.__name__.replace("_", " "), apply, module, check, arguments))
+        return apply
 
-
-def self_influence_with_one_over_n(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: Scorer, factors: Factors) -> PairScores:
-        pairs = score(self, factors)
-        return replace(pairs, self_influence=pairs.self_influence / self._points)
-
-    patch.setattr(Scorer, "score", wrong)
+    return enter
 
 
+def after(patch: pytest.MonkeyPatch, owner: Any, name: str, change: Callable[[Any], Any]) -> None:
+    """Let a function return something else than it does."""
+    right = getattr(owner, name)
+    patch.setattr(owner, name, lambda *given, **named: change(right(*given, **named)))
+
+
+# Influence
+
+
+@seen_by("test_scores", "test_a_copy_of_the_query_helps_and_in_binary_its_flip_harms")
+@seen_by("test_engine", "test_end_to_end_exact_gauss_newton_is_the_formula", "mlp")
+def sign_flipped(patch: pytest.MonkeyPatch) -> None:
+    after(
+        patch,
+        PairScorer,
+        "score",
+        lambda pairs: replace(pairs, influence=-pairs.influence, classification=-pairs.classification),
+    )
+
+
+@seen_by("test_scores", "test_influence_is_the_mean_removal_formula_with_the_curvatures_own_inverse", "conv")
+@seen_by("test_scores", "test_a_fitted_models_influences_add_up_as_stationarity_says")
+def one_over_n_missing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(scores, "_positive", lambda points: 1)
+
+
+@seen_by("test_scores", "test_self_influence_is_n_times_the_influence_of_a_point_on_itself")
+def self_influence_over_n(patch: pytest.MonkeyPatch) -> None:
+    after(
+        patch, PairScorer, "score", lambda pairs: replace(pairs, own=Own(pairs.self_influence / len(pairs.influence)))
+    )
+
+
+@seen_by("test_scores", "test_checkpoints_are_added_before_anything_is_averaged")
 def checkpoints_averaged(patch: pytest.MonkeyPatch) -> None:
     def wrong(left: PairScores, right: PairScores) -> PairScores:
-        return PairScores((left.influence + right.influence) / 2, (left.self_influence + right.self_influence) / 2)
+        pairs = zip((left.influence, left.classification), (right.influence, right.classification))
+        return PairScores(*((one + other) / 2 for one, other in pairs), left.own)
 
     patch.setattr(PairScores, "__add__", wrong)
 
 
-def eigenbasis_stored_transposed(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: EKFAC, all_reduce: Callable[[Tensor], None]) -> None:
-        decompose(self, all_reduce)
-        for block in self.state.values():
-            block.input_basis, block.output_basis = block.input_basis.T, block.output_basis.T
-
-    patch.setattr(EKFAC, "_decompose", wrong)
+@seen_by("test_scores", "test_influence_is_the_doubt_times_classification_influence", "mlp")
+def margin_taken_for_the_loss(patch: pytest.MonkeyPatch) -> None:
+    after(patch, queries, "_doubt", torch.ones_like)
 
 
-def factors_rotated_by_the_transpose(patch: pytest.MonkeyPatch) -> None:
-    def wrong(factor: Factor, a: Tensor, g: Tensor) -> Factor:
-        return factored.rotate(factor, a.T, g.T)
+@seen_by("test_queries", "test_a_confidently_right_query_keeps_its_margin_gradient_and_its_doubt", torch.float32)
+def doubt_from_a_rounded_probability(patch: pytest.MonkeyPatch) -> None:
+    def wrong(reading: Any) -> Tensor:
+        return 1 - reading.logits.softmax(1)[torch.arange(len(reading.labels)), reading.labels]
 
-    patch.setattr(kronecker, "rotate", wrong)
-
-
-def damping_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Damping, "resolve", lambda self, mean_eigenvalue: 1e-9)
+    patch.setattr(queries, "_doubt", wrong)
 
 
-def damping_before_the_square(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: EKFAC, damping: Damping) -> None:
-        finish(self, damping)
-        for block in self.state.values():
-            block.eigenvalues = (block.eigenvalues.sqrt() + block.damping).square() - block.damping
+@seen_by("test_scores", "test_influence_on_a_group_is_the_mean_of_the_pairs", "positions")
+def groups_summed(patch: pytest.MonkeyPatch) -> None:
+    def wrong(groups: queries.Groups) -> queries.Groups:
+        sizes = groups.sizes[:, None, None]
+        return replace(groups, gradients={name: full * sizes for name, full in groups.gradients.items()})
 
-    patch.setattr(EKFAC, "finish", wrong)
-
-
-def kfac_eigenvalues(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: EKFAC, damping: Damping) -> None:
-        for block in self.state.values():
-            outputs = (block.output_basis.T @ block.output_covariance @ block.output_basis).diagonal()
-            inputs = (block.input_basis.T @ block.input_covariance @ block.input_basis).diagonal()
-            block.eigenvalues = torch.outer(outputs, inputs)
-        finish(self, damping)
-
-    patch.setattr(EKFAC, "finish", wrong)
+    after(patch, import_module("tests.influence.test_scores"), "group_means", wrong)
 
 
-def one_label_instead_of_the_expectation(patch: pytest.MonkeyPatch) -> None:
-    def wrong(source: FactorSource, logits: Tensor) -> Factors:
-        p = logits.detach().softmax(1)
-        label = torch.nn.functional.one_hot(p.argmax(1), p.shape[1])
-        pulled = source.pull(logits, label - p, retain=True)
-        return {name: Factor(factor.a, factor.g[None]) for name, factor in pulled.items()}
-
-    patch.setattr(gradients, "label_factors", wrong)
+@seen_by("test_scores", "test_the_mean_is_that_of_all_groups_weighted_by_their_queries", "mlp")
+def mean_of_group_means(patch: pytest.MonkeyPatch) -> None:
+    after(patch, GroupScorer, "score", lambda found: replace(found, mean=found.influence.mean(1)))
 
 
-def label_root_forgotten(patch: pytest.MonkeyPatch) -> None:
-    def wrong(source: FactorSource, logits: Tensor) -> Factors:
-        residuals = torch.eye(logits.shape[1], dtype=logits.dtype)[:, None] - logits.detach().softmax(1)
-        pulled = [source.pull(logits, residual, retain=True) for residual in residuals]
-        return {name: Factor(pulled[0][name].a, torch.stack([f[name].g for f in pulled])) for name in pulled[0]}
-
-    patch.setattr(gradients, "label_factors", wrong)
-
-
+@seen_by("test_scores", "test_the_standard_error_is_the_spread_of_the_mean_over_redrawn_queries")
 def standard_error_without_root_m(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        scores, "stratified_error", lambda values, labels: stratified_error(values, labels) * len(labels) ** 0.5
-    )
+    right = scores.stratified_error
+    patch.setattr(scores, "stratified_error", lambda values, labels: right(values, labels) * len(labels) ** 0.5)
 
 
+@seen_by("test_scores", "test_the_standard_error_is_the_spread_of_the_mean_over_redrawn_queries")
 def standard_error_across_classes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(scores, "stratified_error", lambda values, labels: values.std(1) / len(labels) ** 0.5)
 
 
-def removed_points_counted(patch: pytest.MonkeyPatch) -> None:
-    for curvature in (EKFAC, HeadGaussNewton):
-        accumulate = curvature.accumulate
+# Relative influence
 
-        def wrong(self, batch, weights, accumulate=accumulate):  # type: ignore[no-untyped-def]
-            accumulate(self, batch, torch.ones_like(weights))
-
-        patch.setattr(curvature, "accumulate", wrong)
+NULL = "test_a_point_of_negligible_self_influence_is_null_and_counted_not_ranked"
 
 
-def counts_not_reduced(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: EKFAC, all_reduce: Callable[[Tensor], None]) -> None:
-        reduce_passes(self, lambda tensor: all_reduce(tensor) if tensor.ndim else None)
-
-    patch.setattr(EKFAC, "reduce", wrong)
+@seen_by("test_engine", "test_end_to_end_ekfac_is_the_formula", "mlp")
+def step_with_one_inverse(patch: pytest.MonkeyPatch) -> None:
+    after(patch, eigenbasis, "_own", lambda own: replace(own, squared_step=own.self_influence))
 
 
-def bias_forgotten(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: FactorSource, name: str) -> Tensor:
-        a = inputs(self, name).clone()
-        a[..., -1] = 0
-        return a
+@seen_by("test_relative", "test_modes_are_their_formulas")
+def theta_and_l_exchanged(patch: pytest.MonkeyPatch) -> None:
+    def wrong(found: relative.RelativeInfluence) -> relative.RelativeInfluence:
+        return replace(found, theta=found.l, l=found.theta)
 
-    patch.setattr(FactorSource, "inputs", wrong)
-
-
-def loss_averaged_over_the_batch(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: FactorSource, outputs: Tensor, cotangent: Tensor | None = None, *, retain: bool = False) -> Factors:
-        return pull(self, outputs / len(outputs), cotangent, retain=retain)
-
-    patch.setattr(FactorSource, "pull", wrong)
+    after(patch, import_module("tests.influence.test_relative"), "relative_influence", wrong)
 
 
-CONSTANT = "test_ekfac_is_the_damped_gauss_newton_inverse_where_the_label_covariance_is_constant"
-EIGENVALUES = "test_eigenvalues_are_the_exact_expectation_over_labels_in_the_eigenbasis"
-LEAVE_ONE_OUT = "test_softmax_influence_predicts_exact_leave_one_out_refits"
-SPREAD = "test_the_standard_error_is_the_spread_of_the_mean_over_redrawn_queries"
-WEIGHTS = "test_points_of_weight_zero_do_not_enter"
-TORCH_FUNC = "test_factors_are_the_per_point_gradients_of_torch_func"
-
-PLANTS = (
-    Plant("sign flipped", flipped_sign, "test_scores", "test_a_copy_of_the_query_helps_and_in_binary_its_flip_harms"),
-    Plant("sign flipped, exact", flipped_sign, "test_dense", LEAVE_ONE_OUT),
-    Plant("1/n missing", missing_one_over_n, "test_dense", LEAVE_ONE_OUT),
-    Plant(
-        "1/n missing, ridge",
-        missing_one_over_n,
-        "test_dense",
-        "test_ridge_leave_one_out_is_exact_after_the_leverage_correction",
-    ),
-    Plant(
-        "self-influence over n",
-        self_influence_with_one_over_n,
-        "test_scores",
-        "test_self_influence_is_n_times_the_influence_of_a_point_on_itself",
-    ),
-    Plant(
-        "checkpoints averaged",
-        checkpoints_averaged,
-        "test_scores",
-        "test_checkpoints_are_added_before_anything_is_averaged",
-    ),
-    Plant(
-        "eigenbasis transposed",
-        eigenbasis_stored_transposed,
-        "test_kronecker",
-        "test_the_basis_diagonalises_both_covariances",
-        ("mlp",),
-    ),
-    Plant("eigenbasis transposed, exact case", eigenbasis_stored_transposed, "test_kronecker", CONSTANT),
-    Plant(
-        "factors rotated by the transpose", factors_rotated_by_the_transpose, "test_kronecker", EIGENVALUES, ("mlp",)
-    ),
-    Plant("damping forgotten", damping_forgotten, "test_kronecker", CONSTANT),
-    Plant("damping forgotten by the head", damping_forgotten, "test_dense", LEAVE_ONE_OUT),
-    Plant("damping before the square", damping_before_the_square, "test_kronecker", CONSTANT),
-    Plant("K-FAC eigenvalues", kfac_eigenvalues, "test_kronecker", EIGENVALUES, ("mlp",)),
-    Plant(
-        "one label, not the expectation", one_label_instead_of_the_expectation, "test_kronecker", EIGENVALUES, ("mlp",)
-    ),
-    Plant("sqrt(p) of the label missing", label_root_forgotten, "test_kronecker", EIGENVALUES, ("positions",)),
-    Plant("standard error without sqrt(m)", standard_error_without_root_m, "test_scores", SPREAD),
-    Plant("standard error across classes", standard_error_across_classes, "test_scores", SPREAD),
-    Plant("removed points counted", removed_points_counted, "test_kronecker", WEIGHTS, ("mlp",)),
-    Plant("removed points counted by the head", removed_points_counted, "test_dense", WEIGHTS),
-    Plant(
-        "counts not reduced",
-        counts_not_reduced,
-        "test_kronecker",
-        "test_two_ranks_that_share_the_batches_have_the_curvature_of_one",
-        ("mlp",),
-    ),
-    Plant("bias forgotten", bias_forgotten, "test_gradients", TORCH_FUNC, ("mlp",)),
-    Plant("loss averaged over the batch", loss_averaged_over_the_batch, "test_gradients", TORCH_FUNC, ("positions",)),
+@seen_by(
+    "test_relative", "test_a_point_of_negligible_self_influence_is_null_and_counted_not_ranked", [1, 2, 3, 1e-7, 0]
 )
+def noise_over_noise_ranked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(relative, "NEGLIGIBLE", 0.0)
+
+
+# Reading
+
+
+@seen_by("test_engine", "test_results_do_not_depend_on_the_batch_size", "mlp", "exact")
+def loss_averaged_over_the_batch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("influence.reader.residuals", lambda p, labels: residuals(p, labels) / len(p))
+
+
+@seen_by("test_engine", "test_end_to_end_exact_gauss_newton_is_the_formula", "mlp")
+def bias_forgotten(patch: pytest.MonkeyPatch) -> None:
+    after(patch, layouts, "_with_bias", lambda a: torch.cat([a[..., :-1], 0 * a[..., -1:]], -1))
+
+
+@seen_by("test_cache", "test_what_is_kept_and_where_never_changes_a_result", "mlp", "exact", 0.0, 1.0)
+def another_batch_from_the_file(patch: pytest.MonkeyPatch) -> None:
+    get = FactorCache.get
+    patch.setattr(FactorCache, "get", lambda self, number: get(self, 0))
+    patch.setattr(Reader, "_kept", lambda self, batch, number: self._cache and self._cache.get(number))
+
+
+@seen_by("test_cache", "test_a_shuffled_loader_is_refused", {"memory": 1 << 20})
+def shuffled_batches_taken_for_kept_ones(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Reader, "_kept", lambda self, batch, number: self._cache and self._cache.get(number))
+
+
+@seen_by("test_cache", "test_budgets_are_never_exceeded_and_memory_is_filled_first", "conv")
+def roots_kept_beyond_the_budget(patch: pytest.MonkeyPatch) -> None:
+    after(patch, cache, "_tensors", lambda tensors: tensors[:2])
