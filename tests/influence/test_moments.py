@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import Tensor
 
 from influence.curvature import moments
 from influence.curvature.moments import ProductSum
@@ -29,6 +30,20 @@ def test_weighted_rows_add_up_beside_products(dtype: torch.dtype, tolerance: flo
     total.add_rows(weights.to(dtype), rows.to(dtype))
     truth = LEFT.T @ RIGHT + torch.einsum("n,nde->de", weights, rows)
     torch.testing.assert_close(total.settle(), truth, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("panel", [1, 3, 128])
+@pytest.mark.parametrize("weights", [torch.ones(100), torch.full((100,), 0.3), torch.arange(100) / 50])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_second_moments_are_right_on_and_above_the_diagonal(
+    dtype: torch.dtype, tolerance: float, weights: Tensor, panel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments, "PANEL", panel)
+    total, w = ProductSum(4, 4), weights.double()
+    for rows in torch.arange(100).split(50):
+        total.add_moment(RIGHT[rows].to(dtype), w[rows].to(dtype))
+    truth = RIGHT.T @ (w[:, None] * RIGHT)
+    torch.testing.assert_close(total.settle().triu(), truth.triu(), rtol=0, atol=tolerance)  # rounding in the dtype
 
 
 def test_many_small_float32_terms_are_not_lost_beside_a_large_sum() -> None:
