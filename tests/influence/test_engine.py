@@ -1,4 +1,6 @@
 from collections.abc import Iterator
+from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -131,6 +133,33 @@ def test_groups_are_means_of_pairs_and_carry_relative_influence(case: str) -> No
     torch.testing.assert_close(found.mean, pairs.influence.mean(1), **EXACT)
     relative, truth = (relative_influence(found.mean, own, 30) for own in (found.own, pairs.own))
     torch.testing.assert_close(relative.theta, truth.theta, **EXACT)
+
+
+@every_model
+def test_a_model_in_float32_is_scored_as_one_in_float64(case: str) -> None:
+    model, (x, y), queries = MODELS[case]
+    single = deepcopy(model).float()
+    with Influence(single, TASK, EKFAC(select(single)), select(single)) as influence:
+        influence.fit(split((x.float(), y), 7), ABSOLUTE)
+        found = influence.pairs([(x.float(), y)], [(queries[0].float(), queries[1])])
+    truth = influence_of(case, EKFAC(select(model)))
+    scale = truth.influence.abs().max()
+    # Factors are rounded to 6e-8; inverse eigenvalues of up to 1/damping = 100 magnify that.
+    torch.testing.assert_close(found.influence / scale, truth.influence / scale, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.self_influence, truth.self_influence, rtol=1e-4, atol=0)
+
+
+@every_model
+def test_self_influence_on_fewer_blocks_is_a_lower_bound(case: str) -> None:
+    # g' H^-1 g of a principal block is what a Schur complement adds to, never what it takes from.
+    model, train, _ = MODELS[case]
+    own = []
+    for count in range(1, len(select(model)) + 1):
+        blocks = select(model, last(count))
+        curvature = GaussNewton(blocks)
+        fitted(curvature, model, train)
+        own.append(curvature.own(loss_factors(model, train, blocks)).self_influence)
+    assert all((fewer <= more + 1e-12).all() for fewer, more in pairwise(own))  # rounding
 
 
 def test_the_model_is_as_it_was_after_use() -> None:
