@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from influence.blocks import Block
 from influence.errors import InfluenceError, NotFinite, NotPerPoint
 from influence.factored import Factor, Factors, squared_norms
-from influence.layouts import Call, Capture, widen
+from influence.layouts import Call, Capture, LinearLayout, widen
+from influence.refusals import refuse_batch_statistics, refuse_compiled
 
 Batch = TypeVar("Batch")
 REENTRANT = "inside a re-entrant activation checkpoint, which gives no per-point gradients: set use_reentrant=False"
@@ -60,8 +60,8 @@ class FactorSource:
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block]) -> None:
-        _refuse_compiled(model)
-        _refuse_batch_statistics(model)
+        refuse_compiled(model)
+        refuse_batch_statistics(model)
         self.model = model
         self.blocks = tuple(blocks)
         self._calls: dict[str, list[_Call]] = {}
@@ -176,11 +176,9 @@ class FactorSource:
                 raise InfluenceError(f"the outputs do not depend on block {name!r}; select other blocks")
             columns = []
             for call, gradient in zip(self._calls[name], gradients):
-                if gradient is not None:
-                    refuse_non_finite(name, gradient)
-                columns.append(
-                    call.capture.columns(widen(torch.zeros_like(call.place) if gradient is None else gradient))
-                )
+                g = torch.zeros_like(call.place) if gradient is None else gradient
+                refuse_non_finite(name, g)
+                columns.append(call.capture.columns(widen(g)))
             found[name] = _join(columns)
         return found
 
@@ -208,8 +206,8 @@ class FactorSource:
         first = torch.zeros_like(cotangent)
         first[0] = cotangent[0]
         for name, gradients in self._gradients(outputs, first, retain=True).items():
-            others = torch.cat([gradient[1:].flatten() for gradient in gradients if gradient is not None])
-            if (others[others.isfinite()] != 0).any():
+            others = [gradient[1:] for gradient in gradients if gradient is not None]
+            if any((other[other.isfinite()] != 0).any() for other in others):
                 raise NotPerPoint(
                     f"row 0 of the outputs depends on other rows of block {name!r}; its first dimension must be the "
                     "batch, and points may not interact"
@@ -231,7 +229,7 @@ class FactorSource:
             if not self._recording and not self._pulling:  # someone else calls the model
                 return None
             if not isinstance(output, Tensor) or not output.ndim:
-                kind = type(output).__name__ if not isinstance(output, Tensor) else "single number"
+                kind = "single number" if isinstance(output, Tensor) else type(output).__name__
                 raise InfluenceError(
                     f"block {block.name!r} returns a {kind}, not a tensor [B, ...]; select other blocks"
                 )
@@ -300,11 +298,12 @@ def head_outputs(source: FactorSource, block: Block, logits: Tensor) -> HeadOutp
         logits: [B, C].
 
     Raises:
-        InfluenceError: the block sees several positions per point, or its outputs are not the logits.
+        InfluenceError: the block is no linear layer with one position per point, or its outputs are not the logits.
         NotFinite: a logit is NaN or infinite.
     """
     inputs, outputs = source.inputs(block.name), source.outputs(block.name)
-    if inputs.shape[1] != 1 or outputs.shape != logits.shape or not outputs.equal(logits.detach()):
+    linear = isinstance(block.layout, LinearLayout) and inputs.shape[1] == 1
+    if not linear or outputs.shape != logits.shape or not outputs.equal(logits.detach()):
         raise InfluenceError(f"block {block.name!r} does not produce the logits as they are, so it is no softmax head")
     refuse_non_finite(block.name, outputs)
     return HeadOutputs(block.name, inputs[:, 0], outputs.softmax(-1))
@@ -337,21 +336,3 @@ def refuse_non_finite(block: str, values: Tensor) -> None:
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise InfluenceError(
-                f"{name or 'the model'} is compiled, and a compiled module does not call its hooks; give the model as "
-                "it was before torch.compile (it shares the weights)"
-            )
-
-
-def _refuse_batch_statistics(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise InfluenceError(
-                f"{name or 'the model'} is a {type(module).__name__} without running statistics, so that the points of "
-                "a batch interact and none has a gradient of its own"
-            )

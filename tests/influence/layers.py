@@ -71,9 +71,17 @@ def per_point(model: nn.Module, block: Block, batch: Batch) -> Tensor:
     return torch.stack([as_matrix(block, grad(one)(own, x, y)) for x, y in zip(*batch)])
 
 
-def pulled(model: nn.Module, blocks: Blocks, batch: Batch) -> Factors:
-    with FactorSource(model, blocks) as source:
+def pulled(model: nn.Module, batch: Batch, blocks: Blocks | None = None) -> Factors:
+    """Of the losses, for some blocks or all."""
+    with FactorSource(model, blocks or available(model)) as source:
         return source.pull(source.forward(loss, batch))
+
+
+def assert_equal(found: Factors, expected: Factors, atol: float = 0.0) -> None:
+    assert list(found) == list(expected)
+    for name, factor in found.items():
+        torch.testing.assert_close(factor.g, expected[name].g, rtol=0, atol=atol)
+        torch.testing.assert_close(factor.a, expected[name].a, rtol=0, atol=atol)
 
 
 def check(model: nn.Module, batch: Batch, name: str = "layer") -> Block:
@@ -81,8 +89,8 @@ def check(model: nn.Module, batch: Batch, name: str = "layer") -> Block:
     (block,) = select(model, by_name(name))
     truth = per_point(model, block, batch)
     assert truth.abs().max() > 1e-4
-    for blocks in ((block,), available(model)):
-        factor = pulled(model, blocks, batch)[name]
+    for blocks in ((block,), None):
+        factor = pulled(model, batch, blocks)[name]
         assert factor.elements == block.parameters
         torch.testing.assert_close(materialise(factor), truth, rtol=0, atol=ROUNDING)
     return block

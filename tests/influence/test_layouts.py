@@ -163,7 +163,7 @@ class Changing(Model):
 def test_changes_in_place_after_a_layer_change_nothing(layer: nn.Module, shape: tuple[int, ...]) -> None:
     model, batch = made(Changing(copy.deepcopy(layer), channels=isinstance(layer, nn.Conv1d)), *shape)
     (block,) = select(model, by_name("layer"))
-    found = materialise(pulled(model, (block,), batch)["layer"])
+    found = materialise(pulled(model, batch, (block,))["layer"])
     model.in_place = False  # autograd itself refuses to find the gradient of the weight otherwise
     torch.testing.assert_close(found, per_point(model, block, batch), rtol=0, atol=ROUNDING)
 
@@ -225,7 +225,7 @@ def test_padding_changes_no_gradient_and_no_input_covariance() -> None:
     padded = torch.cat([tokens, torch.zeros(POINTS, 4, dtype=torch.int64)], 1)
     for block in available(model):
         check(model, (padded, y), block.name)
-    plain, more = (pulled(model, available(model), (given, y)) for given in (tokens, padded))
+    plain, more = (pulled(model, (given, y)) for given in (tokens, padded))
     for name in plain:
         torch.testing.assert_close(materialise(more[name]), materialise(plain[name]), rtol=0, atol=1e-14)
     solved = [fitted(model, factors).solve({"qkv": torch.ones(1, 12, 5)})["qkv"] for factors in (plain, more)]
@@ -255,8 +255,8 @@ def test_factors_of_a_half_precision_model_are_float32(case: str) -> None:
     make, shape, tokens = HALF[case]
     torch.manual_seed(0)
     model, (x, y) = made(make(), *shape, tokens=tokens)
-    truth = materialise(pulled(model, select(model, by_name("layer")), (x, y))["layer"])
-    factor = pulled(model.bfloat16(), select(model, by_name("layer")), (x if tokens else x.bfloat16(), y))["layer"]
+    truth = materialise(pulled(model, (x, y), select(model, by_name("layer")))["layer"])
+    factor = pulled(model.bfloat16(), (x if tokens else x.bfloat16(), y), select(model, by_name("layer")))["layer"]
     assert factor.a.dtype == factor.g.dtype == torch.float32
     error = (materialise(factor) - truth).norm() / truth.norm()
     assert error < 0.05  # bfloat16 keeps 8 bits, .004; some five roundings on the way there and back

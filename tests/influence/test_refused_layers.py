@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence import InfluenceError, NotPerPoint, available
+from influence import InfluenceError, NotPerPoint
 from tests.influence.layers import POINTS, pulled
 
 
@@ -74,7 +74,7 @@ def test_a_layer_without_per_point_gradients_is_refused(case: str) -> None:
     layer, call, message = REFUSED[case]
     model, batch = Given(layer, call), (torch.randn(POINTS, 4), torch.arange(POINTS) % 4)
     with pytest.raises(InfluenceError, match=message):
-        pulled(model, available(model), batch)
+        pulled(model, batch)
 
 
 class PositionsFirst(nn.Module):
@@ -92,10 +92,10 @@ class PositionsFirst(nn.Module):
 def test_an_input_that_is_not_batch_first_is_refused(positions: int) -> None:
     model = PositionsFirst()
     with pytest.raises(NotPerPoint, match="first dimension"):
-        pulled(model, available(model), (torch.randn(POINTS, positions, 4), torch.arange(POINTS) % 4))
+        pulled(model, (torch.randn(POINTS, positions, 4), torch.arange(POINTS) % 4))
 
 
 def test_a_table_of_positions_that_all_points_share_is_refused() -> None:
     model = Given(nn.Embedding(POINTS, 4), lambda layer, x: layer(torch.arange(POINTS)).sum(0))
     with pytest.raises(NotPerPoint, match="depends on other rows of block 'layer'"):
-        pulled(model, available(model), (torch.randn(POINTS, 4), torch.arange(POINTS) % 4))
+        pulled(model, (torch.randn(POINTS, 4), torch.arange(POINTS) % 4))

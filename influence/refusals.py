@@ -1,0 +1,26 @@
+"""Models that cannot be read as they are."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from influence.errors import InfluenceError
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise InfluenceError if the model, or a module in it, is compiled: it would not call its hooks."""
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise InfluenceError(
+                f"{name or 'the model'} is compiled, and a compiled module does not call its hooks; give the model as "
+                "it was before torch.compile (it shares the weights)"
+            )
+
+
+def refuse_batch_statistics(model: nn.Module) -> None:
+    """Raise InfluenceError if a module normalises over the batch in evaluation mode, too: no point is then alone."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise InfluenceError(
+                f"{name or 'the model'} is a {type(module).__name__} without running statistics, so that the points of "
+                "a batch interact and none has a gradient of its own"
+            )
