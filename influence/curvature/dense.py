@@ -16,11 +16,11 @@ from torch import Tensor
 from influence.blocks import Block
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved, train_points
 from influence.curvature.joint import Joint, runs
+from influence.curvature.moments import ProductSum
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients
 
 LARGEST = 4096  # parameters: 128 MB, and a second for one Cholesky on one core
-PANEL = 512  # columns of the matrix that are computed at a time
 
 
 class GaussNewton:
@@ -43,7 +43,8 @@ class GaussNewton:
                 f"{self.joint.name} has {size} parameters, the exact solver takes up to {LARGEST}; use EK-FAC, PCG or "
                 "the dual on it, or fewer blocks"
             )
-        self.matrix = torch.zeros(size, size, dtype=torch.float64)  # sums above the diagonal, then H
+        self._sum = ProductSum(size, size)
+        self.matrix = self._sum.value  # the sum above the diagonal, then H
         self.damping = 0.0
         self._count = torch.zeros((), dtype=torch.float64)
         self._reduced = False
@@ -133,9 +134,7 @@ class GaussNewton:
     def _add_rows(self, factors: Sequence[Factor]) -> None:
         """Any blocks: the gradients themselves."""
         full = self.joint.materialise(dict(zip(self.joint.shapes, factors))).flatten(0, 1)  # [R b, p]
-        for start in range(0, full.shape[1], PANEL):
-            panel = slice(start, start + PANEL)
-            self.matrix[panel, start:] += full[:, panel].T @ full[:, start:]
+        self._sum.add_moment(full, full.new_ones(len(full)))
 
     def _own(self, full: Tensor, *, step: bool) -> Own:
         lower = self._factor()

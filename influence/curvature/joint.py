@@ -85,7 +85,7 @@ class Joint:
 
 def runs(count: int, width: int) -> Iterator[slice]:
     """Cut `count` things of `width` numbers each into runs that may be held in memory."""
-    step = max(1, DENSE_ELEMENTS // width)
+    step = max(1, DENSE_ELEMENTS // max(1, width))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 

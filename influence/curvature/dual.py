@@ -1,0 +1,177 @@
+"""Exact damped Gauss-Newton in the dual: for few points and any number of parameters.
+
+With the N Fisher roots of all points as rows of A [N, p], divided by sqrt(n), H = A' A + damping I, and
+
+    H^-1 V = [V - A' (K + damping I)^-1 A V] / damping,    K = A A'  [N, N]
+
+K is a sum over blocks, for blocks of a single position (S S') o (a a') elementwise: A is never formed. Float64.
+
+Of a fitted model few roots are large. Without the smallest, which together hold a share `cut` of the trace, N is small
+and H changes by at most that share of its trace. What that changes is undone by conjugate gradients (`iterative`), for
+which this is a far better preconditioner than EK-FAC where parameters outnumber points.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from influence.blocks import Block
+from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
+from influence.curvature.gram import Rows, cross, gram
+from influence.curvature.joint import add_up, runs
+from influence.curvature.products import combine, largest_eigenvalue, sum_of_blocks
+from influence.curvature.roots import KeptRoots, squared_sizes
+from influence.errors import InfluenceError
+from influence.factored import Factor, Factors, Gradients, squared_norms, total
+from influence.sharding import WHOLE, Share
+
+LARGEST = 12_000  # rows: two matrices of 1.2 GB, and some 20 s for one Cholesky on one core
+
+
+class DualGaussNewton:
+    """Damped Gauss-Newton on the blocks together, cross terms included.
+
+    Args:
+        blocks: the blocks.
+        share: this rank's; every rank then holds the roots of all points.
+        cut: share of the trace that is left out with the smallest roots, in [0, 1); 0 is exact.
+    """
+
+    passes = 1
+
+    def __init__(self, blocks: Sequence[Block], share: Share = WHOLE, cut: float = 0.0) -> None:
+        if not 0 <= cut < 1:
+            raise InfluenceError(f"cut = {cut}: give a share of the trace, at least 0 and below 1")
+        self.damping = 0.0
+        self.gram = torch.empty(0, dtype=torch.float64)  # K, [N, N]
+        self._kept = KeptRoots(blocks, share)
+        self._joint = self._kept.joint
+        self._cut = cut
+        self._points = 0
+        self._roots: Mapping[str, Factor] = {}  # of the points that have a row
+        self._present = torch.empty(0, dtype=torch.bool)  # which of them are rows, [points, R]
+        self._rows: Mapping[str, Rows] = {}
+        self._cholesky = torch.empty(0, dtype=torch.float64)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The names of the blocks."""
+        return self._joint.names
+
+    def accumulate(self, batch: Factors, weights: Tensor) -> None:
+        """Keep the Fisher roots of a batch."""
+        self._kept.add(batch, weights)
+
+    def reduce(self, all_reduce: AllReduce) -> None:
+        """End the pass: gather the roots of all ranks, and multiply them with each other."""
+        roots = self._kept.gather(all_reduce)
+        present = _largest(squared_sizes(roots), self._cut)
+        _refuse_many(int(present.sum()))
+        some = present.any(1)
+        self._points, self._present = len(some), present[some]
+        self._roots = {name: factor[some] for name, factor in roots.items()}
+        self._rows = {name: Rows.of(factor, self._present) for name, factor in self._roots.items()}
+        self.gram = gram(list(self._rows.values())).div_(self._points)
+
+    def finish(self, damping: Damping) -> None:
+        """Fix the damping and factorise; again for another damping."""
+        if not self._roots:
+            raise InfluenceError("the Fisher roots of the dual have not been reduced")
+        self.damping = damping.resolve(float(self.gram.trace()) / self._joint.parameters)
+        self._cholesky = torch.empty(0, dtype=torch.float64)  # the former one first: two matrices are held, not three
+        damped = self.gram.clone()
+        damped.diagonal().add_(self.damping)
+        self._cholesky = torch.linalg.cholesky(damped, out=damped)
+
+    def solve(self, gradients: Gradients) -> Gradients:
+        """Damped inverse times k gradients, in their dtype."""
+        v = self._joint.split(self._joint.join(gradients))
+        inner = self._transposed(torch.cholesky_solve(self._times(v), self._factor()))
+        return {name: ((v[name] - one) / self.damping).to(gradients[name].dtype) for name, one in inner.items()}
+
+    def own(self, factors: Factors, *, step: bool = False) -> Own:
+        """The own terms of B points, from inner products with the roots alone."""
+        blocks = dict(zip(self.blocks, self._joint.parts(factors)))
+        width = max(len(self.gram), *(factor.elements for factor in blocks.values()))
+        return Own.join(
+            [
+                self._own({name: Factor(f.a[run].double(), f.g[run].double()) for name, f in blocks.items()}, step)
+                for run in runs(len(next(iter(blocks.values()))), width)
+            ]
+        )
+
+    def against(self, gradients: Gradients, *, own: bool = False, step: bool = False) -> Preconditioned:
+        """Solve the gradients of k queries and hold them."""
+        return Solved(self, gradients, own=own, step=step)
+
+    def diagnostics(self) -> Mapping[str, Diagnostics]:
+        """Of the blocks together, without the roots that were cut.
+
+        The smallest eigenvalue is taken to be the damping: there are directions in which no logit, or no difference of
+        two, changes. Where there are none, the condition is an upper bound.
+        """
+        lower, probe = self._factor(), self._joint.probe()
+        x = self.solve(self._joint.split(probe))
+        back = self._joint.join(self._transposed(self._times(x))) + self.damping * self._joint.join(x)
+        largest = largest_eigenvalue(lambda x: x @ self.gram, len(self.gram))
+        return {
+            self._joint.name: Diagnostics(
+                residual=float((back - probe).norm() / probe.norm()),
+                effective_dimension=len(lower) - self.damping * _trace_of_inverse(lower),
+                condition=(largest + self.damping) / self.damping,
+                damping=self.damping,
+            )
+        }
+
+    def _times(self, v: Gradients) -> Tensor:
+        """A V, [N, k]."""
+        inner = sum_of_blocks(self._roots, v).transpose(1, 2)  # [points, R, k]
+        return inner[self._present] / math.sqrt(self._points)
+
+    def _transposed(self, y: Tensor) -> Gradients:
+        """A' y for y [N, k]."""
+        spread = y.new_zeros(*self._present.shape, y.shape[1])  # [points, R, k]
+        spread[self._present] = y / math.sqrt(self._points)
+        return {name: combine(factor, spread.mT) for name, factor in self._roots.items()}
+
+    def _own(self, factors: Factors, step: bool) -> Own:
+        others = {name: Rows(factor.a, factor.g, torch.arange(len(factor))) for name, factor in factors.items()}
+        inner = add_up(cross(rows, others[name]) for name, rows in self._rows.items())  # [N, b]
+        inner /= math.sqrt(self._points)  # A G'
+        y = torch.cholesky_solve(inner, self._factor())  # [N, b]
+        rest = total(factors, lambda _, factor: squared_norms(factor)) - (inner * y).sum(0)  # [b]
+        # ||g - A'y||^2 = g'g - 2 (Ag)'y + y'Ky and (K + damping) y = Ag
+        squared = (rest - self.damping * y.square().sum(0)) / self.damping**2 if step else None
+        return Own(rest / self.damping, squared)
+
+    def _factor(self) -> Tensor:
+        if self.damping <= 0:
+            raise InfluenceError("the dual Gauss-Newton matrix has no damping yet: call finish() after its pass")
+        return self._cholesky
+
+
+def _largest(sizes: Tensor, cut: float) -> Tensor:
+    """All roots but the smallest that together hold at most a share of the sum of `sizes`; those of size 0 never."""
+    ascending = sizes.flatten().sort()
+    present = torch.ones(sizes.numel(), dtype=torch.bool)
+    present[ascending.indices[ascending.values.cumsum(0) <= cut * sizes.sum()]] = False
+    return present.view_as(sizes)
+
+
+def _refuse_many(rows: int) -> None:
+    if not 1 <= rows <= LARGEST:
+        raise InfluenceError(
+            f"{rows} Fisher roots, the dual takes 1 to {LARGEST}; raise its cut, sample labels, or use PCG or EK-FAC"
+        )
+
+
+def _trace_of_inverse(lower: Tensor) -> float:
+    """Of L L': the squared norm of L^-1, some columns at a time."""
+    trace = 0.0
+    for run in runs(len(lower), len(lower)):
+        rest = lower[run.start :, run.start :]  # L^-1 has zeros above its diagonal
+        columns = torch.eye(len(rest), run.stop - run.start, dtype=lower.dtype)
+        trace += float(torch.linalg.solve_triangular(rest, columns, upper=False).square().sum())
+    return trace

@@ -1,0 +1,91 @@
+"""Keeping the Fisher roots of all train points: R gradients of each of n points, as factors in float64."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from influence.blocks import Block
+from influence.curvature.base import AllReduce, train_points
+from influence.curvature.joint import Joint, add_up, runs
+from influence.errors import InfluenceError
+from influence.factored import Factor, Factors, materialise
+from influence.sharding import Share
+
+
+class KeptRoots:
+    """The roots of this rank's points, batch by batch, until those of all ranks are gathered.
+
+    Args:
+        blocks: the blocks.
+        share: this rank's; the points of rank 0 come first.
+
+    Attributes:
+        joint: the blocks.
+        batches: roots of points of weight 1, g of shape [R, B, T, o].
+    """
+
+    def __init__(self, blocks: Sequence[Block], share: Share) -> None:
+        self.joint = Joint.of(blocks)
+        self.batches: list[Factors] = []
+        self._share = share
+        self._over = False
+
+    def add(self, batch: Factors, weights: Tensor) -> None:
+        """Keep the points of weight 1."""
+        if self._over:
+            raise InfluenceError("the only pass over the data is over")
+        inside, factors = weights > 0, self.joint.parts(batch)
+        if not inside.all():
+            factors = [factor[inside] for factor in factors]
+        doubled = (Factor(factor.a.double(), factor.g.double()) for factor in factors)
+        self.batches.append(dict(zip(self.joint.names, doubled)))
+
+    def gather(self, all_reduce: AllReduce) -> Mapping[str, Factor]:
+        """The roots of all ranks, by sums alone: each fills its own place in a tensor of zeros.
+
+        Returns:
+            a [n, T, i], g [R, n, T, o], with zeros where a point has fewer roots or positions than others.
+        """
+        table = torch.zeros(self._share.world, 2 + len(self.joint.names), dtype=torch.float64)
+        table[self._share.rank] = torch.tensor(self._sizes())
+        all_reduce(table)
+        points = int(train_points(table[:, 0].sum()))
+        first = int(table[: self._share.rank, 0].sum())
+        roots, *positions = (int(size) for size in table[:, 1:].amax(0))
+        gathered = {}
+        for (name, (o, i)), t in zip(self.joint.shapes.items(), positions):
+            a = torch.zeros(points, t, i, dtype=torch.float64)
+            g = torch.zeros(roots, points, t, o, dtype=torch.float64)
+            start = first
+            for factor in (batch[name] for batch in self.batches):
+                stop = start + len(factor)
+                a[start:stop, : factor.a.shape[1]] = factor.a
+                g[: len(factor.g), start:stop, : factor.a.shape[1]] = factor.g
+                start = stop
+            all_reduce(a)
+            all_reduce(g)
+            gathered[name] = Factor(a, g)
+        self.batches.clear()
+        self._over = True
+        return gathered
+
+    def _sizes(self) -> list[int]:
+        """This rank's points, its most roots of a point, and for each block its longest sequence."""
+        factors = [self.joint.parts(batch) for batch in self.batches]
+        points = sum(len(batch[0]) for batch in factors)
+        roots = max((len(batch[0].g) for batch in factors), default=0)
+        longest = [max((batch[b].a.shape[1] for batch in factors), default=0) for b in range(len(self.joint.names))]
+        return [points, roots, *longest]
+
+
+def squared_sizes(roots: Factors) -> Tensor:
+    """Squared norms of the roots over all blocks together, [B, R]."""
+    return add_up(_squared_sizes(factor) for factor in roots.values())
+
+
+def _squared_sizes(factor: Factor) -> Tensor:
+    if factor.a.shape[1] == 1:
+        return factor.a[:, 0].square().sum(1, keepdim=True) * factor.g[:, :, 0].square().sum(2).T
+    found = runs(len(factor), len(factor.g) * factor.elements)
+    return torch.cat([materialise(factor[run]).flatten(2).square().sum(2).T for run in found])
