@@ -56,12 +56,13 @@ class Fisher:
         p = probabilities
         if self.kind == "empirical":
             return residuals(p, labels)[None]
-        identity = torch.eye(p.shape[1], dtype=p.dtype)
         if self.kind == "exact":
+            identity = torch.eye(p.shape[1], dtype=p.dtype)
             return p.T.sqrt()[:, :, None] * (identity[:, None] - p)  # [C, B, C]
-        drawn = uniforms(keys, self.draws, self.seed).to(p)[..., None]  # [R, B, 1]
-        y = (drawn >= p.cumsum(1)).sum(2).clamp(max=p.shape[1] - 1)  # [R, B]; the sum may end below 1 by rounding
-        return (identity[y] - p).div(self.draws**0.5)
+        y = _sampled(p, uniforms(keys, self.draws, self.seed))  # [R, B]
+        scale = self.draws**-0.5
+        roots = (-scale * p).repeat(self.draws, 1, 1)  # [R, B, C]
+        return roots.scatter_add_(2, y[:, :, None], torch.full_like(roots[..., :1], scale))
 
 
 def residuals(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -78,11 +79,17 @@ def margin_residuals(logits: Tensor, labels: Tensor) -> Tensor:
 def uniforms(keys: Tensor, draws: int, seed: int) -> Tensor:
     """Numbers in [0, 1) that depend on a point's key, the draw and the seed alone, [draws, B], float64.
 
-    Steele, Lea & Flood 2014, SplitMix64: a counter through a 64-bit finaliser.
+    Steele, Lea & Flood 2014, SplitMix64: a counter through a 64-bit finaliser. Integer tensors wrap around, as it asks.
     """
-    counter = keys[None] * 0x5851F42D4C957F2D + torch.arange(draws)[:, None] + seed * 0x14057B7EF767814F
+    counter = keys[None] * 0x5851F42D4C957F2D + torch.arange(draws)[:, None] + torch.tensor(seed) * 0x14057B7EF767814F
     z = _finalise(_finalise(counter))
-    return (_shift(z, 11)).double() / 2**53
+    return _shift(z, 11).double() / 2**53
+
+
+def _sampled(probabilities: Tensor, numbers: Tensor) -> Tensor:
+    """Labels [R, B] of probabilities [B, C], by inversion of numbers in [0, 1), [R, B]."""
+    sums = probabilities.double().cumsum(1)  # ends near 1, by rounding
+    return torch.searchsorted(sums, (numbers * sums[:, -1]).T.contiguous(), right=True).T
 
 
 def _finalise(z: Tensor) -> Tensor:
