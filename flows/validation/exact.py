@@ -7,15 +7,12 @@ is the minimum of the mean loss plus weight_decay / 2 of the squared parameters,
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from flows.errors import BadInput
 from flows.launch import Progress
-from flows.ranks.points import Points
 from flows.validation.bench import Bench
 from flows.validation.loo import agreement_rows
 from flows.validation.results import Study
@@ -30,27 +27,29 @@ def study(bench: Bench) -> Study:
     """Refit without each of some random points."""
     setting = bench.setting
     training = setting.config.training
-    model = convex_model(setting).double()
     draw = torch.randperm(len(setting.train), generator=torch.Generator().manual_seed(training.seed))[:LEFT_OUT]
-    train, queries = _all(setting.train), _all(setting.queries)
-    minimise(model, lambda: setting.workload.loss(model, train), training.weight_decay)
-    fitted = copy.deepcopy(model)
-    with torch.no_grad():
-        before = setting.workload.loss(fitted, queries)
+    model = _in_float64(convex_model(setting))
+    train, queries = (points.take(range(len(points))) for points in (setting.train, setting.queries))
+
+    def fitted(left_out: int | None) -> Tensor:
+        minimise(model, lambda: setting.workload.loss(model, train), training.weight_decay, left_out)
+        with torch.no_grad():
+            return setting.workload.loss(model, queries)  # [m]
+
+    before, optimum = fitted(None), copy.deepcopy(model.state_dict())
     rises = []
     for done, place in enumerate(draw.tolist(), start=1):
-        model.load_state_dict(fitted.state_dict())
-        minimise(model, lambda: setting.workload.loss(model, train), training.weight_decay, left_out=place)
-        with torch.no_grad():
-            rises.append(setting.workload.loss(model, queries) - before)
+        model.load_state_dict(optimum)
+        rises.append(fitted(place) - before)
         bench.show(Progress("exact leave-one-out", done, len(draw)))
     real = torch.stack(rises)  # [r, m]
-    influence = bench.score([fitted.float()]).influence[draw]
+    judged = convex_model(setting)
+    judged.load_state_dict(optimum)
     return Study(
         name="exact-loo",
         protocol=f"{len(draw)} random points, each left out of the exact minimum with ridge {training.weight_decay:g}; "
         f"over all pairs with {real.shape[1]} queries, interval over points",
-        rows=agreement_rows("influence", influence, real),
+        rows=agreement_rows("influence", bench.score([judged]).influence[draw], real),
     )
 
 
@@ -73,8 +72,9 @@ def convex_model(setting: Setting) -> nn.Module:
     return model
 
 
-def _all(points: Points) -> Any:
-    def exactly(leaf: Any) -> Any:
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    return tree_map(exactly, points.take(range(len(points))))
+def _in_float64(model: nn.Module) -> nn.Module:
+    """The model in float64, whatever the type of the samples and of what the workload makes of them."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: tuple(one.double() for one in inputs))
+    return model.double()
