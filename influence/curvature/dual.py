@@ -6,9 +6,9 @@ With the N Fisher roots of all points as rows of A [N, p], divided by sqrt(n), H
 
 K is a sum over blocks, for blocks of a single position (S S') o (a a') elementwise: A is never formed. Float64.
 
-Of a fitted model few roots are large. Without the smallest, which together hold a share `cut` of the trace, N is small
-and H changes by at most that share of its trace. What that changes is undone by conjugate gradients (`iterative`), for
-which this is a far better preconditioner than EK-FAC where parameters outnumber points.
+Few roots are large, above all of a fitted model. Without the smallest, which together hold a share `cut` of the
+trace, N is small and H changes by at most that share of its trace. Conjugate gradients undo the change in a few
+iterations if they are preconditioned by it (`iterative`).
 """
 
 import math
@@ -87,8 +87,8 @@ class DualGaussNewton:
 
     def solve(self, gradients: Gradients) -> Gradients:
         """Damped inverse times k gradients, in their dtype."""
-        v = self._joint.split(self._joint.join(gradients))
-        inner = self._transposed(torch.cholesky_solve(self._times(v), self._factor()))
+        lower, v = self._factor(), self._joint.split(self._joint.join(gradients))
+        inner = self._transposed(torch.cholesky_solve(self._times(v), lower))
         return {name: ((v[name] - one) / self.damping).to(gradients[name].dtype) for name, one in inner.items()}
 
     def own(self, factors: Factors, *, step: bool = False) -> Own:

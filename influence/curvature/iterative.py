@@ -1,9 +1,9 @@
 """Preconditioned conjugate gradients: solves by nothing but products with the damped Gauss-Newton matrix.
 
 Every right-hand side has its own steps and stops on its own (Hestenes and Stiefel 1952); what has converged is not
-multiplied again. A preconditioner is an approximate inverse, and another curvature is one. Which saves iterations
-depends on the problem: EK-FAC where points outnumber parameters, a cut dual (`dual`) where it is the other way round;
-there EK-FAC, blind to the few points that make up most of the matrix, may even cost some.
+multiplied again. A preconditioner is an approximate inverse, and another curvature is one. EK-FAC is a good one on a
+single block. On several it can be worse than none: the matrix is null where a change of one layer undoes that of the
+next, and EK-FAC, block by block, sees curvature there. A cut dual (`dual`) takes the blocks together.
 
 Float64 throughout: in float32 a residual cannot fall below about 1e-7 times the condition of the matrix.
 """

@@ -36,10 +36,10 @@ class KeptRoots:
         if self._over:
             raise InfluenceError("the only pass over the data is over")
         inside, factors = weights > 0, self.joint.parts(batch)
-        if not inside.all():
-            factors = [factor[inside] for factor in factors]
-        doubled = (Factor(factor.a.double(), factor.g.double()) for factor in factors)
-        self.batches.append(dict(zip(self.joint.names, doubled)))
+        if not inside.any():
+            return
+        kept = factors if inside.all() else [factor[inside] for factor in factors]
+        self.batches.append({n: Factor(f.a.double(), f.g.double()) for n, f in zip(self.joint.names, kept)})
 
     def gather(self, all_reduce: AllReduce) -> Mapping[str, Factor]:
         """The roots of all ranks, by sums alone: each fills its own place in a tensor of zeros.
