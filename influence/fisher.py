@@ -89,7 +89,8 @@ def uniforms(keys: Tensor, draws: int, seed: int) -> Tensor:
 def _sampled(probabilities: Tensor, numbers: Tensor) -> Tensor:
     """Labels [R, B] of probabilities [B, C], by inversion of numbers in [0, 1), [R, B]."""
     sums = probabilities.double().cumsum(1)  # ends near 1, by rounding
-    return torch.searchsorted(sums, (numbers * sums[:, -1]).T.contiguous(), right=True).T
+    labels: Tensor = torch.searchsorted(sums, (numbers * sums[:, -1]).T.contiguous(), right=True)  # [B, R]
+    return labels.T
 
 
 def _finalise(z: Tensor) -> Tensor:
