@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from influence import EKFAC, KFAC, Damping, Factor, Factors, InfluenceError, alone, by_name, select, spearman
+from influence.curvature.cut import Cut
 from tests.influence.cases import ekfac, fitted, loss_factors, mlp, over_positions, points, query_gradients
 
 MODEL = nn.Sequential(nn.Linear(40, 30, bias=False)).double()
@@ -55,6 +56,16 @@ def test_self_influence_ranks_as_without_a_cut_on_a_decaying_spectrum(seed: int)
     roots, losses = (drawn(decaying(40), decaying(30), 2000, 10 * seed + part) for part in range(2))
     cut, whole = kfac(roots, 0.99), kfac(roots, None)
     assert spearman(cut.own(losses).self_influence, whole.own(losses).self_influence) >= 0.999
+
+
+@pytest.mark.parametrize(("share", "inputs", "outputs"), [(0.5, 1, 2), (0.65, 2, 2), (0.95, 3, 3)])
+def test_a_cut_keeps_the_fewest_eigenvectors_that_hold_the_share(share: float, inputs: int, outputs: int) -> None:
+    spectra = torch.tensor([0.1, 0.3, 0.6]).double(), torch.tensor([0.4, 0.15, 0.45]).double()
+    eigenvalues = torch.outer(spectra[1], spectra[0])
+    identity = torch.eye(3, dtype=torch.float64)
+    found = Cut.at(share, identity, identity, eigenvalues, eigenvalues.expand(2, 3, 3))
+    assert found.inputs.equal(identity[:, [2, 1, 0][:inputs]])
+    assert found.outputs.equal(identity[:, [2, 0, 1][:outputs]])
 
 
 def test_a_cut_is_exact_where_the_spectrum_is_flat_behind_it() -> None:

@@ -10,10 +10,12 @@ from influence import (
     KFAC,
     AllReduce,
     Damping,
+    Factor,
     FactorSource,
     InfluenceError,
     Share,
     alone,
+    by_name,
     linear_blocks,
     materialise,
     select,
@@ -37,6 +39,7 @@ from tests.influence.cases import (
     over_positions,
     points,
     query_gradients,
+    read,
 )
 
 ROUNDING = {"rtol": 1e-10, "atol": 1e-10}  # float64, matrices of order 36 with inverses of order 100
@@ -117,6 +120,7 @@ def test_one_datum_has_its_exact_gauss_newton_matrix(kind: type[KFAC]) -> None:
     curvature = kronecker(kind, model, one)
     for name, exact in gauss_newton(model, one).items():
         torch.testing.assert_close(rebuild(curvature, name), exact, **ROUNDING)
+        assert eigenvalues(curvature, name).min() >= 0  # nor are those of its null space below 0 by rounding
 
 
 @either
@@ -317,6 +321,21 @@ def test_padding_changes_neither_curvature_nor_scores() -> None:
         torch.testing.assert_close(inverse(padded, name), inverse(plain, name), **ROUNDING)
     found, truth = padded.own(loss_factors(model, longer)), plain.own(loss_factors(model, (x, y)))
     torch.testing.assert_close(found.self_influence, truth.self_influence, **ROUNDING)
+
+
+def test_a_point_without_any_gradient_counts_as_a_point_and_nothing_else() -> None:
+    model, batch = MODELS["positions"]
+    body = select(model, by_name("first", "second"))
+    roots = read(model, batch, body).roots
+    assert roots is not None
+    silent = {name: Factor(factor.a, factor.g.index_fill(1, torch.tensor([0]), 0.0)) for name, factor in roots.items()}
+    found, others = KFAC(body), KFAC(body)
+    found.accumulate(silent, torch.ones(30))
+    others.accumulate({name: factor[1:] for name, factor in roots.items()}, torch.ones(29))
+    for curvature in (found, others):
+        curvature.reduce(alone)
+    for name in silent:  # 29 of 30 points give A, and 29 of 30 give S
+        torch.testing.assert_close(rebuild(found, name), (29 / 30) ** 2 * rebuild(others, name), **ROUNDING)
 
 
 @every_model
