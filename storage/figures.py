@@ -39,7 +39,7 @@ def score_histogram(values: NDArray[Any], thresholds: Mapping[str, float], label
     if thresholds:
         axes.legend(frameon=False)
     axes.set(xlabel=label, ylabel="points (log scale)")
-    return _png(figure)
+    return as_png(figure)
 
 
 def arm_comparison(arms: Sequence[Arm]) -> bytes:
@@ -59,12 +59,13 @@ def arm_comparison(arms: Sequence[Arm]) -> bytes:
         panels.append(("holdout accuracy, higher is better", accuracies))
     figure = Figure(figsize=(3.8 * len(panels), 1.2 + 0.5 * len(arms)))
     for axes, (title, intervals) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        _intervals(axes, [arm.name for arm in arms], intervals)
+        draw_intervals(axes, [arm.name for arm in arms], intervals)
         axes.set_xlabel(title)
-    return _png(figure)
+    return as_png(figure)
 
 
-def _intervals(axes: Axes, names: Sequence[str], intervals: Sequence[Interval]) -> None:
+def draw_intervals(axes: Axes, names: Sequence[str], intervals: Sequence[Interval]) -> None:
+    """One row per name, from the top: its mean and the interval around it."""
     means = np.array([interval.mean for interval in intervals])
     low = means - [interval.low for interval in intervals]
     high = [interval.high for interval in intervals] - means
@@ -75,7 +76,8 @@ def _intervals(axes: Axes, names: Sequence[str], intervals: Sequence[Interval]) 
     axes.grid(axis="x", alpha=0.3)
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG that is the same at every call."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.set_layout_engine("tight")

@@ -5,7 +5,7 @@ from itertools import cycle
 
 from matplotlib.figure import Figure
 
-from storage.figures import BLUE, GREY, LINES, _intervals, _png
+from storage.figures import BLUE, GREY, LINES, as_png, draw_intervals
 from storage.report import Interval
 
 
@@ -21,9 +21,9 @@ def measure_panels(panels: Mapping[str, Mapping[str, Interval]]) -> bytes:
     longest = max(len(signals) for signals in panels.values())
     figure = Figure(figsize=(3.8 * len(panels), 1.2 + 0.4 * longest))
     for axes, (measure, signals) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        _intervals(axes, list(signals), list(signals.values()))
+        draw_intervals(axes, list(signals), list(signals.values()))
         axes.set_xlabel(measure)
-    return _png(figure)
+    return as_png(figure)
 
 
 def removal_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]]) -> bytes:
@@ -51,4 +51,4 @@ def removal_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Inter
             axes.fill_between(shares, low, high, color=colors[signal], alpha=0.1, linewidth=0)
         axes.set(xlabel="points removed (%)", ylabel=measure)
         axes.legend(frameon=False, fontsize="small")
-    return _png(figure)
+    return as_png(figure)
