@@ -31,7 +31,7 @@ def eigenbasis_transposed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KFAC, "_decompose", wrong)
 
 
-@seen_by("test_kronecker", "test_own_terms_and_scores_are_those_of_dense_algebra", "mlp")
+@seen_by("test_eigenbasis", "test_own_terms_and_scores_are_those_of_dense_algebra", "mlp")
 def factors_rotated_by_the_transpose(patch: pytest.MonkeyPatch) -> None:
     def wrong(factor: Factor, a: Tensor, g: Tensor) -> Factor:
         return Factor(factor.a @ a.T, factor.g @ g.T)
@@ -39,7 +39,7 @@ def factors_rotated_by_the_transpose(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(eigenbasis, "rotate", wrong)
 
 
-@seen_by("test_kronecker", "test_own_terms_and_scores_are_those_of_dense_algebra", "positions")
+@seen_by("test_eigenbasis", "test_own_terms_and_scores_are_those_of_dense_algebra", "positions")
 def outer_product_of_sums_over_positions(patch: pytest.MonkeyPatch) -> None:
     def wrong(factor: Factor) -> Tensor:
         return factor.g.sum(-2, keepdim=True).mT * factor.a.sum(-2, keepdim=True)
@@ -47,12 +47,12 @@ def outer_product_of_sums_over_positions(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(eigenbasis, "materialise", wrong)
 
 
-@seen_by("test_kronecker", SOLVE, EKFAC, "mlp")
+@seen_by("test_eigenbasis", SOLVE, EKFAC, "mlp")
 def damping_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Damping, "resolve", lambda self, mean_eigenvalue: 1e-9)
 
 
-@seen_by("test_kronecker", SOLVE, KFAC, "conv")
+@seen_by("test_eigenbasis", SOLVE, KFAC, "conv")
 def damping_added_to_both_factors(patch: pytest.MonkeyPatch) -> None:
     of = Eigenbasis.of
 
@@ -62,7 +62,7 @@ def damping_added_to_both_factors(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Eigenbasis, "of", wrong)
 
 
-@seen_by("test_kronecker", "test_another_damping_replaces_the_one_before")
+@seen_by("test_eigenbasis", "test_another_damping_replaces_the_one_before")
 def damping_added_in_place(patch: pytest.MonkeyPatch) -> None:
     finish = KFAC.finish
 

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from influence import (
     EKFAC,
+    KFAC,
     Blocks,
     Curvature,
     Damping,
@@ -196,6 +197,38 @@ def ekfac(model: nn.Module, batch: Batch, damping: Damping = ABSOLUTE, **how: An
     curvature = EKFAC(select(model), how.get("share") or Share())
     fitted(curvature, model, batch, damping, **how)
     return curvature
+
+
+def kronecker(kind: type[KFAC], model: nn.Module, batch: Batch, damping: Damping = ABSOLUTE) -> KFAC:
+    curvature = kind(select(model))
+    fitted(curvature, model, batch, damping)
+    return curvature
+
+
+def eigenvalues(curvature: KFAC, name: str) -> Tensor:
+    """Lambda, [o, i]."""
+    return curvature.state[name].eigenvalues.value
+
+
+def inverse(curvature: KFAC, name: str) -> Tensor:
+    """The damped inverse of a block as a matrix, [o i, o i]."""
+    shape = eigenvalues(curvature, name).shape
+    identity = torch.eye(shape.numel(), dtype=torch.float64).view(-1, *shape)
+    return curvature.solve({name: identity})[name].flatten(1)
+
+
+def basis(curvature: KFAC, name: str) -> Tensor:
+    """Qs (x) Qa, [o i, o i]."""
+    block = curvature.state[name]
+    inputs = eigenvalues(curvature, name).shape[1]
+    qa = torch.eye(inputs, dtype=torch.float64) if block.inputs is None else block.inputs.basis
+    return torch.kron(block.outputs.basis, qa)
+
+
+def rebuild(curvature: KFAC, name: str, damping: float = 0.0) -> Tensor:
+    """The matrix of a block, [o i, o i]."""
+    q = basis(curvature, name)
+    return q @ torch.diag(eigenvalues(curvature, name).flatten() + damping) @ q.T
 
 
 def on_two_ranks(program: Callable[[Share, Callable[[Tensor], None]], Any]) -> list[Any]:

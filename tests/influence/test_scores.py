@@ -24,6 +24,7 @@ from tests.influence.cases import (
     ekfac,
     fitted,
     images,
+    inverse,
     loss_factors,
     mlp,
     over_positions,
@@ -33,7 +34,6 @@ from tests.influence.cases import (
     query_gradients,
     softmax_regression,
 )
-from tests.influence.test_kronecker import inverse
 from tests.influence.test_queries import confident, margin
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}  # rounding, float64, scores of order 1
