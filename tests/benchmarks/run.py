@@ -1,107 +1,109 @@
-"""`make bench`: scoring against its floor, side by side in one process, and how soon `tamis --help` answers.
+"""`make bench`: measure what is asked for and write docs/benchmarks.md from all that this revision has measured.
 
-The floor is one plain forward and backward over the same train and query points, all weights trainable, at the fastest
-batch size of 64 … 1024. Each figure is the median of several rounds, in which floor and parts alternate.
+Each part runs in a process of its own; what compares with other libraries runs in their interpreter, because pyDVL
+asks for a numpy that Tamis does not run with.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor, nn
 
-from flows.ranks.points import Points
-from flows.workload import seeded_model
-from flows.workloads.digits import CLASSES, Digits
-from influence import (
-    EKFAC,
-    ChunkGrid,
-    Damping,
-    FactorSource,
-    Scorer,
-    alone,
-    label_factors,
-    linear_blocks,
-    summarize_chunk,
-)
+from tests.benchmarks.rows import Row, read, table, write
+from tests.benchmarks.setups import RECIPES, ROOT
 
-ROUNDS = 7
-CHUNK = 256
+PEERS = ROOT / "build" / "bench" / "peers" / "bin" / "python"
+OWN = Path(sys.executable)
+PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and its first arguments
+    "mlp": (OWN, ("tests.benchmarks.ratios", "mlp")),
+    "cnn": (OWN, ("tests.benchmarks.ratios", "cnn")),
+    "transformer": (OWN, ("tests.benchmarks.ratios", "transformer")),
+    "memory": (OWN, ("tests.benchmarks.memory",)),
+    "kronfluence-mlp": (PEERS, ("tests.benchmarks.against", "mlp")),
+    "kronfluence-cnn": (PEERS, ("tests.benchmarks.against", "cnn")),
+    "kronfluence-transformer": (PEERS, ("tests.benchmarks.against", "transformer")),
+    "pydvl": (PEERS, ("tests.benchmarks.against", "pairwise")),
+    "convex": (PEERS, ("tests.benchmarks.convex",)),
+    "help": (OWN, ()),
+}
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 def main() -> None:
-    """Measure and print."""
-    torch.set_num_threads(1)
-    workload = Digits(rate=0.1, seed=0)
-    points = Points("train", workload.points(), workload)
-    queries = Points("query", workload.queries(), workload)
-    model = seeded_model(workload, 0)
-    rounds = [_round(workload, model, points, queries) for _ in range(ROUNDS + 1)][1:]  # the first one warms up
-    floor = median(times["floor"] for times in rounds)
-    print(f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}, float32")
-    print(f"{len(points)} train x {len(queries)} query points, MLP 64-64-32-10; floor {floor * 1e3:.2f} ms")
-    for part in ("curvature", "queries", "scores"):
-        print(f"{part:<10} {median(times[part] / times['floor'] for times in rounds):6.1f} x floor")
-    print(f"tamis --help: {_help():.2f} s")
+    """Measure the parts and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    arguments = parser.parse_args()
+    kept = ROOT / "build" / "bench" / "rows" / _revision()
+    for name in arguments.only:
+        started = time.monotonic()
+        _measure(name, kept / f"{name}.json")
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    measured = [name for name in PARTS if (kept / f"{name}.json").exists()]
+    PAGE.write_text(page([row for name in measured for row in read(kept / f"{name}.json")]))
+    print(PAGE.read_text())
 
 
-def _round(workload: Digits, model: nn.Module, points: Points, queries: Points) -> dict[str, float]:
-    times = {
-        "floor": min(
-            _timed(lambda size=size: _floor(workload, model, points, queries, size)) for size in (64, 256, 1024)
-        )
-    }
-    blocks = linear_blocks(model)
-    ekfac = EKFAC(blocks)
-    scorer = Scorer(ekfac, points=len(points), queries=len(queries))
-    with FactorSource(model, blocks) as source:
-        times["curvature"] = _timed(lambda: _fit(workload, source, ekfac, points))
-        everything = queries.take(range(len(queries)))
-        times["queries"] = _timed(lambda: scorer.add_queries(source.pull(source.forward(workload.loss, everything))))
-        times["scores"] = _timed(lambda: _score(workload, source, scorer, points, queries.labels))
-    return times
+def page(rows: Sequence[Row]) -> str:
+    """The Markdown page."""
+    setups = "; ".join(f"{name} {recipe.points:,} x {recipe.queries:,}" for name, recipe in RECIPES.items())
+    return "\n".join(
+        [
+            "# Speed and memory",
+            "",
+            f"Measured {date.today().isoformat()}, revision {_revision()}, {platform.machine()} ({_processor()}), "
+            f"{os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32 unless said; seed 0.",
+            "",
+            "Ratios are of CPU seconds in one run, medians of rounds in which both sides take turns. The floor is one "
+            "plain forward and backward over the same train and query points, all weights trainable, at its fastest "
+            "batch size. Peak memory is that of a fresh process above what is resident after imports and with the data "
+            f"loaded. Data are random but class-structured, models trained a little ({setups}); a row says how many of "
+            "these points it takes. `make bench` measures again, `python -m tests.benchmarks.run --only mlp` a part.",
+            "",
+            table(rows),
+            "",
+        ]
+    )
 
 
-def _floor(workload: Digits, model: nn.Module, points: Points, queries: Points, size: int) -> None:
-    for some in (points, queries):
-        for rows in torch.arange(len(some)).split(size):
-            workload.loss(model, some.take(rows)).sum().backward()
-    model.zero_grad()
+def _measure(name: str, out: Path) -> None:
+    if name == "help":
+        write(out, [_help()])
+        return
+    interpreter, command = PARTS[name]
+    if not interpreter.exists():
+        raise SystemExit(f"{name} needs {interpreter.relative_to(ROOT)}: run `make bench`, which makes it")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    subprocess.run([interpreter, "-m", *command, out], cwd=ROOT, env=environment, check=True)
 
 
-def _fit(workload: Digits, source: FactorSource, ekfac: EKFAC, points: Points) -> None:
-    grid = ChunkGrid(len(points), CHUNK)
-    for _ in range(ekfac.passes):
-        for chunk in range(len(grid)):
-            rows = grid.rows(chunk)
-            logits = source.forward(workload.logits, points.take(rows))
-            ekfac.accumulate(label_factors(source, logits), torch.ones(len(rows)))
-        ekfac.reduce(alone)
-    ekfac.finish(Damping("absolute", 0.1))
+def _help() -> Row:
+    def once() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "flows", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    return Row("`tamis --help`", "answers", median(once() for _ in range(7)), "s", 0.3, "wall clock, median of 7")
 
 
-def _score(workload: Digits, source: FactorSource, scorer: Scorer, points: Points, labels: Tensor) -> None:
-    grid = ChunkGrid(len(points), CHUNK)
-    for chunk in range(len(grid)):
-        batch = points.take(grid.rows(chunk))
-        summarize_chunk(scorer.score(source.pull(source.forward(workload.loss, batch))), labels, CLASSES)
+def _revision() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _help() -> float:
-    command = [sys.executable, "-m", "flows", "--help"]
-    return median(_timed(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(ROUNDS))
-
-
-def _timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,10 @@ class Setup:
     train: Data
     queries: Data
 
+    def first(self, points: int, queries: int) -> Setup:
+        """The same model with the first points and queries."""
+        return Setup(self.name, self.model, self.train.first(points), self.queries.first(queries))
+
     @property
     def groups(self) -> Tensor:
         """Group of each query, [m], int64."""
