@@ -35,12 +35,14 @@ class Identity:
 
     def solve(self, gradients: Gradients) -> Gradients:
         """The gradients over the damping."""
-        return {name: one / self._finished() for name, one in gradients.items()}
+        damping = self._finished()
+        return {name: one / damping for name, one in gradients.items()}
 
     def own(self, factors: Factors, *, step: bool = False) -> Own:
         """The own terms of B points."""
+        damping = self._finished()
         squares = total(factors, lambda _, factor: squared_norms(factor))
-        return Own(squares / self._finished(), squares / self._finished() ** 2 if step else None)
+        return Own(squares / damping, squares / damping**2 if step else None)
 
     def against(self, gradients: Gradients, *, own: bool = False, step: bool = False) -> Preconditioned:
         """Solve the gradients of k queries and hold them."""
