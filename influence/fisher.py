@@ -11,6 +11,7 @@ Pulled back to the blocks, the R roots of a point are R gradients whose outer pr
 """
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import Literal, get_args
 
 import torch
@@ -59,8 +60,8 @@ class Fisher:
         if self.kind == "exact":
             identity = torch.eye(p.shape[1], dtype=p.dtype)
             return p.T.sqrt()[:, :, None] * (identity[:, None] - p)  # [C, B, C]
-        y = _sampled(p, uniforms(keys, self.draws, self.seed))  # [R, B]
-        scale = self.draws**-0.5
+        y = sampled(p, uniforms(keys, self.draws, self.seed))  # [R, B]
+        scale = 1 / sqrt(self.draws)
         roots = (-scale * p).repeat(self.draws, 1, 1)  # [R, B, C]
         return roots.scatter_add_(2, y[:, :, None], torch.full_like(roots[..., :1], scale))
 
@@ -86,11 +87,10 @@ def uniforms(keys: Tensor, draws: int, seed: int) -> Tensor:
     return _shift(z, 11).double() / 2**53
 
 
-def _sampled(probabilities: Tensor, numbers: Tensor) -> Tensor:
+def sampled(probabilities: Tensor, numbers: Tensor) -> Tensor:
     """Labels [R, B] of probabilities [B, C], by inversion of numbers in [0, 1), [R, B]."""
     sums = probabilities.double().cumsum(1)  # ends near 1, by rounding
-    labels: Tensor = torch.searchsorted(sums, (numbers * sums[:, -1]).T.contiguous(), right=True)  # [B, R]
-    return labels.T
+    return torch.searchsorted(sums, (numbers * sums[:, -1]).T.contiguous(), right=True).T
 
 
 def _finalise(z: Tensor) -> Tensor:

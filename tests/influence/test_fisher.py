@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from influence import Fisher, InfluenceError
-from influence.fisher import margin_residuals, residuals, uniforms
+from influence.fisher import margin_residuals, residuals, sampled, uniforms
 
 B, C = 6, 5
 GENERATOR = torch.Generator().manual_seed(0)
@@ -49,6 +49,14 @@ def test_a_class_of_probability_zero_is_never_drawn() -> None:
     p = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).expand(1000, 5)
     roots = Fisher("sampled", 5).roots(p, LABELS, torch.arange(1000))
     assert roots[:, :, [0, 2, 4]].eq(0).all()
+
+
+def test_a_label_is_the_first_whose_cumulative_probability_exceeds_the_number() -> None:
+    p = torch.tensor([[0.0, 0.5, 0.25, 0.25, 0.0]])
+    numbers = torch.tensor([0.0, 0.4, 0.5, 0.74, 0.75, 1 - 2**-53], dtype=torch.float64)
+    assert sampled(p, numbers[:, None])[:, 0].tolist() == [1, 1, 2, 2, 3, 3]
+    many = torch.full((1, 300_000), 1 / 300_000)
+    assert abs(int(sampled(many, torch.tensor([[0.7]], dtype=torch.float64))) - 210_000) <= 1
 
 
 def test_draws_depend_on_the_key_and_the_seed_alone() -> None:
