@@ -159,6 +159,15 @@ def validate(
 
 
 @app.command()
+def estimators(as_json: JSON_OPTION = False) -> None:
+    """List the estimators of influence: how exact each is, what it costs and when to use it."""
+    from flows.estimators import ESTIMATORS
+    from flows.tables import print_estimators
+
+    print_estimators(ESTIMATORS, as_json=as_json)
+
+
+@app.command()
 def status(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
     """Say where the newest cycle stands."""
     from flows.inspection import status_of

@@ -72,7 +72,7 @@ class DampingConfig(_Section):
         return self
 
 
-EstimatorName = Literal["ekfac", "kfac", "dense"]
+EstimatorName = Literal["ekfac", "kfac", "dense", "dual", "pcg", "identity"]
 
 
 class BlocksConfig(_Section):
@@ -117,7 +117,7 @@ class ScoringConfig(_Section):
     """Labels that the curvature is an expectation over: all, one drawn per point (large vocabularies), the given."""
     factor_cache: FactorCacheConfig = FactorCacheConfig()
     damping: DampingConfig | None = None
-    """Default: the weight decay for ekfac and kfac, else `horizon`."""
+    """Default: the weight decay for ekfac and kfac, 1 for identity, else `horizon`."""
     exact_head: bool = True
     """Exact Gauss-Newton on the head beside EK-FAC, as a signal; false for a head of more than 4,096 parameters."""
     head_damping: DampingConfig = DampingConfig()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from flows.check import Finding
+from flows.config import EstimatorName
+from flows.estimators import Estimator
 from flows.guardrail import Estimate
 from flows.inspection import Status
 from flows.summary import Summary
@@ -75,6 +76,19 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
         return
     for finding in findings:
         print(f"{'ok   ' if finding.ok else 'WRONG'} {finding.name}: {finding.text}")
+
+
+def print_estimators(estimators: Mapping[EstimatorName, Estimator], *, as_json: bool) -> None:
+    """What `scoring.estimator` may be, the default first."""
+    said = ("exactness", "cost", "memory", "use")
+    rows = [{"name": name} | {key: getattr(one, key) for key in said} for name, one in estimators.items()]
+    if as_json:
+        _json(rows)
+        return
+    table = Table("name", *said, box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    for row in rows:
+        table.add_row(*row.values())
+    _console().print(table)
 
 
 def print_status(status: Status, *, as_json: bool) -> None:
@@ -183,12 +197,13 @@ def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _json(value: Any) -> None:
-    plain = [asdict(item) for item in value] if isinstance(value, Sequence) else asdict(value)
-    print(json.dumps(plain, default=_plain, indent=2, allow_nan=False))
+def _json(value: object) -> None:
+    print(json.dumps(value, default=_plain, indent=2, allow_nan=False))
 
 
 def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, datetime):

@@ -28,7 +28,12 @@ from influence.blocks import (
 from influence.cache import FactorCache
 from influence.curvature.base import AllReduce, Curvature, Damping, DampingKind, Diagnostics, Own, alone
 from influence.curvature.dense import GaussNewton
+from influence.curvature.dual import DualGaussNewton
+from influence.curvature.identity import Identity
+from influence.curvature.iterative import PCG, Solution, conjugate_gradients
 from influence.curvature.kronecker import EKFAC, KFAC
+from influence.curvature.products import Product, factor_product, model_product
+from influence.curvature.sweep import SweepPoint, damping_sweep
 from influence.discovery import Discovery, Influences, Trusted, harmful, mislabeled, trusted
 from influence.engine import Influence
 from influence.errors import InfluenceError, NotFinite, NotPerPoint, UnknownBlock
@@ -67,6 +72,7 @@ from influence.validation import (
 __all__ = [
     "EKFAC",
     "KFAC",
+    "PCG",
     "AllReduce",
     "Block",
     "BlockSummary",
@@ -79,6 +85,7 @@ __all__ = [
     "DampingKind",
     "Diagnostics",
     "Discovery",
+    "DualGaussNewton",
     "Factor",
     "FactorCache",
     "FactorSource",
@@ -90,6 +97,7 @@ __all__ = [
     "GroupScorer",
     "GroupScores",
     "Groups",
+    "Identity",
     "Influence",
     "InfluenceError",
     "Influences",
@@ -100,13 +108,16 @@ __all__ = [
     "PairScorer",
     "PairScores",
     "PrecisionRecall",
+    "Product",
     "Queries",
     "Reader",
     "Reading",
     "RelativeInfluence",
     "Selection",
     "Share",
+    "Solution",
     "Suspicion",
+    "SweepPoint",
     "Task",
     "TopQueries",
     "Trusted",
@@ -119,7 +130,10 @@ __all__ = [
     "by_type",
     "cheap_signals",
     "check_cross_entropy",
+    "conjugate_gradients",
+    "damping_sweep",
     "each",
+    "factor_product",
     "features",
     "fit",
     "gradient_energy",
@@ -136,6 +150,7 @@ __all__ = [
     "materialise",
     "memorization_labels",
     "mislabeled",
+    "model_product",
     "pearson",
     "precision_recall",
     "relative_influence",

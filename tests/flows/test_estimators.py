@@ -1,0 +1,109 @@
+"""The registry of estimators: every name of the configuration is built, damped and described."""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from flows.cli import estimators
+from flows.config import BlocksConfig, DampingConfig, EstimatorName, load
+from flows.errors import BadInput
+from flows.estimators import ESTIMATORS, damping_of, selections
+from influence import Curvature, Damping, Share, Task, UnknownBlock, fit, select
+from influence.reader import Reader
+from tests.flows.helpers import write_toml
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def test_every_estimator_of_the_configuration_is_in_the_registry_with_what_a_user_wants_to_know() -> None:
+    assert list(ESTIMATORS) == list(get_args(EstimatorName))
+    for estimator in ESTIMATORS.values():
+        for said in (estimator.exactness, estimator.cost, estimator.memory, estimator.use):
+            assert said
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("last", [1, None])
+def test_every_estimator_is_fitted_and_solves_what_it_multiplies(name: EstimatorName, last: int | None) -> None:
+    net = model()
+    blocks = select(net, *selections(BlocksConfig(last=last)))
+    curvature: Curvature = ESTIMATORS[name].build(blocks, Share())
+    x, labels = torch.randn(40, 4), torch.randint(3, (40,))
+    task = Task[tuple[torch.Tensor, torch.Tensor]](lambda net, batch: net(batch[0]), lambda batch: batch[1])
+    with Reader(net, task, blocks) as reader:
+        reading = reader.train((x, labels), 0, torch.arange(40))
+    fit([curvature], lambda: iter([(reading, torch.ones(40))]))
+    curvature.finish(Damping("absolute", 0.1))
+    found = curvature.diagnostics().values()
+    assert all(one.residual < 1e-5 for one in found)  # float64 throughout; conjugate gradients stop at 1e-6
+    assert {one.damping for one in found} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ekfac", Damping("absolute", 0.1)),
+        ("kfac", Damping("absolute", 0.1)),
+        ("dense", Damping("horizon", 7.0, 0.1)),
+        ("dual", Damping("horizon", 7.0, 0.1)),
+        ("pcg", Damping("horizon", 7.0, 0.1)),
+        ("identity", Damping("absolute", 1.0)),
+    ],
+)
+def test_the_damping_that_holds_where_none_is_given(tmp_path: Path, name: EstimatorName, expected: Damping) -> None:
+    config = load(write_toml(tmp_path))
+    assert damping_of(config, name, None, 7.0) == expected
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_damping_that_is_given_holds_for_every_estimator(tmp_path: Path, name: EstimatorName) -> None:
+    config = load(write_toml(tmp_path))
+    assert damping_of(config, name, DampingConfig(kind="absolute", value=3.0), 7.0) == Damping("absolute", 3.0)
+    assert damping_of(config, name, DampingConfig(kind="mean_eig", value=0.2), None) == Damping("mean_eig", 0.2)
+    assert damping_of(config, name, DampingConfig(), 7.0) == Damping("horizon", 7.0, 0.1)
+
+
+def test_a_horizon_without_a_training_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    config = load(write_toml(tmp_path))
+    with pytest.raises(BadInput, match=r"dense is 'horizon'.*trained elsewhere: give scoring.damping = \{ kind"):
+        damping_of(config, "dense", None, None)
+
+
+def test_each_key_narrows_what_the_keys_before_it_left() -> None:
+    net = model()
+    energies = {"0": 1.0, "2": 8.0, "4": 1.0}
+
+    def names(**keys: object) -> list[str]:
+        return [block.name for block in select(net, *selections(BlocksConfig.model_validate(keys), energies))]
+
+    assert names() == ["0", "2", "4"]
+    assert names(types=["Linear"], names=["[02]"]) == ["0", "2"]
+    assert names(names=["[02]"], last=1) == ["2"]
+    assert names(energy=0.7) == ["2"]
+    assert names(names=["[04]"], energy=0.7) == ["0", "4"]  # each holds half of what these two hold
+    assert names(energy=0.9, last=1) == ["4"]
+    assert names(last=2, budget=20) == ["4"]
+    with pytest.raises(UnknownBlock, match="budget of 5"):
+        names(budget=5)
+
+
+def test_a_choice_by_energy_needs_energies() -> None:
+    with pytest.raises(BadInput, match=r"scoring\.blocks\.energy.*is not measured"):
+        selections(BlocksConfig(energy=0.9))
+
+
+def test_the_command_lists_every_estimator(capsys: pytest.CaptureFixture[str]) -> None:
+    estimators(as_json=False)
+    table = capsys.readouterr().out
+    assert all(name in table for name in ESTIMATORS)
+    estimators(as_json=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(ESTIMATORS)
+    assert all(row.keys() == {"name", "exactness", "cost", "memory", "use"} for row in rows)
