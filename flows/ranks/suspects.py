@@ -57,9 +57,9 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) ->
         rounds.append(folds.log_probabilities(kept, config.repeats, classes))
         return rounds[-1]
 
-    found = two_round(out_of_fold, inputs, points.labels, classes, points.in_train, config.neighbours)
-    given = one_hot(points.labels, classes)
     votes = knn_votes(inputs, points.labels, classes, points.in_train, config.neighbours)  # [n, C]
+    found = two_round(out_of_fold, votes, points.labels, points.in_train)
+    given = one_hot(points.labels, classes)
     return Suspects(
         suspicion=found,
         out_of_fold_loss=-(rounds[0] * given).sum(1),

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from influence import InfluenceError
-from influence.suspicion import Suspicion, knn_votes, suspect, two_round
+from influence.suspicion import EVIDENCE, Suspicion, knn_votes, suspect, two_round
 
 N, C = 3000, 4
 
@@ -47,7 +47,7 @@ def test_the_noise_rate_is_found_from_given_labels_alone(rate: float) -> None:
     _, given, log_probs, votes = planted(rate)
     found = suspect(log_probs, votes, given, torch.ones(N, dtype=torch.bool))
     assert found.noise_rate == pytest.approx(rate, abs=0.03)  # about 3 standard errors: confusion inflates binomial's
-    assert found.weights.out_of_fold == pytest.approx(1, abs=0.15)  # the log-probabilities were calibrated
+    assert found.stack.weights[0].item() == pytest.approx(1, abs=0.15)  # the log-probabilities were calibrated
 
 
 def test_the_posterior_is_calibrated() -> None:
@@ -63,19 +63,21 @@ def test_the_posterior_is_calibrated() -> None:
 def test_score_and_posterior_are_their_definitions() -> None:
     _, given, log_probs, votes = planted(0.1)
     found = suspect(log_probs, votes, given, torch.ones(N, dtype=torch.bool))
-    w, eps = found.weights, found.noise_rate
-    belief = (w.out_of_fold * log_probs + w.neighbours * math.log(0.25)).softmax(1)
-    p = belief.gather(1, given[:, None])[:, 0]
-    expected = eps * (1 - p) / (C - 1) / ((1 - eps) * p + eps * (1 - p) / (C - 1))
-    torch.testing.assert_close(found.posterior, expected, rtol=1e-7, atol=1e-9)  # 1 - p cancels in the formula
-    torch.testing.assert_close(found.score, ((1 - p) / p).log(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.label_probs.sum(1), torch.ones(N, dtype=torch.float64))
+    weights, offsets, transition = found.stack.weights, found.stack.offsets, found.stack.transition
+    belief = (weights[0] * log_probs + weights[1] * math.log(0.25) + offsets).softmax(1)
+    joint = belief * transition[:, given].T  # P(true = t, given = y), [n, C]
+    expected = joint / joint.sum(1, keepdim=True)
+    torch.testing.assert_close(found.label_probs, expected, rtol=1e-7, atol=1e-9)
+    right = expected.gather(1, given[:, None])[:, 0]
+    torch.testing.assert_close(found.posterior, 1 - right, rtol=1e-6, atol=1e-9)  # 1 - p cancels here, not there
+    torch.testing.assert_close(found.score, ((1 - right) / right).log(), rtol=1e-5, atol=1e-6)
+    assert found.noise_rate == pytest.approx(found.posterior.mean().item())
 
 
 def test_a_certain_belief_stays_finite() -> None:
     log_probs = torch.tensor([[0.0, -900.0], [-900.0, 0.0]] * 10, dtype=torch.float64)
     labels = torch.tensor([0, 1] * 9 + [0, 0])
-    found = suspect(log_probs, torch.ones(20, 2), labels, torch.ones(20, dtype=torch.bool))
+    found = suspect(log_probs, torch.ones(20, 2), labels, torch.ones(20, dtype=torch.bool), evidence=0.0)
     assert torch.isfinite(found.score).all()
     assert found.score.argmax() == 19
     assert found.suggested_label[19] == 1
@@ -86,7 +88,9 @@ def test_points_outside_the_fit_do_not_move_it_but_are_scored() -> None:
     fitted = torch.arange(N) < 2000
     other = torch.where(fitted, given, (given + 1) % C)
     a, b = suspect(log_probs, votes, given, fitted), suspect(log_probs, votes, other, fitted)
-    assert a.weights == b.weights
+    assert torch.equal(a.stack.transition, b.stack.transition)
+    assert torch.equal(a.stack.weights, b.stack.weights)
+    assert a.noise_rate == b.noise_rate
     assert not torch.equal(a.posterior[~fitted], b.posterior[~fitted])
 
 
@@ -116,7 +120,8 @@ def run_two_rounds(in_train: Tensor | None = None, consistent: bool = False) -> 
         return centroids(inputs, given, kept)
 
     mask = torch.ones(len(given), dtype=torch.bool) if in_train is None else in_train
-    return two_round(out_of_fold, inputs, given, C, mask), given != truth, seen
+    votes = knn_votes(inputs, given, C, mask)
+    return two_round(out_of_fold, votes, given, mask), given != truth, seen
 
 
 def test_two_rounds_find_flips_between_clusters_and_their_true_labels() -> None:
@@ -138,15 +143,15 @@ def test_a_points_own_label_never_reaches_its_votes(monkeypatch: pytest.MonkeyPa
     inputs, truth, given = blobs()
     votes: list[Tensor] = []
 
-    def spy(out_of_fold: Tensor, seen: Tensor, labels: Tensor, fitted: Tensor) -> Suspicion:
+    def spy(out_of_fold: Tensor, seen: Tensor, labels: Tensor, fitted: Tensor, evidence: float = EVIDENCE) -> Suspicion:
         votes.append(seen[7])
-        return suspect(out_of_fold, seen, labels, fitted)
+        return suspect(out_of_fold, seen, labels, fitted, evidence)
 
     monkeypatch.setattr("influence.suspicion.suspect", spy)
     everyone = torch.ones(len(given), dtype=torch.bool)
     for shift in (0, 1):
         labels = torch.where(torch.arange(len(given)) == 7, (truth + shift) % C, given)
-        two_round(lambda kept: centroids(inputs, given, kept), inputs, labels, C, everyone)
+        two_round(lambda kept: centroids(inputs, given, kept), knn_votes(inputs, labels, C, everyone), labels, everyone)
     assert len(votes) == 4
     assert all(torch.equal(v, votes[0]) for v in votes)
 
@@ -158,18 +163,49 @@ def test_removed_points_are_scored_but_never_trained_on() -> None:
     assert torch.equal(found.posterior[removed] > 0.5, wrong[removed])
 
 
-def test_a_consistent_error_is_taken_for_the_truth() -> None:
-    # The known blind spot: neighbours say how often it happens, so no uniform noise is left to explain it.
+def test_errors_that_prefer_a_class_are_found() -> None:
     found, wrong, _ = run_two_rounds(consistent=True)
-    assert not (found.posterior[wrong] > 0.5).any()
+    assert torch.equal(found.posterior > 0.5, wrong)
+    assert found.noise_rate == pytest.approx(wrong.double().mean().item(), abs=0.02)  # 1 sigma of 300
+    preferred = found.stack.transition.roll(-1, 1).diagonal()  # from each class to the next
+    assert found.stack.transition.sum() - found.stack.transition.trace() < 1.1 * preferred.sum()
 
 
-def test_shuffled_signals_find_nothing() -> None:
-    _, given, log_probs, votes = planted(0.1)
-    shuffled = log_probs[torch.randperm(N, generator=torch.Generator().manual_seed(4))]
-    found = suspect(shuffled, votes, given, torch.ones(N, dtype=torch.bool))
-    # Uniform labels bear no trace of a shuffled belief: the fit flattens it, and no label stands out from another.
-    assert found.posterior.std() < 0.05
+def test_an_error_that_can_be_seen_in_the_input_is_taken_for_the_truth() -> None:
+    # The known blind spot: a whole cluster carries one wrong label, and nothing that reads labels can tell.
+    inputs, truth, _ = blobs()
+    wrong = (truth == 0) & (inputs[:, 1] > 0.5)
+    inputs = inputs + 10 * wrong[:, None]
+    given = torch.where(wrong, 1, truth)
+    everyone = torch.ones(len(given), dtype=torch.bool)
+    found = suspect(centroids(inputs, given, everyone), knn_votes(inputs, given, C, everyone), given, everyone)
+    assert int(wrong.sum()) > 2 * 10  # enough to be one another's nearest neighbours
+    assert (found.posterior[wrong] > 0.5).double().mean() < 0.1
+
+
+def test_clean_labels_are_left_alone_in_one_round() -> None:
+    inputs, truth, _ = blobs()
+    everyone = torch.ones(len(truth), dtype=torch.bool)
+    rounds: list[Tensor] = []
+
+    def out_of_fold(kept: Tensor) -> Tensor:
+        rounds.append(kept)
+        return centroids(inputs, truth, kept)
+
+    found = two_round(out_of_fold, knn_votes(inputs, truth, C, everyone), truth, everyone)
+    assert len(rounds) == 1
+    assert not (found.posterior > 0.5).any()
+    assert found.noise_rate < 0.005  # one point of 300 would be .003
+
+
+@pytest.mark.parametrize("n", [300, N])
+def test_shuffled_signals_find_nothing(n: int) -> None:
+    # Any noise rate explains labels that signals know nothing about: without evidence for it, none is claimed.
+    _, given, log_probs, votes = planted(0.1, n)
+    shuffled = log_probs[torch.randperm(n, generator=torch.Generator().manual_seed(4))]
+    found = suspect(shuffled, votes, given, torch.ones(n, dtype=torch.bool))
+    assert not (found.posterior > 0.5).any()
+    assert found.noise_rate < 1e-6
 
 
 @pytest.mark.parametrize("bad", ["shape", "nan", "empty"])
