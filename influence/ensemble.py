@@ -1,0 +1,48 @@
+"""Scores of several models as one: the checkpoints of one training, then several trainings.
+
+Checkpoints are summed as they are: what a point does to a query adds up over training, and a model that has fitted its
+points, so that their gradients have vanished, adds little. Trainings differ in scale by accident, and differently for
+each query; there every model is to count the same.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from influence.errors import InfluenceError
+
+
+def over_checkpoints(scores: Sequence[Tensor]) -> Tensor:
+    """Sum of one model's scores at several points of its training; a scale in nats means little afterwards.
+
+    Args:
+        scores: influence at each checkpoint, [n, m].
+
+    Returns:
+        [n, m].
+    """
+    return _stacked(scores).sum(0)
+
+
+def over_models(scores: Sequence[Tensor]) -> Tensor:
+    """Mean over models of scores whose columns, one for each query, are first brought to norm 1; signs remain.
+
+    Args:
+        scores: influence by each model, [n, m]; a column of zeros adds nothing.
+
+    Returns:
+        [n, m], without unit: columns rank points for a query, and are not compared with each other.
+    """
+    stacked = _stacked(scores)  # [models, n, m]
+    norms = stacked.norm(dim=1, keepdim=True)
+    return (stacked / norms.where(norms > 0, torch.ones(()))).mean(0)
+
+
+def _stacked(scores: Sequence[Tensor]) -> Tensor:
+    shapes = {tuple(one.shape) for one in scores}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        raise InfluenceError(
+            f"scores of shapes {sorted(shapes)}: give at least one, each [n, m] of the same points and queries"
+        )
+    return torch.stack(list(scores))
