@@ -72,12 +72,14 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
             for reading in self._read(train, roots=True):
                 yield reading, torch.ones(len(reading.labels))
 
+        _refuse_one_shot(train)
         self._points = sum(len(self._reader.task.labels(batch)) for batch in train)
         fit([self.curvature], passes)
         self.curvature.finish(damping)
 
     def pairs(self, train: Iterable[Batch], queries: Iterable[Batch]) -> PairScores:
         """Influence of every train point on every query, [n, m]."""
+        _refuse_one_shot(queries)
         count = sum(len(self._reader.task.labels(batch)) for batch in queries)
         scorer = PairScorer(self.curvature, each(map(self._reader.queries, queries), count), self._fitted())
         parts = [scorer.score(reading.losses) for reading in self._read(train, roots=False)]
@@ -120,3 +122,11 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
         if not self._points:
             raise InfluenceError("the curvature is not fitted: call fit() first")
         return self._points
+
+
+def _refuse_one_shot(batches: Iterable[Batch]) -> None:
+    if isinstance(batches, Iterator):
+        raise InfluenceError(
+            f"a {type(batches).__name__} can be read once, and several passes are made: give a list, or a DataLoader "
+            "that does not shuffle"
+        )

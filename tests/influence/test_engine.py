@@ -181,6 +181,17 @@ def test_scores_before_fit_are_refused() -> None:
         influence.pairs([train], [queries])
 
 
+def test_batches_that_can_be_read_only_once_are_refused() -> None:
+    model, train, queries = MODELS["mlp"]
+    blocks = select(model)
+    with Influence(model, TASK, EKFAC(blocks), blocks) as influence:
+        with pytest.raises(InfluenceError, match="a generator can be read once"):
+            influence.fit((batch for batch in split(train, 7)), ABSOLUTE)
+        influence.fit(split(train, 7), ABSOLUTE)
+        with pytest.raises(InfluenceError, match="can be read once"):
+            influence.pairs(split(train, 7), iter(split(queries, 7)))
+
+
 def test_a_train_point_that_is_nan_is_named_by_its_row() -> None:
     model, (x, y), _ = MODELS["mlp"]
     x = x.clone()
