@@ -68,11 +68,13 @@ from influence.validation import (
     precision_recall,
     spearman,
 )
+from influence.whole import Agreement, agreement, exact_influence, point_energies
 
 __all__ = [
     "EKFAC",
     "KFAC",
     "PCG",
+    "Agreement",
     "AllReduce",
     "Block",
     "BlockSummary",
@@ -122,6 +124,7 @@ __all__ = [
     "TopQueries",
     "Trusted",
     "UnknownBlock",
+    "agreement",
     "alone",
     "auc",
     "available",
@@ -133,6 +136,7 @@ __all__ = [
     "conjugate_gradients",
     "damping_sweep",
     "each",
+    "exact_influence",
     "factor_product",
     "features",
     "fit",
@@ -152,6 +156,7 @@ __all__ = [
     "mislabeled",
     "model_product",
     "pearson",
+    "point_energies",
     "precision_recall",
     "relative_influence",
     "select",
