@@ -46,7 +46,7 @@ def measure() -> list[Row]:
         "PCG": lambda: pairs(setup, PCG(blocks, EKFAC(blocks), tolerance=TOLERANCE)),
         "CG": lambda: pydvl_cg(setup, RIDGE, TOLERANCE).pairs,
     }
-    seconds = in_turns(works, rounds=3)
+    seconds = in_turns(works, rounds=5)
     left_out = torch.arange(0, POINTS, POINTS // REFITS)
     truth = refitted(setup, left_out)
     worth = {name: pearson(work()[left_out].flatten(), truth.flatten()) for name, work in works.items()}

@@ -27,13 +27,11 @@ def cpu_seconds(work: Work) -> float:
 
 
 def in_turns(works: Mapping[str, Work], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each, over rounds in which each runs once; an earlier round warms up."""
+    """Median CPU seconds of each, over rounds in which each runs once."""
     taken: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, work in works.items():
-            seconds = cpu_seconds(work)
-            if number > 0:
-                taken[name].append(seconds)
+            taken[name].append(cpu_seconds(work))
     return {name: median(seconds) for name, seconds in taken.items()}
 
 

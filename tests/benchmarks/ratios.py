@@ -34,7 +34,7 @@ SIZES = {
     "cnn": (10_000, 1_000, 64),
     "transformer": (256, 32, 16),
 }  # points, queries, batch
-ROUNDS = {"mlp": 3, "cnn": 2, "transformer": 2}
+ROUNDS = {"mlp": 5, "cnn": 3, "transformer": 3}
 
 
 def main() -> None:

@@ -44,24 +44,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     arguments = parser.parse_args()
-    kept = ROOT / "build" / "bench" / "rows" / _revision()
+    revision = _revision()
+    kept = ROOT / "build" / "bench" / "rows" / revision
     for name in arguments.only:
         started = time.monotonic()
         _measure(name, kept / f"{name}.json")
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     measured = [name for name in PARTS if (kept / f"{name}.json").exists()]
-    PAGE.write_text(page([row for name in measured for row in read(kept / f"{name}.json")]))
+    PAGE.write_text(page(revision, [row for name in measured for row in read(kept / f"{name}.json")]))
     print(PAGE.read_text())
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(revision: str, rows: Sequence[Row]) -> str:
     """The Markdown page."""
     setups = "; ".join(f"{name} {recipe.points:,} x {recipe.queries:,}" for name, recipe in RECIPES.items())
     return "\n".join(
         [
             "# Speed and memory",
             "",
-            f"Measured {date.today().isoformat()}, revision {_revision()}, {platform.machine()} ({_processor()}), "
+            f"Measured {date.today().isoformat()}, revision {revision}, {platform.machine()} ({_processor()}), "
             f"{os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32 unless said; seed 0.",
             "",
             "Ratios are of CPU seconds in one run, medians of rounds in which both sides take turns. The floor is one "
