@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from influence import KFAC, Damping, Factor, Factors, alone, available, by_name, materialise, select
 from influence.layouts import AnyLayout, LinearLayout, layout_of
+from tests.influence.cases import conv_net, images
 from tests.influence.layers import POINTS, ROUNDING, Model, Scaled, check, made, per_point, pulled
 
 
@@ -77,6 +78,11 @@ def test_factors_of_a_convolution_are_per_point_gradients(case: str) -> None:
     two = isinstance(conv, nn.Conv2d)
     below = nn.Conv2d(2, 4, 1) if two else nn.Conv1d(2, 4, 1)
     check(*made(Model(copy.deepcopy(conv), below, channels=True), 2, 7, *(6,) * two))
+
+
+def test_rows_of_the_inputs_of_a_convolution_are_a_view() -> None:
+    for factor in pulled(conv_net(), images(6)).values():  # so that their covariance copies nothing
+        assert factor.a.flatten(0, 1).data_ptr() == factor.a.data_ptr()
 
 
 def test_a_subclass_that_is_not_what_its_base_is_goes_through_torch_func() -> None:
