@@ -77,16 +77,23 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
         fit([self.curvature], passes)
         self.curvature.finish(damping)
 
-    def pairs(self, train: Iterable[Batch], queries: Iterable[Batch]) -> PairScores:
-        """Influence of every train point on every query, [n, m]."""
+    def pairs(self, train: Iterable[Batch], queries: Iterable[Batch], *, own: bool = True) -> PairScores:
+        """Influence of every train point on every query, [n, m].
+
+        Args:
+            train: batches of the train points.
+            queries: batches of the queries.
+            own: whether self-influence is wanted, too; `PCG` solves for every train point for it.
+        """
         _refuse_one_shot(queries)
         count = sum(len(self._reader.task.labels(batch)) for batch in queries)
-        scorer = PairScorer(self.curvature, each(map(self._reader.queries, queries), count), self._fitted())
+        held = each(map(self._reader.queries, queries), count)
+        scorer = PairScorer(self.curvature, held, self._fitted(), own=own)
         parts = [scorer.score(reading.losses) for reading in self._read(train, roots=False)]
         return PairScores(
             torch.cat([part.influence for part in parts]),
             torch.cat([part.classification for part in parts]),
-            Own.join([part.own for part in parts]),
+            Own.join([part.own for part in parts]) if own else None,
         )
 
     def groups(

@@ -26,23 +26,34 @@ class PairScores:
     Attributes:
         influence: nats of query loss, positive = helpful, [b, m], float64.
         classification: classification influence, logits of query margin, positive = helpful, [b, m], float64.
-        own: the points' own terms, without 1/n.
+        given: the points' own terms, without 1/n, if they were asked for.
     """
 
     influence: Tensor
     classification: Tensor
-    own: Own
+    given: Own | None
+
+    @property
+    def own(self) -> Own:
+        """The points' own terms.
+
+        Raises:
+            InfluenceError: they were not asked for.
+        """
+        if self.given is None:
+            raise InfluenceError("the points' own terms were not asked for: score with own=True")
+        return self.given
 
     @property
     def self_influence(self) -> Tensor:
-        """G' H^-1 g >= 0, without 1/n, [b]."""
+        """Of the own terms, [b]."""
         return self.own.self_influence
 
     def __add__(self, other: "PairScores") -> "PairScores":
         return PairScores(
             self.influence + other.influence,
             self.classification + other.classification,
-            Own.sum([self.own, other.own]),
+            None if self.given is None else Own.sum([self.own, other.own]),
         )
 
 
@@ -104,17 +115,17 @@ class PairScorer:
         curvature: finished.
         queries: on its blocks.
         points: n, the number of points in the train set: those of weight 1.
+        own: whether scores hold the points' own terms, for which some curvatures solve for every point.
     """
 
-    def __init__(self, curvature: Curvature, queries: Queries, points: int) -> None:
+    def __init__(self, curvature: Curvature, queries: Queries, points: int, *, own: bool = True) -> None:
         self._points = _positive(points)
         self._doubt = queries.doubt
-        self._held: Preconditioned = curvature.against(queries.gradients, own=True, step=True)
+        self._held: Preconditioned = curvature.against(queries.gradients, own=own, step=own)
 
     def score(self, losses: Factors) -> PairScores:
         """Influence of b train points, from the factors of their losses."""
         found = self._held.score(losses)
-        assert found.own is not None  # asked for above
         classification = found.dots / self._points
         return PairScores(classification * self._doubt, classification, found.own)
 

@@ -172,6 +172,17 @@ def test_the_model_is_as_it_was_after_use() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_own_terms_that_were_not_asked_for_are_refused_and_change_no_influence() -> None:
+    model, train, queries = MODELS["mlp"]
+    blocks = select(model)
+    with Influence(model, TASK, EKFAC(blocks), blocks) as influence:
+        influence.fit(split(train, 7), ABSOLUTE)
+        both, alone = (influence.pairs(split(train, 7), split(queries, 7), own=own) for own in (True, False))
+    torch.testing.assert_close(alone.influence, both.influence, **EXACT)
+    with pytest.raises(InfluenceError, match="score with own=True"):
+        _ = alone.self_influence
+
+
 def test_scores_before_fit_are_refused() -> None:
     model, train, queries = MODELS["mlp"]
     with (
