@@ -82,7 +82,7 @@ def pairs(setup: Setup, curvature: Curvature) -> Tensor:
     job = Job(setup, POINTS, Fisher())
     with Influence(setup.model, TASK, curvature, job.blocks) as influence:
         influence.fit(job.train, Damping("absolute", RIDGE))
-        return influence.pairs(job.train, job.queries).influence
+        return influence.pairs(job.train, job.queries, own=False).influence
 
 
 def _row(ours: str, theirs: str, seconds: dict[str, float], worth: dict[str, float]) -> Row:
