@@ -36,7 +36,8 @@ def over_models(scores: Sequence[Tensor]) -> Tensor:
     """
     stacked = _stacked(scores)  # [models, n, m]
     norms = stacked.norm(dim=1, keepdim=True)
-    return (stacked / norms.where(norms > 0, torch.ones(()))).mean(0)
+    mean: Tensor = (stacked / norms.where(norms > 0, torch.ones(()))).mean(0)
+    return mean
 
 
 def _stacked(scores: Sequence[Tensor]) -> Tensor:
