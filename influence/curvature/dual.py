@@ -37,18 +37,21 @@ class DualGaussNewton:
         blocks: the blocks.
         share: this rank's; every rank then holds the roots of all points.
         cut: share of the trace that is left out with the smallest roots, in [0, 1); 0 is exact.
+        rows: at most so many roots, the largest; None: any number, refused above 12,000. For a preconditioner.
     """
 
     passes = 1
 
-    def __init__(self, blocks: Sequence[Block], share: Share = WHOLE, cut: float = 0.0) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], share: Share = WHOLE, cut: float = 0.0, rows: int | None = None
+    ) -> None:
         if not 0 <= cut < 1:
             raise InfluenceError(f"cut = {cut}: give a share of the trace, at least 0 and below 1")
         self.damping = 0.0
         self.gram = torch.empty(0, dtype=torch.float64)  # K, [N, N]
         self._kept = KeptRoots(blocks, share)
         self._joint = self._kept.joint
-        self._cut = cut
+        self._cut, self._most = cut, rows
         self._points = 0
         self._roots: Mapping[str, Factor] = {}  # of the points that have a row
         self._present = torch.empty(0, dtype=torch.bool)  # which of them are rows, [points, R]
@@ -67,7 +70,7 @@ class DualGaussNewton:
     def reduce(self, all_reduce: AllReduce) -> None:
         """End the pass: gather the roots of all ranks, and multiply them with each other."""
         roots = self._kept.gather(all_reduce)
-        present = _largest(squared_sizes(roots), self._cut)
+        present = _largest(squared_sizes(roots), self._cut, self._most)
         _refuse_many(int(present.sum()))
         some = present.any(1)
         self._points, self._present = len(some), present[some]
@@ -152,11 +155,14 @@ class DualGaussNewton:
         return self._cholesky
 
 
-def _largest(sizes: Tensor, cut: float) -> Tensor:
+def _largest(sizes: Tensor, cut: float, most: int | None) -> Tensor:
     """All roots but the smallest that together hold at most a share of the sum of `sizes`; those of size 0 never."""
     ascending = sizes.flatten().sort()
+    dropped = int((ascending.values.cumsum(0) <= cut * sizes.sum()).sum())
+    if most is not None:
+        dropped = max(dropped, sizes.numel() - most)
     present = torch.ones(sizes.numel(), dtype=torch.bool)
-    present[ascending.indices[ascending.values.cumsum(0) <= cut * sizes.sum()]] = False
+    present[ascending.indices[:dropped]] = False
     return present.view_as(sizes)
 
 

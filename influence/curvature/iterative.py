@@ -1,9 +1,10 @@
 """Preconditioned conjugate gradients: solves by nothing but products with the damped Gauss-Newton matrix.
 
 Every right-hand side has its own steps and stops on its own (Hestenes and Stiefel 1952); what has converged is not
-multiplied again. A preconditioner is an approximate inverse, and another curvature is one. EK-FAC is a good one on a
-single block. On several it can be worse than none: the matrix is null where a change of one layer undoes that of the
-next, and EK-FAC, block by block, sees curvature there. A cut dual (`dual`) takes the blocks together.
+multiplied again. A preconditioner is an approximate inverse, and another curvature is one: by default the dual of the
+largest roots (`dual`), which takes the blocks together. EK-FAC is a good one on a single block. On several it can be
+worse than none: the matrix is null where a change of one layer undoes that of the next, and EK-FAC, block by block,
+sees curvature there. Fashion-MNIST, 784-64-32-10, 1,000 points, damping .001: 7 iterations, 237 without, 805 with it.
 
 Float64 throughout: in float32 a residual cannot fall below about 1e-7 times the condition of the matrix.
 """
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from influence.blocks import Block
 from influence.curvature.base import AllReduce, Curvature, Damping, Diagnostics, Own, Preconditioned, Solved
-from influence.curvature.identity import Identity
+from influence.curvature.dual import DualGaussNewton
 from influence.curvature.joint import Joint, runs
 from influence.curvature.products import Product, factor_product, largest_eigenvalue
 from influence.curvature.roots import KeptRoots, squared_sizes
@@ -28,6 +29,7 @@ TOLERANCE = 1e-6
 LIMIT = 200
 MARGIN = 0.9  # the updated residual stops this much below the tolerance, so that the true one, which drifts, holds it
 PROBES = 16  # of the trace
+ROWS = 2000  # of the preconditioner: a tenth of a second for its Cholesky
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class PCG:
 
     Args:
         blocks: the blocks.
-        preconditioner: on the same blocks; fitted here, on the same roots and with the same damping. None: identity.
+        preconditioner: on the same blocks; fitted here, on the same roots and with the same damping. None: the dual of
+            the 2,000 largest roots.
         share: this rank's; every rank then holds the roots of all points.
         tolerance: of the relative residual.
         limit: of the iterations.
@@ -105,7 +108,7 @@ class PCG:
         limit: int = LIMIT,
     ) -> None:
         self.damping = 0.0
-        self._preconditioner = preconditioner or Identity(blocks)
+        self._preconditioner = preconditioner or DualGaussNewton(blocks, share, rows=ROWS)
         self._kept = KeptRoots(blocks, share)
         self._joint = self._kept.joint
         self._roots: Factors = {}

@@ -83,6 +83,16 @@ def test_a_cut_leaves_out_the_smallest_roots_up_to_its_share_of_the_trace() -> N
         torch.testing.assert_close(found.own(factors).self_influence, expected.own(factors).self_influence, **ROUNDING)
 
 
+def test_a_number_of_rows_keeps_the_largest_roots() -> None:
+    roots = roots_of(mlp(), points(30))
+    sizes = joint.Joint.of(select(mlp())).materialise(roots).square().sum(2).T.flatten()  # [B R]
+    for rows, cut in ((20, 0.0), (20, 0.05), (1000, 0.0), (1000, 0.5)):
+        found = on(DualGaussNewton(select(mlp()), cut=cut, rows=rows), roots)
+        of_cut = int((sizes.sort().values.cumsum(0) > cut * sizes.sum()).sum())
+        assert len(found.gram) == min(rows, of_cut)
+        assert float(found.gram.trace()) * 30 == pytest.approx(float(sizes.topk(len(found.gram)).values.sum()))
+
+
 def test_cutting_the_work_into_runs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for model, batch in ((mlp(), points(30)), (over_positions(), points(30, positions=4))):
         first, second, factors = *(DualGaussNewton(select(model)) for _ in range(2)), loss_factors(model, batch)
