@@ -127,16 +127,10 @@ class ConvLayout:
 
 
 @dataclass(frozen=True)
-class GroupedConvLayout:
+class GroupedConvLayout(ConvLayout):
     """A convolution in groups: rows of W see different channels, so gradients are formed at once."""
 
-    module: Conv
     free = True
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output channels, and the entries of one group's patch with the bias as one more."""
-        return self.module.out_channels, self.module.weight[0].numel() + (self.module.bias is not None)
 
     def read(self, call: Call) -> Capture:
         """Columns of the gradient are positions."""
