@@ -112,6 +112,7 @@ class PCG:
         self._kept = KeptRoots(blocks, share)
         self._joint = self._kept.joint
         self._roots: Factors = {}
+        self._mean_eigenvalue = 0.0
         self._tolerance, self._limit = tolerance, limit
 
     @property
@@ -130,13 +131,14 @@ class PCG:
                 self._preconditioner.accumulate(batch, torch.ones(len(next(iter(batch.values())))))
             self._preconditioner.reduce(all_reduce)
         self._roots = self._kept.gather(all_reduce)
+        sizes = squared_sizes(self._roots)  # [n, R]
+        self._mean_eigenvalue = float(sizes.sum()) / len(sizes) / self._joint.parameters
 
     def finish(self, damping: Damping) -> None:
         """Fix the damping, of the preconditioner too; again for another one."""
         if not self._roots:
             raise InfluenceError("the Fisher roots of conjugate gradients have not been reduced")
-        sizes = squared_sizes(self._roots)  # [n, R]
-        self.damping = damping.resolve(float(sizes.sum()) / len(sizes) / self._joint.parameters)
+        self.damping = damping.resolve(self._mean_eigenvalue)
         self._preconditioner.finish(Damping("absolute", self.damping))
 
     def solution(self, gradients: Gradients) -> Solution:
