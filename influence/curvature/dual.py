@@ -8,8 +8,8 @@ K is a sum over blocks, for blocks of a single position (S S') o (a a') elementw
 
 Few roots are large, above all of a fitted model. Without the smallest, which together hold a share `cut` of the
 trace, N is small and H changes by at most that share of its trace. Conjugate gradients undo the change in a few
-iterations if they are preconditioned by it (`iterative`). Fashion-MNIST, 784-64-32-10, 1,000 points, damping .001: a cut
-of .0003, .001, .01 leaves 4,110, 3,252, 1,749 of 10,000 roots and a rank correlation of pairs of .999, .996, .951.
+iterations if they are preconditioned by it (`iterative`). Fashion-MNIST, 784-64-32-10, 1,000 points, damping .001:
+cuts of .0003, .001, .01 leave 4,110, 3,252, 1,749 of 10,000 roots and a rank correlation of pairs of .999, .996, .951.
 """
 
 import math
