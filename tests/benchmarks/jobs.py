@@ -97,14 +97,14 @@ class Job:
             influence.fit(self.train, DAMPING)
             return self.groups(influence)
 
-    def pairs(self) -> PairScores:
-        """Fit, every pair, and self-influence."""
+    def pairs(self, *, own: bool = True) -> PairScores:
+        """Fit, every pair, and self-influence if it is wanted."""
         with (
             TemporaryFile(dir=scratch()) as file,
             self.engine(self.blocks, FactorCache(GIB, 8 * GIB, file)) as influence,
         ):
             influence.fit(self.train, DAMPING)
-            return influence.pairs(self.train, self.queries)
+            return influence.pairs(self.train, self.queries, own=own)
 
     @contextmanager
     def head(self) -> Iterator[HeadPass]:

@@ -36,6 +36,7 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "convex": (PEERS, ("tests.benchmarks.convex",)),
     "help": (OWN, ()),
 }
+MEASURED = ("influence", "tests/benchmarks")
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 
@@ -98,8 +99,12 @@ def _help() -> Row:
 
 
 def _revision() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """The last commit of what is measured and of what measures; other commits leave figures as they are."""
+    git = ["git", "-C", str(ROOT)]
+    command = [*git, "log", "-1", "--format=%h", "--", *MEASURED]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *MEASURED], check=False).returncode == 0
+    return commit if clean else f"{commit}-dirty"
 
 
 def _processor() -> str:
