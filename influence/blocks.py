@@ -80,11 +80,17 @@ def linear_blocks(model: nn.Module) -> Blocks:
 def features(blocks: Sequence[Block]) -> Blocks:
     """Linear and convolutional layers: where nearly all parameters of most models are, and no table or scale.
 
+    Without the output layer of `nn.MultiheadAttention`, whose weight is read there and never called.
+
     Raises:
         UnknownBlock: there is none.
     """
     kinds = nn.Linear | nn.Conv1d | nn.Conv2d
-    found = tuple(block for block in blocks if isinstance(block.module, kinds))
+    found = tuple(
+        block
+        for block in blocks
+        if isinstance(block.module, kinds) and not isinstance(block.module, NonDynamicallyQuantizableLinear)
+    )
     if not found:
         raise UnknownBlock("the model has no linear or convolutional layer; choose blocks by type or name")
     return found

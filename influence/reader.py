@@ -17,6 +17,7 @@ from influence.errors import InfluenceError
 from influence.factored import Factor, Factors
 from influence.fisher import Fisher, margin_residuals, residuals
 from influence.gradients import FactorSource, head_outputs, refuse_non_finite
+from influence.layouts import LinearLayout
 from influence.reading import Batch, Reading, Task
 
 
@@ -126,7 +127,7 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
 
     def _head_alone(self, logits: Tensor) -> Block | None:
         """The only block, if what it returned are the logits."""
-        if len(self.blocks) > 1 or not isinstance(self.blocks[0].module, nn.Linear):
+        if len(self.blocks) > 1 or not isinstance(self.blocks[0].layout, LinearLayout):
             return None
         outputs = self.source.outputs(self.blocks[0].name)
         return self.blocks[0] if outputs.shape == logits.shape and outputs.equal(logits.detach()) else None

@@ -13,6 +13,7 @@ from influence import (
     available,
     by_name,
     by_type,
+    features,
     head,
     holding,
     last,
@@ -169,3 +170,10 @@ def test_a_weight_shared_between_modules_is_refused_only_where_it_is_selected() 
 def test_a_module_in_two_places_shares_nothing_with_another() -> None:
     layer = nn.Linear(3, 3)
     assert names(select(nn.Sequential(layer, nn.ReLU(), layer))) == ["0"]
+
+
+def test_features_are_the_layers_of_a_transformer_that_are_called() -> None:
+    model = nn.ModuleDict(
+        {"embedding": nn.Embedding(7, 8), "encoder": nn.TransformerEncoderLayer(8, 2, 16), "head": nn.Linear(8, 3)}
+    )
+    assert [block.name for block in select(model, features)] == ["encoder.linear1", "encoder.linear2", "head"]
