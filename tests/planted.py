@@ -84,7 +84,7 @@ def one_over_n_missing(patch: pytest.MonkeyPatch) -> None:
 @seen_by("test_scores", "test_self_influence_is_n_times_the_influence_of_a_point_on_itself")
 def self_influence_over_n(patch: pytest.MonkeyPatch) -> None:
     after(
-        patch, PairScorer, "score", lambda pairs: replace(pairs, own=Own(pairs.self_influence / len(pairs.influence)))
+        patch, PairScorer, "score", lambda pairs: replace(pairs, given=Own(pairs.self_influence / len(pairs.influence)))
     )
 
 
