@@ -29,8 +29,6 @@ from influence import (
 )
 
 CUT = 0.0003  # of the trace: on a Fashion-MNIST MLP 59 % of the roots go, and pairs keep a rank correlation of .999
-    0.0005  # of the trace: on a Fashion-MNIST MLP three fifths of the roots go, at a rank correlation of .998 of pairs
-)
 
 
 def _pcg(blocks: Blocks, share: Share) -> Curvature:
