@@ -36,6 +36,7 @@ from influence.curvature.products import Product, factor_product, model_product
 from influence.curvature.sweep import SweepPoint, damping_sweep
 from influence.discovery import Discovery, Influences, Trusted, harmful, mislabeled, trusted
 from influence.engine import Influence
+from influence.ensemble import over_checkpoints, over_models
 from influence.errors import InfluenceError, NotFinite, NotPerPoint, UnknownBlock
 from influence.factored import Factor, Factors, Gradients, materialise
 from influence.fisher import Fisher, FisherKind
@@ -155,6 +156,8 @@ __all__ = [
     "memorization_labels",
     "mislabeled",
     "model_product",
+    "over_checkpoints",
+    "over_models",
     "pearson",
     "point_energies",
     "precision_recall",
