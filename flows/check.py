@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,9 +13,14 @@ from torch import nn
 from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
-from flows.estimators import selections
+from flows.estimators import ESTIMATORS, selections
+from flows.ranks.blocks import measure_energies
+from flows.ranks.points import Points
+from flows.ranks.probe import rehearse
+from flows.ranks.rank import Alone
+from flows.trust import described
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, load_workload, seeded_model
-from influence import blocks
+from influence import Share, blocks
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError
 from influence.gradients import check_cross_entropy, head_outputs
@@ -91,44 +97,54 @@ class _Checker:
         check_losses(losses, rows, points.ids)
         check_cross_entropy(losses, logits, labels)
 
+    @cached_property
+    def points(self) -> Points:
+        return Points("train", self.workload.points(), self.workload)
+
     def blocks(self) -> str:
-        chosen = blocks.select(self.model, *selections(self.config.scoring.blocks))
-        summary = blocks.summarize(self.model, chosen)
+        scoring = self.config.scoring
+        energies = measure_energies(self.model, self.workload, self.points, Alone(lambda *_: None))
+        chosen = blocks.select(self.model, *selections(scoring.blocks, energies))
+        ESTIMATORS[scoring.estimator].build(chosen, Share())  # refuses more parameters than it takes
         head = blocks.head(self.model)
-        exact = self.config.scoring.exact_head
-        if exact and head.parameters > LARGEST:
+        if scoring.exact_head and head.parameters > LARGEST:
             raise BadInput(
                 f"the head {head.name} has {head.parameters:,} parameters, its exact Gauss-Newton takes {LARGEST:,}: "
                 "set scoring.exact_head = false"
             )
-        points = self.workload.points()
-        batch = Batches(points, collate_of(self.workload)).take(torch.arange(min(SAMPLE, len(points))))
-        task = Task[Any](self.workload.logits, self.workload.labels)
-        with Reader(self.model, task, chosen if head in chosen or not exact else (*chosen, head)) as reader:
-            logits = reader.losses(batch).logits
-            if exact:
+        both = chosen if head in chosen or not scoring.exact_head else (*chosen, head)
+        with Reader(self.model, Task[Any](self.workload.logits, self.workload.labels), both) as reader:
+            logits = reader.losses(self.points.take(range(min(SAMPLE, len(self.points))))).logits
+            if scoring.exact_head:
                 head_outputs(reader.source, head, logits)
-        return f"{', '.join(summary.names)}: {summary.parameters:,} parameters, {summary.share:.1%} of the model"
+        said = described(blocks.summarize(self.model, chosen, energies))
+        return said + " (chosen anew after training)" * (scoring.blocks.energy is not None)
+
+    def probe(self) -> str:
+        if not self.config.scoring.probe:
+            return "off: nothing will tell whether the blocks can be trusted"
+        rehearse(seeded_model(self.workload, self.config.training.seed), self.workload, self.points)
+        return "the blocks can be compared with all parameters"
 
 
 def check(config: Config) -> list[Finding]:
-    """Check a workload against its configuration, up to the first thing that stops the others."""
+    """Check a workload against its configuration; what cannot be checked because of another fault is left out."""
     checker = _Checker(config)
-    steps: list[tuple[str, Callable[[], str]]] = [
-        ("workload", checker.load),
-        ("model", checker.build),
-        ("sets", checker.sets),
-        ("losses", checker.losses),
-        ("blocks", checker.blocks),
-    ]
+    steps: dict[str, tuple[set[str], Callable[[], str]]] = {  # each with those that must have passed
+        "workload": (set(), checker.load),
+        "model": ({"workload"}, checker.build),
+        "sets": ({"workload", "model"}, checker.sets),
+        "losses": ({"workload", "model"}, checker.losses),
+        "blocks": ({"sets", "losses"}, checker.blocks),
+        "probe": ({"sets", "losses"}, checker.probe),
+    }
     findings: list[Finding] = []
-    for name, step in steps:
-        try:
-            findings.append(Finding(name, True, step()))
-        except (BadInput, StorageError, InfluenceError) as error:
-            findings.append(Finding(name, False, str(error)))
-            if name in ("workload", "model", "losses"):
-                break
+    for name, (needs, step) in steps.items():
+        if needs <= {finding.name for finding in findings if finding.ok}:
+            try:
+                findings.append(Finding(name, True, step()))
+            except (BadInput, StorageError, InfluenceError) as error:
+                findings.append(Finding(name, False, str(error)))
     return findings
 
 

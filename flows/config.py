@@ -122,12 +122,21 @@ class ScoringConfig(_Section):
     """Exact Gauss-Newton on the head beside EK-FAC, as a signal; false for a head of more than 4,096 parameters."""
     head_damping: DampingConfig = DampingConfig()
     """Of the exact Gauss-Newton on the head."""
+    probe: Annotated[int, Field(ge=0)] = 50
+    """Train points on which the blocks are compared with all parameters of the model, exactly; 0 for none."""
     chunk: Count = 256
     """Points per score shard; the grain at which ranks share the work."""
     folds: Annotated[int, Field(ge=2)] = 5
     repeats: Count = 2
     """How often the points are dealt into folds anew, in each of the two rounds of suspicion."""
     neighbours: Count = 15
+
+    @field_validator("probe")
+    @classmethod
+    def _ranked(cls, probe: int) -> int:
+        if 0 < probe < 10:
+            raise ValueError("a rank correlation of so few points says nothing; give 0 or at least 10")
+        return probe
 
 
 class PruningConfig(_Section):

@@ -33,7 +33,7 @@ def publish(cycle: Cycle, workload: Workload, done: Progression) -> Summary:
     for title, png in figures.items():
         tracker.log_figure(run, title.split(",")[0].lower().replace(" ", "_"), png)
     tracker.log_report(run, html)
-    tracker.log_metrics(run, _metrics(summary))
+    tracker.log_metrics(run, _metrics(summary, done))
     tracker.describe(run, describe(summary))
     _log_arms(cycle, done)
     if done.concluded is not None:
@@ -69,8 +69,12 @@ def _log_arms(cycle: Cycle, done: Progression) -> None:
             cycle.tracker.arm_run(cycle.run, arm, seed, {"steps": done.trained.steps}, metrics)
 
 
-def _metrics(summary: Summary) -> dict[str, float]:
+def _metrics(summary: Summary, done: Progression) -> dict[str, float]:
     metrics: dict[str, float] = {"points": summary.points, "proposed": summary.proposed, "removed": summary.removed}
+    if done.scored.blocks.energy is not None:
+        metrics["blocks_energy"] = done.scored.blocks.energy
+    if done.scored.probe is not None:
+        metrics |= done.scored.probe.metrics
     for arm, outcome in summary.arms.items():
         metrics[f"holdout_loss_{arm}"] = outcome.loss.mean
         metrics[f"holdout_accuracy_{arm}"] = outcome.accuracy.mean
@@ -89,6 +93,8 @@ def describe(summary: Summary) -> str:
         f"{summary.points:,} points scored, {summary.proposed:,} proposed "
         f"({', '.join(f'{count:,} {policy}' for policy, count in summary.candidates.items())}), "
         f"{summary.removed:,} removed. Proposal `{summary.proposal[:12]}`.",
+        "",
+        f"Influence on {summary.blocks}. {summary.probe}".rstrip(),
         "",
         "The report is under Artifacts, `review/00_report.html`.",
     ]
@@ -172,7 +178,8 @@ def _facts(summary: Summary, done: Progression) -> dict[str, str]:
         **{f"candidates, {policy}": f"{count:,}" for policy, count in summary.candidates.items()},
         **{f"left out, budget {name}": f"{count:,}" for name, count in summary.dropped.items()},
         "estimator": str(estimator["estimator"]),
-        "blocks": ", ".join(estimator["blocks"]),
+        "blocks": summary.blocks,
+        **({"probe": summary.probe} if summary.probe else {}),
         "damping": ", ".join(f"{block}: {value:.4g}" for block, value in estimator["damping"].items()),
         "estimated noise rate": f"{estimator['noise_rate']:.3f}",
     }

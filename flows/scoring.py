@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from flows.plans import ScorePlan
 from flows.stages import Cycle, once
 from flows.training import Trained, write_ids
+from flows.trust import Probe
+from influence.blocks import BlockSummary
 from influence.sharding import ChunkGrid
 from storage import score_store
 from storage.files import JSON, sha256_json
@@ -33,6 +37,18 @@ class Scored:
     rows: int
     estimator: Mapping[str, Any]
     seconds: float
+
+    @property
+    def blocks(self) -> BlockSummary:
+        """How much of the model the blocks are."""
+        found: BlockSummary = TypeAdapter(BlockSummary).validate_python(self.estimator["selection"])
+        return found
+
+    @property
+    def probe(self) -> Probe | None:
+        """How they compare with all parameters, where that was asked."""
+        found: Probe | None = TypeAdapter(Probe | None).validate_python(self.estimator["probe"])
+        return found
 
 
 def score(cycle: Cycle, trained: Trained) -> Scored:

@@ -18,6 +18,7 @@ from flows.review import Reviewed
 from flows.scoring import Scored
 from flows.stages import Cycle
 from flows.training import Trained
+from flows.trust import described
 from flows.workload import Workload
 from influence.validation import precision_recall
 from storage.points import PointId
@@ -43,7 +44,7 @@ class Savings:
 
 @dataclass(frozen=True)
 class Summary:
-    """One cycle."""
+    """One cycle; `blocks` and `probe` say in a line what influence was computed on and whether it can be trusted."""
 
     cycle: int
     state: str
@@ -55,6 +56,8 @@ class Summary:
     proposal: str
     proposed: int
     removed: int
+    blocks: str
+    probe: str
     candidates: Mapping[str, int]
     dropped: Mapping[str, int]
     known_errors: KnownErrors | None
@@ -113,6 +116,8 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         proposal=proposed.hash,
         proposed=proposed.size,
         removed=proposed.size if state == "promoted" else 0,
+        blocks=described(done.scored.blocks),
+        probe=_verdict(cycle, done),
         candidates=proposed.candidates,
         dropped={name: count for name, count in proposed.dropped.items() if count},
         known_errors=_known_errors(cycle, workload, points),
@@ -123,6 +128,11 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         report=cycle.folder / "report.html",
         next_commands=_commands(cycle, state, proposed),
     )
+
+
+def _verdict(cycle: Cycle, done: Progression) -> str:
+    probe = done.scored.probe
+    return "" if probe is None else probe.verdict(cycle.config.scoring.estimator)
 
 
 def _open_reason(cycle: Cycle, proposed: Proposed) -> str:

@@ -47,6 +47,9 @@ def _facts(summary: Summary) -> dict[str, str]:
         "proposed": f"{summary.proposed:,} (candidates: {named})",
         "removed": f"{summary.removed:,}",
     }
+    facts["blocks"] = summary.blocks
+    if summary.probe:
+        facts["probe"] = summary.probe
     if summary.dropped:
         facts["left out by budget"] = ", ".join(f"{name} {count:,}" for name, count in summary.dropped.items())
     if (known := summary.known_errors) is not None:

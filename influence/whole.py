@@ -66,12 +66,12 @@ def point_energies(model: nn.Module, task: Task[Batch], points: Iterable[Batch])
     column = {block.name: place for place, block in enumerate(available(model))}
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     owners = torch.tensor([column[name.rpartition(".")[0] or "model"] for name in learned], dtype=torch.int64)
-    rows = []
+    rows = [torch.zeros(0, len(column), dtype=torch.float64)]
     for batch in points:
         gradients = _gradients(model, task, batch, learned)
         squares = torch.stack([gradient.double().square().sum() for gradient in gradients.values()])
-        rows.append(squares.new_zeros(len(column)).index_add_(0, owners, squares))
-    return torch.stack(rows)
+        rows.append(squares.new_zeros(1, len(column)).index_add_(1, owners, squares[None]))
+    return torch.cat(rows)
 
 
 def exact_influence(

@@ -7,24 +7,27 @@ the head alone.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flows.config import Config
 from flows.estimators import ESTIMATORS, damping_of, selections
-from flows.plans import ScorePlan
 from flows.ranks.points import Points
-from flows.ranks.rank import Rank
+from flows.ranks.rank import Place
 from flows.workload import Workload, check_losses
 from influence import (
     Blocks,
     ChunkGrid,
     Curvature,
+    Diagnostics,
     FactorCache,
     Fisher,
     GaussNewton,
@@ -41,11 +44,37 @@ from influence import (
     head,
     select,
     subset,
+    summarize,
 )
 from storage.files import JSON
 
 QUERY_BATCH = 256
 MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for every checkpoint that is scored.
+
+    Attributes:
+        config: The settings.
+        energies: Gradient energy of every block, which the configuration may choose blocks by.
+        horizon: Sum of the learning rates over the training; None for a model that was trained elsewhere.
+        checkpoints: How many share the factor cache.
+        folder: Where its file may be.
+    """
+
+    config: Config
+    energies: Mapping[str, float]
+    horizon: float | None
+    checkpoints: int
+    folder: Path
+
+    @property
+    def exact_head(self) -> bool:
+        """Whether the head is scored by exact Gauss-Newton too: it is wanted, and its damping is known."""
+        scoring = self.config.scoring
+        return scoring.exact_head and (scoring.head_damping.kind != "horizon" or self.horizon is not None)
 
 
 @dataclass(frozen=True)
@@ -66,26 +95,28 @@ class ChunkPairs:
 class Attribution:
     """The curvatures and solved queries of one checkpoint; a context manager, open while it is used."""
 
-    def __init__(self, model: nn.Module, workload: Workload, plan: ScorePlan, points: Points, share: Share) -> None:
-        config = plan.config.scoring
-        self.blocks = select(model, *selections(config.blocks))
+    def __init__(self, model: nn.Module, workload: Workload, setting: Setting, points: Points, place: Place) -> None:
+        scoring = setting.config.scoring
+        self.blocks = select(model, *selections(scoring.blocks, setting.energies))
+        self.summary = summarize(model, self.blocks, setting.energies if any(setting.energies.values()) else None)
         self.head = head(model)
-        self.curvature: Curvature = ESTIMATORS[config.estimator].build(self.blocks, share)
-        self.exact = GaussNewton([self.head]) if config.exact_head else None
-        self._plan, self._points, self._share = plan, points, share
-        self._grid = ChunkGrid(len(points), config.chunk)
+        self._setting, self._points, self._place = setting, points, place
+        self._share = Share(place.index, place.world)
+        self.curvature: Curvature = ESTIMATORS[scoring.estimator].build(self.blocks, self._share)
+        self.exact = GaussNewton([self.head]) if setting.exact_head else None
+        self._grid = ChunkGrid(len(points), scoring.chunk)
         self._model, self._workload, self._task = model, workload, Task[Any](workload.logits, workload.labels)
         self._open = ExitStack()
 
     def __enter__(self) -> Attribution:
-        config = self._plan.config.scoring
+        config = self._setting.config
         both: Blocks = self.blocks if self.head in self.blocks or self.exact is None else (*self.blocks, self.head)
         self._reader = self._open.enter_context(
             Reader(
                 self._model,
                 self._task,
                 both,
-                Fisher(config.fisher, seed=self._plan.config.training.seed),
+                Fisher(config.scoring.fisher, seed=config.training.seed),
                 self._cache(),
             )
         )
@@ -96,19 +127,19 @@ class Attribution:
     ) -> None:
         self._open.close()
 
-    def fit(self, rank: Rank, phase: str) -> None:
+    def fit(self, phase: str) -> None:
         """Accumulate the curvatures over this rank's chunks and sum them over the ranks."""
-        config, horizon = self._plan.config, self._plan.horizon
+        config, horizon = self._setting.config, self._setting.horizon
         exact = () if self.exact is None else (self.exact,)
-        fit((self.curvature, *exact), lambda: self._pass(rank, phase), rank.sum)
+        fit((self.curvature, *exact), lambda: self._pass(phase), self._place.sum)
         self.curvature.finish(damping_of(config, config.scoring.estimator, config.scoring.damping, horizon))
         for one in exact:
             one.finish(damping_of(config, "dense", config.scoring.head_damping, horizon))
 
-    def _pass(self, rank: Rank, phase: str) -> Iterator[tuple[Reading, Tensor]]:
+    def _pass(self, phase: str) -> Iterator[tuple[Reading, Tensor]]:
         mine = self._share.of(len(self._grid))
         for done, chunk in enumerate(mine):
-            rank.progress(phase, done, len(mine))
+            self._place.progress(phase, done, len(mine))
             places = self._grid.rows(chunk)
             at = torch.as_tensor(places)
             with self._points.named(places):
@@ -141,31 +172,34 @@ class Attribution:
         check_losses(losses, places, self._points.ids)
         check_cross_entropy(losses, reading.logits, reading.labels)
 
-    def score_queries(self, queries: Points, places: Tensor) -> ChunkPairs:
-        """Score queries as if they were train points."""
-        with queries.named(places):
-            return self._score(self._reader.losses(queries.take(places)))
+    def score_points(self, points: Points, places: Tensor) -> ChunkPairs:
+        """Score some points, queries too, as if they were a chunk of the train set."""
+        with points.named(places):
+            return self._score(self._reader.losses(points.take(places)))
 
     def _score(self, reading: Reading) -> ChunkPairs:
         exact = None if self._head_scorer is None else self._head_scorer.score(subset(reading.losses, [self.head.name]))
         return ChunkPairs(self._scorer.score(subset(reading.losses, self.curvature.blocks)), exact, reading)
 
+    @cached_property
+    def diagnostics(self) -> Mapping[str, Diagnostics]:
+        """Of the configured estimator, once it is fitted."""
+        return self.curvature.diagnostics()
+
     def describe(self) -> dict[str, JSON]:
         """Diagnostics of both curvatures, the resolved damping among them."""
-        both = {self._plan.config.scoring.estimator: self.curvature, "head": self.exact}
-        return {
-            kind: {name: asdict(found) for name, found in curvature.diagnostics().items()}
-            for kind, curvature in both.items()
-            if curvature is not None
-        }
+        both: dict[str, Mapping[str, Diagnostics]] = {self._setting.config.scoring.estimator: self.diagnostics}
+        if self.exact is not None:
+            both["head"] = self.exact.diagnostics()
+        return {kind: {name: asdict(found) for name, found in each.items()} for kind, each in both.items()}
 
     def _cache(self) -> FactorCache:
         """This checkpoint's part of the rank's budget."""
-        budget, models = self._plan.config.scoring.factor_cache, len(self._plan.checkpoints)
+        budget, models = self._setting.config.scoring.factor_cache, self._setting.checkpoints
         memory, disk = budget.memory * MEGABYTE // models, budget.disk * MEGABYTE // models
         if not disk:
             return FactorCache(memory)
-        file = tempfile.TemporaryFile(dir=self._plan.folder.parent)  # noqa: SIM115, closed with the attribution
+        file = tempfile.TemporaryFile(dir=self._setting.folder)  # noqa: SIM115, closed with the attribution
         return FactorCache(memory, disk, self._open.enter_context(file))
 
 

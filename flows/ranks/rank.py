@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Protocol
 
 import torch.distributed as dist
 from torch import Tensor
@@ -24,6 +25,40 @@ from storage.files import atomic_write_json
 
 BEAT_SECONDS = 0.2
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+class Place(Protocol):
+    """Where a process stands among those that share its work."""
+
+    @property
+    def index(self) -> int:
+        """From 0."""
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Show where the work stands."""
+
+    def sum(self, tensor: Tensor) -> None:
+        """Sum a tensor over all of them, in place."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The only process; `show` is given its progress."""
+
+    show: Callable[[str, int, int], None]
+    index: int = 0
+    world: int = 1
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Show where the work stands."""
+        self.show(phase, done, total)
+
+    def sum(self, tensor: Tensor) -> None:
+        """Nothing: there is nothing to add."""
 
 
 @dataclass

@@ -11,22 +11,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flows.dataset import check_unchanged
 from flows.plans import ScorePlan, read_plan
-from flows.ranks.attribution import QUERY_BATCH, Attribution, score_trajectory
+from flows.ranks.attribution import QUERY_BATCH, Attribution, Setting, score_trajectory
+from flows.ranks.blocks import measure_energies
+from flows.ranks.chunks import PointScores, gather, relative_columns, score_chunks
 from flows.ranks.points import Points
+from flows.ranks.probe import probe
 from flows.ranks.rank import Rank, rank_process
-from flows.ranks.shards import ChunkColumns, shard_table
+from flows.ranks.shards import shard_table
 from flows.ranks.suspects import Suspects, suspects
 from flows.ranks.weights import load_weights
+from flows.trust import Probe
 from flows.workload import load_workload
-from influence import ChunkGrid, Own, Share, cheap_signals, relative_influence, summarize_chunk
+from influence import ChunkGrid, Share
 from influence.discovery import Influences, Trusted, harmful, mislabeled, trusted
 from storage.score_store import ScoreMetadata, write_chunk
 
@@ -41,29 +47,48 @@ class Scoring:
         self._points = Points("train", self._workload.points(), self._workload, removed)
         check_unchanged(self._points.manifest, plan.train_digest)
         self._queries = Points("query", self._workload.queries(), self._workload)
-        self._share = Share(rank.index, rank.world)
         self._grid = ChunkGrid(len(self._points), plan.config.scoring.chunk)
 
     def run(self) -> None:
         """Score every point and write this rank's shards."""
         found = suspects(self._plan, self._workload, self._points, self._rank)
+        setting = self._setting()
         with ExitStack() as sources:
-            attributions = [self._attribution(path, sources) for path in self._plan.checkpoints]
+            attributions = [self._attribution(path, setting, sources) for path in self._plan.checkpoints]
+            last = attributions[-1]
+            probed = probe(
+                setting, self._workload, self._plan.checkpoints[-1], last, self._points, self._queries, self._rank
+            )
             reference = self._reference(attributions)
-            chunks = self._chunks(attributions, found.classes)
-            whole = self._whole(chunks, reference, found)
-            metadata = self._metadata(attributions[-1], found)
+            chunks = score_chunks(attributions, self._queries, self._grid, found.classes, self._rank)
+            scores = gather(chunks, self._points, self._grid, self._rank)
+            metadata = self._metadata(last, found, probed)
+        relative, whole = relative_columns(scores, self._points), self._policies(scores, reference, found)
         for done, (chunk, columns) in enumerate(chunks.items(), start=1):
-            table = shard_table(self._plan.cycle, self._points, self._queries, self._grid.rows(chunk), columns, whole)
-            write_chunk(self._plan.folder, self._rank.index, chunk, table, metadata)
+            table = shard_table(self._points, self._queries, self._grid.rows(chunk), columns, relative, whole)
+            cycle = pa.array([self._plan.cycle] * len(table), pa.int32())
+            write_chunk(self._plan.folder, self._rank.index, chunk, table.add_column(1, "cycle", cycle), metadata)
             self._rank.progress("writing shards", done, len(chunks))
 
-    def _attribution(self, checkpoint: Path, sources: ExitStack) -> Attribution:
+    def _setting(self) -> Setting:
+        plan = self._plan
+        return Setting(
+            config=plan.config,
+            energies=measure_energies(self._model(plan.checkpoints[-1]), self._workload, self._points, self._rank),
+            horizon=plan.horizon,
+            checkpoints=len(plan.checkpoints),
+            folder=plan.folder.parent,
+        )
+
+    def _model(self, checkpoint: Path) -> nn.Module:
         model = self._workload.model()
         load_weights(model, checkpoint)
-        attribution = Attribution(model, self._workload, self._plan, self._points, self._share)
+        return model
+
+    def _attribution(self, checkpoint: Path, setting: Setting, sources: ExitStack) -> Attribution:
+        attribution = Attribution(self._model(checkpoint), self._workload, setting, self._points, self._rank)
         sources.enter_context(attribution)
-        attribution.fit(self._rank, f"curvature, {checkpoint.name}")
+        attribution.fit(f"curvature, {checkpoint.name}")
         attribution.prepare(self._queries)
         return attribution
 
@@ -73,49 +98,21 @@ class Scoring:
         pairs = torch.zeros(m, m, dtype=torch.float64)
         own = torch.zeros(m, dtype=torch.float64)
         parts = torch.arange(m).split(QUERY_BATCH)
-        for part in self._share.of(len(parts)):
-            found = [one.score_queries(self._queries, parts[part]) for one in attributions]
+        for part in Share(self._rank.index, self._rank.world).of(len(parts)):
+            found = [one.score_points(self._queries, parts[part]) for one in attributions]
             scores = score_trajectory(found).blocks
             pairs[parts[part]], own[parts[part]] = scores.influence, scores.self_influence
         self._rank.sum(pairs)
         self._rank.sum(own)
         return trusted(pairs, own)
 
-    def _chunks(self, attributions: Sequence[Attribution], classes: int) -> dict[int, ChunkColumns]:
-        mine = self._share.of(len(self._grid))
-        chunks = {}
-        for done, chunk in enumerate(mine, start=1):
-            pairs = score_trajectory([one.score_chunk(chunk) for one in attributions])
-            attributions[-1].check_losses(chunk, pairs.last)
-            chunks[chunk] = ChunkColumns(
-                scores=summarize_chunk(pairs.blocks, self._queries.labels, classes),
-                head=None if pairs.head is None else summarize_chunk(pairs.head, self._queries.labels, classes),
-                cheap=cheap_signals(pairs.last.logits, pairs.last.labels),
-            )
-            self._rank.progress("scoring", done, len(mine))
-        return chunks
-
-    def _whole(self, chunks: dict[int, ChunkColumns], reference: Trusted, found: Suspects) -> dict[str, Tensor]:
-        """Columns that need all points: exchanged between the ranks, one number per point."""
-        n = len(self._points)
-        gathered = torch.zeros(4, n, dtype=torch.float64)
-        for chunk, columns in chunks.items():
-            scores = columns.scores
-            places = torch.as_tensor(self._grid.rows(chunk))
-            step = scores.own.squared_step
-            assert step is not None  # pairs are scored with it
-            gathered[:, places] = torch.stack([scores.influence, scores.influence_se, scores.own.self_influence, step])
-        self._rank.sum(gathered)
-        influences = Influences(*gathered[:3])
-        relative = relative_influence(gathered[0], Own(gathered[2], gathered[3]), int(self._points.in_train.sum()))
+    def _policies(self, scores: PointScores, reference: Trusted, found: Suspects) -> dict[str, Tensor]:
+        """What the policies read, by column, with the two signals that the suspicion is made of."""
+        influences = Influences(scores.influence, scores.influence_se, scores.own.self_influence)
         in_train, q = self._points.in_train, self._plan.config.pruning.q
         harm = harmful(influences, reference, in_train, q)
         wrong = mislabeled(found.suspicion.posterior, in_train, q)
         return {
-            "relative_theta": relative.theta,
-            "relative_l": relative.l,
-            "relative_self": relative.own,
-            "relative_share": relative.share,
             "signal_out_of_fold_loss": found.out_of_fold_loss,
             "signal_knn": found.disagreement,
             "suspicion": found.suspicion.score,
@@ -126,18 +123,20 @@ class Scoring:
             "mislabeled_q": wrong.q_value,
         }
 
-    def _metadata(self, last: Attribution, found: Suspects) -> ScoreMetadata:
+    def _metadata(self, last: Attribution, found: Suspects, probed: Probe | None) -> ScoreMetadata:
         plan = self._plan
         return ScoreMetadata(
             cycle=plan.cycle,
             estimator=f"{plan.config.scoring.estimator}, summed over {len(plan.checkpoints)} checkpoints",
             blocks=[block.name for block in last.blocks],
-            damping={name: found.damping for name, found in last.curvature.diagnostics().items()},
+            damping={name: found.damping for name, found in last.diagnostics.items()},
             checkpoint_digest=plan.checkpoint_digest,
             inputs_digest=plan.inputs_digest,
             extra={
                 "suspicion": "two-round stack",
                 "noise_rate": found.suspicion.noise_rate,
+                "selection": asdict(last.summary),
+                "probe": None if probed is None else asdict(probed),
                 "diagnostics": last.describe(),
             },
         )

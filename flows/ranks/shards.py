@@ -22,26 +22,31 @@ class ChunkColumns:
     scores: ChunkScores
     head: ChunkScores | None
     cheap: CheapSignals
+    grand: Tensor
 
 
 def shard_table(
-    cycle: int, points: Points, queries: Points, places: range, chunk: ChunkColumns, whole: Mapping[str, Tensor]
+    points: Points,
+    queries: Points,
+    places: range,
+    chunk: ChunkColumns,
+    relative: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
 ) -> pa.Table:
     """The rows of one chunk.
 
     Args:
-        cycle: Its number.
         points: The train set.
         queries: The query set, whose ids the strongest queries are named by.
         places: The chunk's places in the manifest.
         chunk: Its own columns.
-        whole: Columns that are known only once all points are, each `[n]` in manifest order.
+        relative: Relative influence by column, each `[n]` in manifest order.
+        whole: Other columns that are known only once all points are.
     """
     at = torch.as_tensor(places)
     scores, cheap = chunk.scores, chunk.cheap
     columns: dict[str, pa.Array] = {
         "point_id": points.manifest.table["point_id"].combine_chunks().take(pa.array(at.numpy())),
-        "cycle": pa.array([cycle] * len(places), pa.int32()),
         "in_train": pa.array(points.in_train[at].numpy()),
         "loss": _numbers(cheap.loss),
         "margin": _numbers(cheap.margin),
@@ -49,13 +54,15 @@ def shard_table(
         "label": pa.array(points.labels[at].numpy(), pa.int32()),
         "influence": _numbers(scores.influence),
         "influence_se": _numbers(scores.influence_se),
-        "classification_influence": _numbers(scores.classification_influence),
     }
     for label in range(scores.by_class.shape[1]):
         columns[f"influence_class_{label}"] = _numbers(scores.by_class[:, label])
     columns["self_influence"] = _numbers(scores.own.self_influence)
+    columns["classification_influence"] = _numbers(scores.classification_influence)
+    columns |= {name: _numbers(values[at]) for name, values in relative.items()}
     columns["memorization"] = pa.array(memorization_labels(scores.influence, scores.influence_se))
-    columns["signal_el2n"] = _numbers(cheap.el2n)
+    signals = {"confidence": cheap.confidence, "entropy": cheap.entropy, "el2n": cheap.el2n, "grand": chunk.grand}
+    columns |= {f"signal_{name}": _numbers(values) for name, values in signals.items()}
     if chunk.head is not None:
         columns["signal_influence_head"] = _numbers(chunk.head.influence)
         columns["signal_self_influence_head"] = _numbers(chunk.head.own.self_influence)

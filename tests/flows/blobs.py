@@ -1,6 +1,7 @@
 """A workload whose truth is known, small enough for a cycle in seconds; each `fault` breaks it in one way."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,18 @@ class Cloud(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return self.samples[index], self.labels[index]
 
 
+class Doubled(torch.autograd.Function):
+    """With a backward pass alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
 class Net(nn.Module):
     def __init__(self, fault: str) -> None:
         super().__init__()
@@ -39,6 +52,10 @@ class Net(nn.Module):
         h = self.hidden(x).relu()
         if self.fault == "layer called twice":
             h = h + self.hidden(x)
+        if self.fault == "no forward derivative":
+            h = Doubled.apply(h)
+        if self.fault == "single precision":
+            h = h @ torch.eye(8)
         logits = self.head(h)
         return logits / 2 if self.fault == "rescaled head" else logits
 

@@ -67,7 +67,7 @@ def launch(program: str, plan: Plan, ranks: int) -> None:
 
 def run_here(job: Launch, show: Callable[[Progress], None]) -> None:
     """Stands in for `run_ranks`: the same rank program, as the only rank, in this process."""
-    threads = torch.get_num_threads()
+    threads, linear = torch.get_num_threads(), torch.nn.functional.linear
     torch.set_num_threads(1)
     job.logs.mkdir(parents=True, exist_ok=True)
     rank = Rank(0, 1, job.file(0, "beat"))
@@ -85,6 +85,7 @@ def run_here(job: Launch, show: Callable[[Progress], None]) -> None:
             Scoring(read_plan(ScorePlan, job.plan), rank).run()
     finally:
         torch.set_num_threads(threads)
+        torch.nn.functional.linear = linear  # ZeRO stage 3 leaves its own behind, in what would be a rank's process
 
 
 def turn(file: Path, *, dry_run: bool = False) -> Summary:

@@ -12,9 +12,10 @@ from tests.flows.helpers import write_toml
 @pytest.mark.parametrize("fault", ["", "numpy ids"])
 def test_a_sound_workload_passes_every_line(tmp_path: Path, fault: str) -> None:
     findings = check(load(write_toml(tmp_path, options={"fault": fault})))
-    assert [finding.name for finding in findings if finding.ok] == ["workload", "model", "sets", "losses", "blocks"]
+    passed = [finding.name for finding in findings if finding.ok]
+    assert passed == ["workload", "model", "sets", "losses", "blocks", "probe"]
     assert "120 train, 60 query, 150 holdout points" in findings[2].text
-    assert findings[4].text == "hidden, head: 51 parameters, 100.0% of the model"
+    assert findings[4].text == "hidden, head: 51 parameters, 100.0% of the model, 100.0% of the gradient energy"
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,8 @@ def test_a_sound_workload_passes_every_line(tmp_path: Path, fault: str) -> None:
         ("duplicate ids", "sets", ("0",)),
         ("unused layer", "blocks", ("'aaa' is not called",)),
         ("rescaled head", "blocks", ("'head' does not produce the logits as they are",)),
+        ("no forward derivative", "probe", ("forward derivatives of Net", "jvp", "set scoring.probe = 0")),
+        ("single precision", "probe", ("in float64", "set scoring.probe = 0")),
     ],
 )
 def test_what_is_wrong_stands_in_its_line_before_a_cycle_spends_anything(
@@ -67,3 +70,21 @@ def test_a_layer_that_is_called_twice_does_no_harm(tmp_path: Path, selected: lis
 def test_a_workload_that_does_not_load_stops_the_check_there(tmp_path: Path) -> None:
     findings = check(load(write_toml(tmp_path, "none.py:None")))
     assert [(finding.name, finding.ok) for finding in findings] == [("workload", False)]
+
+
+def test_blocks_that_an_estimator_does_not_take_are_found_before_anything_is_trained(tmp_path: Path) -> None:
+    config = load(write_toml(tmp_path, "digits", {"hidden": [64, 32]}, scoring={"estimator": "dense"}))
+    [wrong] = [finding for finding in check(config) if not finding.ok]
+    assert wrong.name == "blocks"
+    assert "6570 parameters, the exact solver takes up to 4096" in wrong.text
+
+
+def test_blocks_chosen_by_energy_may_be_others_after_the_training(tmp_path: Path) -> None:
+    config = load(write_toml(tmp_path, scoring={"blocks": "auto"}))
+    said = next(finding.text for finding in check(config) if finding.name == "blocks")
+    assert said.endswith("of the gradient energy (chosen anew after training)")
+
+
+def test_what_has_no_probe_says_so(tmp_path: Path) -> None:
+    findings = check(load(write_toml(tmp_path, scoring={"probe": 0})))
+    assert findings[-1].text.startswith("off")

@@ -1,7 +1,8 @@
 """The rank programs: the number of ranks changes nothing but the rounding of sums."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from flows.config import Config, PruningConfig, load
 from flows.dataset import read_sets
 from flows.errors import BadInput
+from flows.estimators import ESTIMATORS
 from flows.launch import Launch
 from flows.plans import Job, ScorePlan, TrainPlan, write_plan
 from flows.pruning import rules_of
@@ -150,23 +152,33 @@ def trained(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same checkpoints scored on one rank and on two."""
-    folders = {}
-    for ranks in (1, 2):
-        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        plan = score_plan(folder, trained, ranks=ranks)
-        if ranks == 1:
-            here("score", plan)
-        else:
-            launch("score", plan, ranks)
-        score_store.finish(plan.folder, 5)
-        folders[ranks] = plan.folder
-    return folders
+def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[int, Path]]:
+    """The same checkpoints scored by an estimator on one rank and on two."""
+
+    @cache
+    def by(estimator: str) -> dict[int, Path]:
+        folders = {}
+        for ranks in (1, 2):
+            folder = tmp_path_factory.mktemp(f"{estimator}{ranks}")
+            plan = score_plan(folder, trained, ranks=ranks, estimator=estimator, blocks="auto", probe=10)
+            if ranks == 1:
+                here("score", plan)
+            else:
+                launch("score", plan, ranks)
+            score_store.finish(plan.folder, 5)
+            folders[ranks] = plan.folder
+        return folders
+
+    return by
 
 
-def test_one_and_two_ranks_give_the_same_scores(scored: dict[int, Path]) -> None:
-    one, two = score_store.read(scored[1]), score_store.read(scored[2])
+Scored = Callable[[str], dict[int, Path]]
+EVERY = [name if name in ("ekfac", "dense") else pytest.param(name, marks=pytest.mark.slow) for name in ESTIMATORS]
+
+
+@pytest.mark.parametrize("estimator", EVERY)
+def test_one_and_two_ranks_give_the_same_scores(scored: Scored, estimator: str) -> None:
+    one, two = (score_store.read(folder) for folder in scored(estimator).values())
     assert one.num_rows == two.num_rows == 200
     assert one.schema.names == two.schema.names
     numeric = [field.name for field in one.schema if pa.types.is_floating(field.type)]
@@ -179,11 +191,21 @@ def test_one_and_two_ranks_give_the_same_scores(scored: dict[int, Path]) -> None
         assert one[name].equals(two[name]), name
 
 
-def test_one_and_two_ranks_give_the_same_proposal_and_no_score_is_near_the_threshold(scored: dict[int, Path]) -> None:
+def test_one_and_two_ranks_choose_the_same_blocks_and_say_the_same_of_them(scored: Scored) -> None:
+    sets = [score_store.load(folder) for folder in scored("ekfac").values()]
+    one, two = (found.metadata for found in sets if found is not None)
+    assert one.blocks == two.blocks
+    assert one.extra["selection"] == two.extra["selection"]
+    probes: list[Any] = [found.extra["probe"] for found in (one, two)]
+    for kind in ("blocks", "estimator"):
+        assert probes[0][kind] == pytest.approx(probes[1][kind], rel=1e-3)  # conjugate gradients stop at 1e-3
+
+
+def test_one_and_two_ranks_give_the_same_proposal_and_no_score_is_near_the_threshold(scored: Scored) -> None:
     rules = rules_of(PruningConfig())
     budgets = Budgets(cycle=0.15, cumulative=0.3, per_class=0.5)
     hashes, sizes = set(), set()
-    for folder in scored.values():
+    for folder in scored("ekfac").values():
         selection = select(folder, rules, budgets)
         proposal = Proposal.build(1, selection, "0" * 64, "0" * 64, policy_json(rules, budgets))
         hashes.add(proposal.hash)
@@ -195,8 +217,8 @@ def test_one_and_two_ranks_give_the_same_proposal_and_no_score_is_near_the_thres
     assert min(sizes) > 0
 
 
-def test_points_removed_earlier_are_scored_but_neither_ranked_nor_proposed(scored: dict[int, Path]) -> None:
-    table = score_store.read(scored[2])
+def test_points_removed_earlier_are_scored_but_neither_ranked_nor_proposed(scored: Scored) -> None:
+    table = score_store.read(scored("ekfac")[2])
     ids = table["point_id"].to_pylist()
     gone = [row for row in table.to_pylist() if not row["in_train"]]
     assert [row["point_id"] for row in gone] == [ids[4], ids[50]]

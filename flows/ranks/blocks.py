@@ -1,0 +1,38 @@
+"""Which blocks are scored: their gradient energy, measured once, on a probe of train points at the last checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flows.ranks.points import Points
+from flows.ranks.rank import Place
+from flows.workload import Workload
+from influence import Share, Task, available, point_energies
+
+PROBE = 256
+
+
+def measure_energies(model: nn.Module, workload: Workload, points: Points, place: Place) -> dict[str, float]:
+    """Mean squared gradient norm of every block of a model over the probe; every rank must call this together.
+
+    A point's gradient is computed alone, and the sum over ranks only fills in what others computed: the energies, and
+    so the blocks, are the same to the last bit on any number of ranks.
+    """
+    probe = drawn(points, PROBE)
+    names = [block.name for block in available(model)]
+    squares = torch.zeros(len(probe), len(names), dtype=torch.float64)
+    mine = list(Share(place.index, place.world).of(len(probe)))
+    task = Task[Any](workload.logits, workload.labels)
+    squares[mine] = point_energies(model.eval(), task, (points.take(probe[[row]]) for row in mine))
+    place.sum(squares)
+    return dict(zip(names, squares.mean(0).tolist()))
+
+
+def drawn(points: Points, count: int) -> Tensor:
+    """Places of at most so many train points, by the hash of their ids: the same whoever asks."""
+    inside = points.in_train.nonzero()[:, 0]
+    chosen = points.keys[inside].argsort(stable=True)[:count]
+    return inside[chosen].sort().values

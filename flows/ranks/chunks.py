@@ -1,0 +1,94 @@
+"""Train points scored chunk by chunk, and what is known of them only once all chunks are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flows.ranks.attribution import Attribution, ChunkPairs, score_trajectory
+from flows.ranks.points import Points
+from flows.ranks.rank import Place
+from flows.ranks.shards import ChunkColumns
+from influence import (
+    ChunkGrid,
+    Own,
+    Share,
+    cheap_signals,
+    grand,
+    relative_influence,
+    subset,
+    summarize_chunk,
+)
+
+
+@dataclass(frozen=True)
+class PointScores:
+    """One number per point, from all ranks, `[n]` in manifest order, float64.
+
+    Attributes:
+        influence: On the mean of the queries.
+        influence_se: Its standard error over queries.
+        own: Self-influence and squared steps.
+    """
+
+    influence: Tensor
+    influence_se: Tensor
+    own: Own
+
+
+def score_chunks(
+    attributions: Sequence[Attribution], queries: Points, grid: ChunkGrid, classes: int, place: Place
+) -> dict[int, ChunkColumns]:
+    """This rank's chunks of the train set.
+
+    Args:
+        attributions: Of the checkpoints of one model, in their order, prepared.
+        queries: The query set.
+        grid: Cuts the train set.
+        classes: C.
+        place: This process.
+    """
+    mine = Share(place.index, place.world).of(len(grid))
+    chunks = {}
+    for done, chunk in enumerate(mine, start=1):
+        pairs = score_trajectory([one.score_chunk(chunk) for one in attributions])
+        attributions[-1].check_losses(chunk, pairs.last)
+        chunks[chunk] = _columns(pairs, attributions[-1], queries, classes)
+        place.progress("scoring", done, len(mine))
+    return chunks
+
+
+def _columns(pairs: ChunkPairs, last: Attribution, queries: Points, classes: int) -> ChunkColumns:
+    return ChunkColumns(
+        scores=summarize_chunk(pairs.blocks, queries.labels, classes),
+        head=None if pairs.head is None else summarize_chunk(pairs.head, queries.labels, classes),
+        cheap=cheap_signals(pairs.last.logits, pairs.last.labels),
+        grand=grand(subset(pairs.last.losses, last.curvature.blocks)),
+    )
+
+
+def gather(chunks: Mapping[int, ChunkColumns], points: Points, grid: ChunkGrid, place: Place) -> PointScores:
+    """The scores of all ranks; every rank must call this together."""
+    gathered = torch.zeros(4, len(points), dtype=torch.float64)
+    for chunk, columns in chunks.items():
+        scores = columns.scores
+        step = scores.own.squared_step
+        assert step is not None  # pairs are scored with it
+        rows = torch.as_tensor(grid.rows(chunk))
+        gathered[:, rows] = torch.stack([scores.influence, scores.influence_se, scores.own.self_influence, step])
+    place.sum(gathered)
+    return PointScores(gathered[0], gathered[1], Own(gathered[2], gathered[3]))
+
+
+def relative_columns(scores: PointScores, points: Points) -> dict[str, Tensor]:
+    """Relative influence in its four modes, by column."""
+    relative = relative_influence(scores.influence, scores.own, int(points.in_train.sum()))
+    return {
+        "relative_theta": relative.theta,
+        "relative_l": relative.l,
+        "relative_self": relative.own,
+        "relative_share": relative.share,
+    }

@@ -1,0 +1,167 @@
+"""Whether the choice of blocks can be trusted: a few pairs are scored again on all parameters of the model, exactly.
+
+Three answers for the same train points and queries at the last checkpoint: the configured estimator on the selected
+blocks; exact Gauss-Newton on the same blocks; exact Gauss-Newton on every parameter that is trained. The second against
+the third is what the choice of blocks costs, the first against the third what is lost in all. In float64, each rank
+solving for its queries; the points are drawn by the hash of their ids, so they are the same on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from flows.errors import BadInput
+from flows.estimators import ESTIMATORS, damping_of
+from flows.ranks.attribution import Attribution, Setting
+from flows.ranks.blocks import drawn
+from flows.ranks.points import Points
+from flows.ranks.rank import Alone, Place
+from flows.ranks.weights import load_weights
+from flows.trust import Probe
+from flows.workload import Workload
+from influence import Blocks, Share, Task, agreement, exact_influence
+from influence.curvature.iterative import LIMIT
+
+QUERIES = 20
+CURVATURE = 2000  # train points that the exact matrix is the mean of, at most
+BATCH = 256
+
+
+def probe(
+    setting: Setting,
+    workload: Workload,
+    checkpoint: Path,
+    last: Attribution,
+    points: Points,
+    queries: Points,
+    place: Place,
+) -> Probe | None:
+    """Compare the blocks with the whole model; every rank must call this together.
+
+    Args:
+        setting: Says how many points; None of them, no probe.
+        workload: Model and loss.
+        checkpoint: The last one.
+        last: Its attribution, prepared.
+        points: The train set.
+        queries: The query set.
+        place: This process.
+    """
+    if not setting.config.scoring.probe:
+        return None
+    model = workload.model()
+    load_weights(model, checkpoint)
+    exact = Exact(model, workload, points, queries, place)
+    rows, columns = drawn(points, setting.config.scoring.probe), drawn(queries, QUERIES)
+    damping = _damping(setting, last)
+    found = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+    if place.index == 0:
+        found += last.score_points(points, rows).blocks.influence[:, columns]
+    place.sum(found)
+    truth = exact.influence(rows, columns, exact.learned, damping)
+    chosen = exact.within(last.blocks)
+    on_blocks = truth if chosen == exact.learned else exact.influence(rows, columns, chosen, damping)
+    return Probe(
+        points=len(rows),
+        queries=len(columns),
+        curvature_points=len(exact.curvature),
+        parameters=sum(parameter.numel() for name, parameter in model.named_parameters() if name in exact.learned),
+        damping=damping,
+        blocks=agreement(on_blocks, truth),
+        estimator=agreement(found, truth),
+    )
+
+
+def rehearse(model: nn.Module, workload: Workload, points: Points) -> None:
+    """Try the exact influence of two points on each other.
+
+    Raises:
+        BadInput: The model cannot be computed in float64, or has no forward derivative.
+    """
+    pair = torch.arange(2)
+    try:
+        exact = Exact(model, workload, points, points, Alone(lambda *_: None))
+        exact.curvature = pair
+        exact.influence(pair, pair, exact.learned, damping=1.0)
+    except RuntimeError as error:  # torch has no class of its own for what it cannot differentiate
+        why = str(error).splitlines()[0]
+        raise BadInput(
+            f"the probe of the blocks takes forward derivatives of {type(model).__name__} in float64, which fails: "
+            f"{why}; set scoring.probe = 0"
+        ) from error
+
+
+class Exact:
+    """Exact influence on parameters of one model, which it turns to float64.
+
+    Attributes:
+        learned: Names of the parameters that are trained.
+        curvature: Places of the train points that the matrix is the mean of.
+    """
+
+    def __init__(self, model: nn.Module, workload: Workload, points: Points, queries: Points, place: Place) -> None:
+        self.learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.curvature = drawn(points, CURVATURE)
+        self._model = model.double().eval().requires_grad_(True)
+        self._task = Task[Any](workload.logits, workload.labels)
+        self._points, self._queries, self._place = points, queries, place
+
+    def within(self, blocks: Blocks) -> list[str]:
+        """The trained parameters of some blocks."""
+        names = {block.name for block in blocks}
+        chosen = [name for name in self.learned if (name.rpartition(".")[0] or "model") in names]
+        if not chosen:
+            raise BadInput(f"no parameter of the blocks {', '.join(sorted(names))} is trained: select others")
+        return chosen
+
+    def influence(self, rows: Tensor, columns: Tensor, parameters: list[str], damping: float) -> Tensor:
+        """Of the train points `rows` on the queries `columns`, `[b, q]`, from all ranks."""
+        mine = list(Share(self._place.index, self._place.world).of(len(columns)))
+        found = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+        found[:, mine] = exact_influence(
+            self._model,
+            self._task,
+            _Batches(self._points, self.curvature, self._place),
+            [_double(self._points.take(row)) for row in rows.split(1)],
+            [_double(self._queries.take(column)) for column in columns[mine].split(1)],
+            parameters,
+            damping,
+            int(self._points.in_train.sum()),
+        )
+        self._place.sum(found)
+        return found
+
+
+class _Batches:
+    """Batches of the curvature's points, read anew for every product, each of which shows that work goes on."""
+
+    def __init__(self, points: Points, places: Tensor, place: Place) -> None:
+        self._points, self._places, self._place = points, places, place
+        self._products = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self._products += 1
+        for part in self._places.split(BATCH):
+            self._place.progress("probing the blocks", min(self._products, LIMIT), LIMIT)
+            yield _double(self._points.take(part))
+
+
+def _double(batch: Any) -> Any:
+    return tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, batch
+    )
+
+
+def _damping(setting: Setting, last: Attribution) -> float:
+    """The estimator's own, the mean where blocks differ; without a curvature, that of an exact one."""
+    scoring = setting.config.scoring
+    if ESTIMATORS[scoring.estimator].damping == "one":
+        return damping_of(setting.config, "dense", None, setting.horizon).resolve(0.0)
+    return fmean(found.damping for found in last.diagnostics.values())
