@@ -180,8 +180,8 @@ def _protocol() -> list[str]:
     return [
         "## Linear datamodeling score",
         "",
-        f"{POINTS:,} train points, {QUERIES} queries, {SUBSETS} random halves x {RETRAINS} models each (split and halves "
-        "by seed 0).",
+        f"{POINTS:,} train points, {QUERIES} queries, {SUBSETS} random halves x {RETRAINS} models each; split and "
+        "halves by seed 0.",
         *PROTOCOL.splitlines(),
         "",
     ]
