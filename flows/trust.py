@@ -51,15 +51,16 @@ class Probe:
         """One line: trusted or not, by how much, and the remedy."""
         if self.blocks.pairs is None:
             return "WARNING, not known: conjugate gradients did not converge on the probe; raise scoring.damping"
+        whole = f"exact Gauss-Newton on all {self.parameters:,} parameters"
+        on_blocks = f"exact on the blocks {_figure(self.blocks.pairs)} (error {_figure(self.blocks.error)}), "
         said = (
-            f"against exact Gauss-Newton on all {self.parameters:,} parameters, the blocks have a rank correlation of "
-            f"{_figure(self.blocks.pairs)} (error {_figure(self.blocks.error)}), {estimator} on them "
-            f"{_figure(self.estimator.pairs)} ({_figure(self.estimator.means)} of means over queries); "
-            f"{self.points} points, {self.queries} queries"
+            f"rank correlation of {self.points} x {self.queries} pairs with {whole}: "
+            f"{on_blocks if self.blocks.error else ''}{estimator} on the blocks {_figure(self.estimator.pairs)}, "
+            f"of its means over queries {_figure(self.estimator.means)}"
         )
-        return (
-            f"trusted: {said}" if self.trusted else f"WARNING, not trusted: select more blocks (scoring.blocks); {said}"
-        )
+        if not self.trusted:
+            return f"WARNING, not trusted: select more blocks (scoring.blocks); {said}"
+        return f"trusted{'' if self.blocks.error else ', the blocks are all that is trained'}; {said}"
 
 
 def described(summary: BlockSummary) -> str:

@@ -182,7 +182,8 @@ HALF = Agreement(0.5, 0.6, 0.9)
 @pytest.mark.parametrize(
     ("blocks", "trusted", "parts"),
     [
-        (Agreement(0.9, 0.95, 0.2), True, ("trusted: ", "rank correlation of 0.90 (error 0.20)", "ekfac on them 0.50")),
+        (Agreement(1.0, 1.0, 0.0), True, ("trusted, the blocks are all that is trained", "ekfac on the blocks 0.50")),
+        (Agreement(0.9, 0.95, 0.2), True, ("trusted;", "exact on the blocks 0.90 (error 0.20)", "of its means over")),
         (Agreement(0.89, 0.95, 0.2), False, ("WARNING, not trusted: select more blocks (scoring.blocks)", "0.89")),
         (Agreement(None, None, None), False, ("WARNING, not known", "did not converge", "raise scoring.damping")),
     ],
