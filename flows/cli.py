@@ -168,6 +168,20 @@ def estimators(as_json: JSON_OPTION = False) -> None:
 
 
 @app.command()
+def score(
+    checkpoint: Annotated[Path, typer.Option(help="A safetensors file of the workload's model, trained anywhere.")],
+    file: TOML_OPTION = HERE,
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.")] = Path("scores.parquet"),
+    as_json: JSON_OPTION = False,
+) -> None:
+    """Score the train points with a model that was trained elsewhere: no cycle, no ledger."""
+    from flows.score_file import score_file
+    from flows.tables import print_scored
+
+    print_scored(score_file(file, checkpoint, out), as_json=as_json)
+
+
+@app.command()
 def status(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
     """Say where the newest cycle stands."""
     from flows.inspection import status_of

@@ -18,6 +18,7 @@ from flows.config import EstimatorName
 from flows.estimators import Estimator
 from flows.guardrail import Estimate
 from flows.inspection import Status
+from flows.score_file import ScoredFile
 from flows.summary import Summary
 from flows.validation.results import Row, Study, Validation
 from storage.records import EventRecord, Explanation
@@ -92,6 +93,21 @@ def print_estimators(estimators: Mapping[EstimatorName, Estimator], *, as_json: 
     for row in rows:
         table.add_row(*row.values())
     _console().print(table)
+
+
+def print_scored(scored: ScoredFile, *, as_json: bool) -> None:
+    """What `tamis score` wrote."""
+    if as_json:
+        _json(scored)
+        return
+    print(f"{scored.file}: {scored.points:,} points scored on {scored.queries:,} queries")
+    print(f"blocks: {scored.blocks}")
+    damping = ", ".join(f"{one:.4g}" for one in sorted(set(scored.damping.values())))
+    print(f"estimator: {scored.estimator}, damping {damping}")
+    if scored.probe:
+        print(f"probe: {scored.probe}")
+    for what in scored.left_out:
+        print(f"left out: {what}")
 
 
 def print_status(status: Status, *, as_json: bool) -> None:

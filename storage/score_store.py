@@ -73,8 +73,8 @@ class ScoreSet:
     metadata: ScoreMetadata
 
 
-def _pack(metadata: ScoreMetadata) -> dict[str, str]:
-    values: dict[str, JSON] = {**asdict(metadata), "sign": SIGN, "unit": UNIT}
+def _pack(made: Mapping[str, JSON]) -> dict[str, str]:
+    values: dict[str, JSON] = {**made, "sign": SIGN, "unit": UNIT}
     return {PREFIX + key: canonical_json(value) for key, value in values.items()}
 
 
@@ -96,18 +96,18 @@ def shards(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted((p for p in found if SHARD.fullmatch(p.name)), key=lambda p: (_chunk(p), p.name)))
 
 
-def check_columns(table: pa.Table) -> None:
+def check_columns(table: pa.Table, required: Sequence[str] = REQUIRED) -> None:
     """Check a score table against the contract of the module docstring.
 
     Raises:
         ScoresInvalid: names the column and the first points.
     """
-    missing = [name for name in REQUIRED if name not in table.column_names]
+    missing = [name for name in required if name not in table.column_names]
     if missing:
-        raise ScoresInvalid(f"a score table lacks {', '.join(missing)}; required are {', '.join(REQUIRED)}")
+        raise ScoresInvalid(f"a score table lacks {', '.join(missing)}; required are {', '.join(required)}")
     for name in table.column_names:
         column = table[name]
-        if name in REQUIRED and column.null_count:
+        if name in required and column.null_count:
             _refuse(table, name, pc.is_null(column), "null")
         if pa.types.is_floating(column.type):
             _refuse(table, name, pc.invert(pc.fill_null(pc.is_finite(column), True)), "not finite")
@@ -138,13 +138,31 @@ def write_chunk(folder: Path, rank: int, chunk: int, table: pa.Table, metadata: 
     check_columns(table)
     require_unique(table["point_id"], f"score chunk {chunk}")
     path = folder / f"part-r{rank:03d}-c{chunk:05d}.parquet"
-    _write(path, table, metadata)
+    _write(path, table, asdict(metadata))
     return path
 
 
-def _write(path: Path, table: pa.Table, metadata: ScoreMetadata) -> None:
+def write_file(path: Path, table: pa.Table, made: Mapping[str, JSON]) -> None:
+    """Write scores that belong to no cycle as one file, whole or not at all.
+
+    Args:
+        path: The Parquet file.
+        table: One row per point, as in a shard but for the column `cycle`.
+        made: How, as key-value pairs beside the sign and the unit.
+
+    Raises:
+        ScoresInvalid: a column is missing, null or not finite.
+        DuplicatePoint: a point occurs twice.
+        WriteFailed: the system refused the write.
+    """
+    check_columns(table, [name for name in REQUIRED if name != "cycle"])
+    require_unique(table["point_id"], str(path))
+    _write(path, table, made)
+
+
+def _write(path: Path, table: pa.Table, made: Mapping[str, JSON]) -> None:
     with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(_pack(metadata)), temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(_pack(made)), temporary, compression="zstd")
 
 
 def sweep(folder: Path, inputs_digest: str) -> tuple[Path, ...]:

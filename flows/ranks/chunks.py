@@ -40,7 +40,7 @@ class PointScores:
 
 
 def score_chunks(
-    attributions: Sequence[Attribution], queries: Points, grid: ChunkGrid, classes: int, place: Place
+    attributions: Sequence[Attribution], queries: Points, grid: ChunkGrid, place: Place
 ) -> dict[int, ChunkColumns]:
     """This rank's chunks of the train set.
 
@@ -48,7 +48,6 @@ def score_chunks(
         attributions: Of the checkpoints of one model, in their order, prepared.
         queries: The query set.
         grid: Cuts the train set.
-        classes: C.
         place: This process.
     """
     mine = Share(place.index, place.world).of(len(grid))
@@ -56,12 +55,13 @@ def score_chunks(
     for done, chunk in enumerate(mine, start=1):
         pairs = score_trajectory([one.score_chunk(chunk) for one in attributions])
         attributions[-1].check_losses(chunk, pairs.last)
-        chunks[chunk] = _columns(pairs, attributions[-1], queries, classes)
+        chunks[chunk] = _columns(pairs, attributions[-1], queries)
         place.progress("scoring", done, len(mine))
     return chunks
 
 
-def _columns(pairs: ChunkPairs, last: Attribution, queries: Points, classes: int) -> ChunkColumns:
+def _columns(pairs: ChunkPairs, last: Attribution, queries: Points) -> ChunkColumns:
+    classes = pairs.last.logits.shape[1]
     return ChunkColumns(
         scores=summarize_chunk(pairs.blocks, queries.labels, classes),
         head=None if pairs.head is None else summarize_chunk(pairs.head, queries.labels, classes),

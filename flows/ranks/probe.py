@@ -9,7 +9,6 @@ solving for its queries; the points are drawn by the hash of their ids, so they 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -23,7 +22,6 @@ from flows.ranks.attribution import Attribution, Setting
 from flows.ranks.blocks import drawn
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone, Place
-from flows.ranks.weights import load_weights
 from flows.trust import Probe
 from flows.workload import Workload
 from influence import Blocks, Share, Task, agreement, exact_influence
@@ -37,7 +35,7 @@ BATCH = 256
 def probe(
     setting: Setting,
     workload: Workload,
-    checkpoint: Path,
+    model: nn.Module,
     last: Attribution,
     points: Points,
     queries: Points,
@@ -46,21 +44,23 @@ def probe(
     """Compare the blocks with the whole model; every rank must call this together.
 
     Args:
-        setting: Says how many points; None of them, no probe.
-        workload: Model and loss.
-        checkpoint: The last one.
+        setting: Says how many points.
+        workload: Says how the model is asked.
+        model: Another copy of the last checkpoint's, which is turned to float64.
         last: Its attribution, prepared.
         points: The train set.
         queries: The query set.
         place: This process.
+
+    Returns:
+        None where no probe is wanted, or where the exact matrix has no damping: that of the identity is the horizon's,
+        which is not known of a model that was trained elsewhere.
     """
-    if not setting.config.scoring.probe:
+    damping = _damping(setting, last) if setting.config.scoring.probe else None
+    if damping is None:
         return None
-    model = workload.model()
-    load_weights(model, checkpoint)
     exact = Exact(model, workload, points, queries, place)
     rows, columns = drawn(points, setting.config.scoring.probe), drawn(queries, QUERIES)
-    damping = _damping(setting, last)
     found = torch.zeros(len(rows), len(columns), dtype=torch.float64)
     if place.index == 0:
         found += last.score_points(points, rows).blocks.influence[:, columns]
@@ -109,7 +109,7 @@ class Exact:
     def __init__(self, model: nn.Module, workload: Workload, points: Points, queries: Points, place: Place) -> None:
         self.learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.curvature = drawn(points, CURVATURE)
-        self._model = model.double().eval().requires_grad_(True)
+        self._model = _in_double(model).eval().requires_grad_(True)
         self._task = Task[Any](workload.logits, workload.labels)
         self._points, self._queries, self._place = points, queries, place
 
@@ -129,8 +129,8 @@ class Exact:
             self._model,
             self._task,
             _Batches(self._points, self.curvature, self._place),
-            [_double(self._points.take(row)) for row in rows.split(1)],
-            [_double(self._queries.take(column)) for column in columns[mine].split(1)],
+            [self._points.take(row) for row in rows.split(1)],
+            [self._queries.take(column) for column in columns[mine].split(1)],
             parameters,
             damping,
             int(self._points.in_train.sum()),
@@ -150,18 +150,28 @@ class _Batches:
         self._products += 1
         for part in self._places.split(BATCH):
             self._place.progress("probing the blocks", min(self._products, LIMIT), LIMIT)
-            yield _double(self._points.take(part))
+            yield self._points.take(part)
 
 
-def _double(batch: Any) -> Any:
-    return tree_map(
-        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, batch
-    )
+def _in_double(model: nn.Module) -> nn.Module:
+    """Turn a model to float64, with every floating tensor that is given to one of its modules."""
+
+    def widen(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        double: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(_double, (given, named))
+        return double
+
+    for module in model.modules():
+        module.register_forward_pre_hook(widen, with_kwargs=True)
+    return model.double()
 
 
-def _damping(setting: Setting, last: Attribution) -> float:
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _damping(setting: Setting, last: Attribution) -> float | None:
     """The estimator's own, the mean where blocks differ; without a curvature, that of an exact one."""
-    scoring = setting.config.scoring
-    if ESTIMATORS[scoring.estimator].damping == "one":
-        return damping_of(setting.config, "dense", None, setting.horizon).resolve(0.0)
+    if ESTIMATORS[setting.config.scoring.estimator].damping == "one":
+        known = setting.horizon is not None
+        return damping_of(setting.config, "dense", None, setting.horizon).resolve(0.0) if known else None
     return fmean(found.damping for found in last.diagnostics.values())

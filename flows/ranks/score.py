@@ -55,12 +55,10 @@ class Scoring:
         setting = self._setting()
         with ExitStack() as sources:
             attributions = [self._attribution(path, setting, sources) for path in self._plan.checkpoints]
-            last = attributions[-1]
-            probed = probe(
-                setting, self._workload, self._plan.checkpoints[-1], last, self._points, self._queries, self._rank
-            )
+            last, again = attributions[-1], self._model(self._plan.checkpoints[-1])
+            probed = probe(setting, self._workload, again, last, self._points, self._queries, self._rank)
             reference = self._reference(attributions)
-            chunks = score_chunks(attributions, self._queries, self._grid, found.classes, self._rank)
+            chunks = score_chunks(attributions, self._queries, self._grid, self._rank)
             scores = gather(chunks, self._points, self._grid, self._rank)
             metadata = self._metadata(last, found, probed)
         relative, whole = relative_columns(scores, self._points), self._policies(scores, reference, found)

@@ -26,13 +26,11 @@ class Suspects:
         suspicion: The two-round stack.
         out_of_fold_loss: Of the given label, first round, in nats `[n]`.
         disagreement: Share of the nearest neighbours with another given label `[n]`.
-        classes: C.
     """
 
     suspicion: Suspicion
     out_of_fold_loss: Tensor
     disagreement: Tensor
-    classes: int
 
 
 def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) -> Suspects:
@@ -64,5 +62,4 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) ->
         suspicion=found,
         out_of_fold_loss=-(rounds[0] * given).sum(1),
         disagreement=1 - (votes * given).sum(1) / config.neighbours,
-        classes=classes,
     )

@@ -80,6 +80,8 @@ class Blobs:
         cloud = Cloud(0, 120, self.wrong)
         if self.fault == "duplicate ids":
             cloud.ids[1] = cloud.ids[0]
+        if self.fault == "far point":
+            cloud.samples[20] = 1e4 * CENTRES[cloud.labels[20]]
         if self.fault == "numpy ids":
             cloud.ids = list(np.asarray(cloud.ids))
         if self.fault == "label outside":

@@ -20,7 +20,6 @@ from flows.ranks.probe import Exact, probe
 from flows.ranks.rank import Alone
 from flows.trust import Probe, described
 from influence import Agreement, BlockSummary, Share, by_name, select
-from storage import checkpoints
 from tests.flows.blobs import Blobs
 from tests.flows.helpers import write_toml
 from tests.influence.cases import on_two_ranks
@@ -96,25 +95,15 @@ def test_energies_are_the_same_to_the_last_bit_on_any_number_of_ranks(blobs: Blo
     assert two == [one, one]
 
 
-def run(folder: Path, blobs: Blobs, points: Points, queries: Points, place: Any = ALONE, **scoring: Any) -> Probe:
-    """The probe of one checkpoint on disk."""
+def run(folder: Path, blobs: Blobs, points: Points, queries: Points, **scoring: Any) -> Probe:
+    """The probe of a trained model."""
     config = load(write_toml(folder, scoring={"probe": 20, **scoring}))
-    checkpoint = folder / "model" / "step-000001"
-    if not checkpoint.exists():
-        draft = checkpoints.begin(folder / "model", 1)
-        checkpoints.write_tensors(
-            draft, {name: value.numpy() for name, value in fitted(blobs, points).state_dict().items()}
-        )
-        checkpoints.commit(draft, checkpoints.Metadata("baseline", 0, 1, "d", 1))
-    model = blobs.model()
-    model.load_state_dict(
-        {name: torch.from_numpy(value) for name, value in checkpoints.read_tensors(checkpoint).items()}
-    )
-    setting = setting_of(config, measure_energies(model, blobs, points, place), folder)
-    with Attribution(model, blobs, setting, points, place) as attribution:
+    model = fitted(blobs, points)
+    setting = setting_of(config, measure_energies(model, blobs, points, ALONE), folder)
+    with Attribution(model, blobs, setting, points, ALONE) as attribution:
         attribution.fit("fitting")
         attribution.prepare(queries)
-        found = probe(setting, blobs, checkpoint, attribution, points, queries, place)
+        found = probe(setting, blobs, fitted(blobs, points), attribution, points, queries, ALONE)
     assert found is not None
     return found
 
@@ -173,7 +162,7 @@ def test_blocks_of_which_nothing_is_trained_are_refused(blobs: Blobs, points: Po
 def test_no_probe_is_run_where_none_is_wanted(tmp_path: Path, blobs: Blobs, points: Points, queries: Points) -> None:
     config = load(write_toml(tmp_path, scoring={"probe": 0}))
     unused: Any = None
-    assert probe(setting_of(config, {}, tmp_path), blobs, tmp_path, unused, points, queries, ALONE) is None
+    assert probe(setting_of(config, {}, tmp_path), blobs, unused, unused, points, queries, ALONE) is None
 
 
 HALF = Agreement(0.5, 0.6, 0.9)

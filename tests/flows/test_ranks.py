@@ -191,6 +191,18 @@ def test_one_and_two_ranks_give_the_same_scores(scored: Scored, estimator: str) 
         assert one[name].equals(two[name]), name
 
 
+def test_the_columns_of_a_score_row_stand_in_their_order(scored: Scored) -> None:
+    names = score_store.read(scored("ekfac")[1]).schema.names
+    order = "point_id cycle in_train loss margin predicted label influence influence_se influence_class self_influence "
+    order += "classification_influence relative memorization signal suspicion suggested_label top_queries"
+    kinds = [
+        next((kind for kind in ("influence_class", "relative", "signal") if name.startswith(kind)), name)
+        for name in names
+    ]
+    policies = {"posterior", "harmful_p", "harmful_q", "mislabeled_q"}  # the parts of a decision, beside the suspicion
+    assert list(dict.fromkeys(kind for kind in kinds if kind not in policies)) == order.split()
+
+
 def test_one_and_two_ranks_choose_the_same_blocks_and_say_the_same_of_them(scored: Scored) -> None:
     sets = [score_store.load(folder) for folder in scored("ekfac").values()]
     one, two = (found.metadata for found in sets if found is not None)
