@@ -1,6 +1,7 @@
 """The rank programs: the number of ranks changes nothing but the rounding of sums."""
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -195,10 +196,7 @@ def test_the_columns_of_a_score_row_stand_in_their_order(scored: Scored) -> None
     names = score_store.read(scored("ekfac")[1]).schema.names
     order = "point_id cycle in_train loss margin predicted label influence influence_se influence_class self_influence "
     order += "classification_influence relative memorization signal suspicion suggested_label top_queries"
-    kinds = [
-        next((kind for kind in ("influence_class", "relative", "signal") if name.startswith(kind)), name)
-        for name in names
-    ]
+    kinds = [re.sub("^(influence_class|relative|signal)_.*", r"\1", name) for name in names]
     policies = {"posterior", "harmful_p", "harmful_q", "mislabeled_q"}  # the parts of a decision, beside the suspicion
     assert list(dict.fromkeys(kind for kind in kinds if kind not in policies)) == order.split()
 

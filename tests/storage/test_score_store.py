@@ -135,3 +135,16 @@ def test_a_changed_byte_or_a_lost_shard_is_detected(tmp_path: Path) -> None:
 def test_reading_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no score shards"):
         score_store.read(tmp_path)
+
+
+def test_scores_without_a_cycle_are_one_file_that_says_how_they_were_made(tmp_path: Path) -> None:
+    table = scores([3, 1]).drop_columns("cycle")
+    score_store.write_file(tmp_path / "s.parquet", table, {"estimator": "ekfac"})
+    pairs = pq.read_schema(tmp_path / "s.parquet").metadata
+    assert pairs[b"tamis.estimator"] == b'"ekfac"'
+    assert b"helpful" in pairs[b"tamis.sign"]
+    assert pq.read_table(tmp_path / "s.parquet").num_rows == 2
+    with pytest.raises(DuplicatePoint, match=r"s\.parquet"):
+        score_store.write_file(tmp_path / "s.parquet", scores([3, 3]), {})
+    with pytest.raises(ScoresInvalid, match="self_influence"):
+        score_store.write_file(tmp_path / "s.parquet", table.drop_columns("self_influence"), {})
