@@ -41,6 +41,16 @@ def one_rank() -> Iterator[None]:
     del os.environ["LOCAL_RANK"]
 
 
+@pytest.fixture(autouse=True)
+def _linear_of_torch() -> Iterator[None]:
+    """ZeRO-3 replaces torch's linear function in the whole process, by one that has no forward derivative."""
+    from torch.nn import functional
+
+    linear = functional.linear
+    yield
+    functional.linear = linear
+
+
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store without experiments, to be copied: making its tables takes seconds."""
