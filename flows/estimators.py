@@ -134,15 +134,12 @@ def damping_of(config: Config, estimator: EstimatorName, given: DampingConfig | 
     return Damping("horizon", horizon, decay)
 
 
-def selections(config: BlocksConfig, energies: Mapping[str, float] | None = None) -> list[Selection]:
+def selections(config: BlocksConfig, energies: Mapping[str, float]) -> list[Selection]:
     """The configured choice of blocks.
 
     Args:
         config: Its keys, in their order.
         energies: Gradient energy of every block of the model (`flows/ranks/blocks.py`).
-
-    Raises:
-        BadInput: The choice needs energies, and none were measured.
     """
     chosen: list[Selection] = [] if config.types or config.names else [features]
     if config.types:
@@ -150,8 +147,6 @@ def selections(config: BlocksConfig, energies: Mapping[str, float] | None = None
     if config.names:
         chosen.append(by_name(*config.names))
     if config.energy is not None:
-        if energies is None:
-            raise BadInput("scoring.blocks.energy: the gradient energy of the blocks is not measured here: name blocks")
         chosen.append(holding(config.energy, energies))
     if config.last is not None:
         chosen.append(last(config.last))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from flows.estimators import ESTIMATORS, damping_of, selections
+from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
+from flows.ranks.rank import Alone
 from flows.validation.setting import Setting
 from influence import Blocks, Fisher, Influence, PairScores, Reader, Share, Task, each, select
 from influence.factored import dots, total
@@ -23,13 +25,18 @@ Score = Callable[[Sequence[nn.Module]], PairScores]
 
 def configured(setting: Setting) -> Score:
     """The estimator of the configuration, summed over the checkpoints."""
-    return lambda checkpoints: reduce(add, [_pairs(setting, model) for model in checkpoints])
+
+    def score(checkpoints: Sequence[nn.Module]) -> PairScores:
+        energies = _energies(setting, checkpoints[-1])
+        return reduce(add, [_pairs(setting, model, energies) for model in checkpoints])
+
+    return score
 
 
-def _pairs(setting: Setting, model: nn.Module) -> PairScores:
+def _pairs(setting: Setting, model: nn.Module, energies: Mapping[str, float]) -> PairScores:
     config = setting.config
     scoring, training = config.scoring, config.training
-    blocks = _blocks(setting, model)
+    blocks = _blocks(setting, model, energies)
     curvature = ESTIMATORS[scoring.estimator].build(blocks, Share(0, 1))
     fisher = Fisher(scoring.fisher, seed=training.seed)
     with Influence(model, _task(setting), curvature, blocks, fisher) as influence:
@@ -42,7 +49,7 @@ def _pairs(setting: Setting, model: nn.Module) -> PairScores:
 
 def gradient_dot(setting: Setting, model: nn.Module) -> Tensor:
     """Influence without a curvature, on the same blocks, up to a factor: `[n, m]`."""
-    with Reader(model, _task(setting), _blocks(setting, model)) as reader:
+    with Reader(model, _task(setting), _blocks(setting, model, _energies(setting, model))) as reader:
         batches = _Batches(setting.queries, setting.config.scoring.chunk)
         queries = each(map(reader.queries, batches), len(setting.queries))
         rows = [
@@ -52,8 +59,12 @@ def gradient_dot(setting: Setting, model: nn.Module) -> Tensor:
     return torch.cat(rows) * queries.doubt
 
 
-def _blocks(setting: Setting, model: nn.Module) -> Blocks:
-    return select(model, *selections(setting.config.scoring.blocks))
+def _energies(setting: Setting, model: nn.Module) -> Mapping[str, float]:
+    return measure_energies(model, setting.workload, setting.train, Alone(lambda *_: None))
+
+
+def _blocks(setting: Setting, model: nn.Module, energies: Mapping[str, float]) -> Blocks:
+    return select(model, *selections(setting.config.scoring.blocks, energies))
 
 
 def _task(setting: Setting) -> Task[Any]:

@@ -33,7 +33,7 @@ def test_every_estimator_of_the_configuration_is_in_the_registry_with_what_a_use
 @pytest.mark.parametrize("last", [1, None])
 def test_every_estimator_is_fitted_and_solves_what_it_multiplies(name: EstimatorName, last: int | None) -> None:
     net = model()
-    blocks = select(net, *selections(BlocksConfig(last=last)))
+    blocks = select(net, *selections(BlocksConfig(last=last), {}))
     curvature: Curvature = ESTIMATORS[name].build(blocks, Share())
     x, labels = torch.randn(40, 4), torch.randint(3, (40,))
     task = Task[tuple[torch.Tensor, torch.Tensor]](lambda net, batch: net(batch[0]), lambda batch: batch[1])
@@ -92,11 +92,6 @@ def test_each_key_narrows_what_the_keys_before_it_left() -> None:
     assert names(last=2, budget=20) == ["4"]
     with pytest.raises(UnknownBlock, match="budget of 5"):
         names(budget=5)
-
-
-def test_a_choice_by_energy_needs_energies() -> None:
-    with pytest.raises(BadInput, match=r"scoring\.blocks\.energy.*is not measured"):
-        selections(BlocksConfig(energy=0.9))
 
 
 def test_the_command_lists_every_estimator(capsys: pytest.CaptureFixture[str]) -> None:
