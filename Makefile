@@ -6,7 +6,7 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data test test-all lint format proof proof-lds bench clean
+.PHONY: demo data test test-all lint format proof proof-flips proof-lds bench clean
 
 demo: $(STAMP)
 	$(BIN)/tamis run $(DEMO)
@@ -33,6 +33,9 @@ format: $(STAMP)
 
 proof: $(STAMP)
 	$(BIN)/python -m tests.proof.run
+
+proof-flips: $(STAMP) data
+	$(BIN)/python -m tests.proof.flips
 
 proof-lds: $(STAMP) $(PEERS)/.installed data
 	$(BIN)/python -m tests.proof.lds
