@@ -24,6 +24,7 @@ from influence import (
     Task,
     by_type,
     cheap_signals,
+    grand,
     group_means,
     head,
     relative_influence,
@@ -136,6 +137,7 @@ class HeadPass:
     def _score(self, scorer: GroupScorer, batch: Batch) -> GroupScores:
         reading = self.reader.losses(batch)
         cheap_signals(reading.logits, reading.labels)
+        grand(reading.losses)
         return scorer.score(reading.losses)
 
 
