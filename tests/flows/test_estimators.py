@@ -102,3 +102,10 @@ def test_the_command_lists_every_estimator(capsys: pytest.CaptureFixture[str]) -
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(ESTIMATORS)
     assert all(row.keys() == {"name", "exactness", "cost", "memory", "use"} for row in rows)
+
+
+def test_the_readme_lists_them_too() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for name, one in ESTIMATORS.items():
+        python = type(one.build(select(model()), Share())).__name__
+        assert f"| `{name}` | `{python}` | {one.exactness} | {one.cost} | {one.memory} | {one.use} |" in readme
