@@ -20,7 +20,7 @@ from flows.ranks.probe import rehearse
 from flows.ranks.rank import Alone
 from flows.trust import described
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, load_workload, seeded_model
-from influence import Share, blocks
+from influence import Blocks, Share, blocks
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError
 from influence.gradients import check_cross_entropy, head_outputs
@@ -45,6 +45,7 @@ class _Checker:
         self.config = config
         self.workload: Workload
         self.model: nn.Module
+        self.chosen: Blocks
 
     def load(self) -> str:
         self.workload = load_workload(self.config)
@@ -104,7 +105,7 @@ class _Checker:
     def blocks(self) -> str:
         scoring = self.config.scoring
         energies = measure_energies(self.model, self.workload, self.points, Alone(lambda *_: None))
-        chosen = blocks.select(self.model, *selections(scoring.blocks, energies))
+        self.chosen = chosen = blocks.select(self.model, *selections(scoring.blocks, energies))
         ESTIMATORS[scoring.estimator].build(chosen, Share())  # refuses more parameters than it takes
         head = blocks.head(self.model)
         if scoring.exact_head and head.parameters > LARGEST:
@@ -123,7 +124,8 @@ class _Checker:
     def probe(self) -> str:
         if not self.config.scoring.probe:
             return "off: nothing will tell whether the blocks can be trusted"
-        rehearse(seeded_model(self.workload, self.config.training.seed), self.workload, self.points)
+        model = seeded_model(self.workload, self.config.training.seed)
+        rehearse(model, self.workload, self.chosen, self.points)
         return "the blocks can be compared with all parameters"
 
 
@@ -136,7 +138,7 @@ def check(config: Config) -> list[Finding]:
         "sets": ({"workload", "model"}, checker.sets),
         "losses": ({"workload", "model"}, checker.losses),
         "blocks": ({"sets", "losses"}, checker.blocks),
-        "probe": ({"sets", "losses"}, checker.probe),
+        "probe": ({"blocks"}, checker.probe),
     }
     findings: list[Finding] = []
     for name, (needs, step) in steps.items():

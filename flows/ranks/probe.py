@@ -79,17 +79,17 @@ def probe(
     )
 
 
-def rehearse(model: nn.Module, workload: Workload, points: Points) -> None:
+def rehearse(model: nn.Module, workload: Workload, blocks: Blocks, points: Points) -> None:
     """Try the exact influence of two points on each other.
 
     Raises:
-        BadInput: The model cannot be computed in float64, or has no forward derivative.
+        BadInput: The model cannot be computed in float64, has no forward derivative, or does not train the blocks.
     """
     pair = torch.arange(2)
     try:
         exact = Exact(model, workload, points, points, Alone(lambda *_: None))
         exact.curvature = pair
-        exact.influence(pair, pair, exact.learned, damping=1.0)
+        exact.influence(pair, pair, exact.within(blocks), damping=1.0)
     except RuntimeError as error:  # torch has no class of its own for what it cannot differentiate
         why = str(error).splitlines()[0]
         raise BadInput(

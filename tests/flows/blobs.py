@@ -45,6 +45,10 @@ class Net(nn.Module):
     def __init__(self, fault: str) -> None:
         super().__init__()
         self.hidden, self.head, self.fault = nn.Linear(2, 8), nn.Linear(8, 3), fault
+        if fault == "nothing learns":
+            self.hidden.requires_grad_(False)
+            self.head.requires_grad_(False)
+            self.shift = nn.Parameter(torch.zeros(3))
         if fault == "unused layer":
             self.aaa = nn.Linear(2, 2)
 
@@ -57,6 +61,8 @@ class Net(nn.Module):
         if self.fault == "single precision":
             h = h @ torch.eye(8)
         logits = self.head(h)
+        if self.fault == "nothing learns":
+            return logits + self.shift
         return logits / 2 if self.fault == "rescaled head" else logits
 
 
