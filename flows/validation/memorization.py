@@ -27,9 +27,9 @@ def study(bench: Bench) -> Study:
     memory = subset_memorization(subsets, found.train_loss.double().neg().exp())
     helpful = subset_influence(subsets, found.query_loss.mean(1, keepdim=True)).effect[:, 0]  # [n], mean query
     signals = {"self-influence": scores.influence.self_influence} | scores.suspects
-    rows = [_row(signal, "Spearman, memorization", values, memory.effect) for signal, values in signals.items()]
+    rows = [_row(signal, "Spearman with memorization", values, memory.effect) for signal, values in signals.items()]
     mean = scores.influence.influence.mean(1)
-    rows.append(_row("influence", "Spearman, influence on the mean query", mean, helpful))
+    rows.append(_row("influence", "Spearman with influence on the mean query", mean, helpful))
     return Study(
         name="memorization",
         protocol=f"{extent.subsets} models, each on 70 % of the points; median memorization "

@@ -130,9 +130,9 @@ def test_pruning_draws_random_points_anew_for_each_seed_and_keeps_the_steps(tmp_
 
 def test_memorization_of_planted_models_is_ranked_as_it_was_planted(tmp_path: Path) -> None:
     found = memorization.study(planted(tmp_path)[0])
-    assert value(found, "self-influence", "Spearman, memorization") == pytest.approx(1)
+    assert value(found, "self-influence", "Spearman with memorization") == pytest.approx(1)
     # the oracle's other points are noise about the mean of 60 queries: sd 1 against 10 per root of 100 models
-    assert value(found, "influence", "Spearman, influence on the mean query") > 0.3
+    assert value(found, "influence", "Spearman with influence on the mean query") > 0.3
 
 
 def test_mislabeled_ranks_by_the_given_signals_larger_being_more_suspicious(tmp_path: Path) -> None:
