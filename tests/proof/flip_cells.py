@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from flows.workload import inputs_of
 from flows.workloads.fashion_mnist import FashionMnist
 from influence import auc, average_precision, cheap_signals, knn_votes, two_round
 
+Corruption = Literal["flips", "class_dependent"]
+NOISES: dict[Corruption, str] = {"flips": "uniform", "class_dependent": "class-dependent"}
 CLASSES = 10
 LAST = 5  # epochs whose accuracies are averaged: at a constant learning rate the last step is as good as any
 JUDGED = 2500  # points per batch
@@ -74,20 +77,17 @@ class Setting:
     """What is trained on what."""
 
     recipe: Recipe
-    corruption: str
+    corruption: Corruption
     rate: float
 
     @property
     def noise(self) -> str:
         """For people."""
-        return f"{ {'flips': 'uniform', 'class_dependent': 'class-dependent'}[self.corruption] }, {self.rate:.0%}"
+        return f"{NOISES[self.corruption]}, {self.rate:.0%}"
 
 
 SETTINGS = tuple(
-    Setting(recipe, corruption, rate)
-    for recipe in RECIPES
-    for corruption in ("flips", "class_dependent")
-    for rate in (0.1, 0.2)
+    Setting(recipe, corruption, rate) for recipe in RECIPES for corruption in NOISES for rate in (0.1, 0.2)
 )
 
 
@@ -120,16 +120,8 @@ class Images(FashionMnist):
     """Fashion-MNIST with a CNN of two strided convolutions, which trains in seconds, in place of the pooled one."""
 
     def __init__(self, setting: Setting, seed: int) -> None:
-        recipe = setting.recipe
-        super().__init__(
-            "mlp",
-            recipe.points,
-            500,
-            9500,
-            setting.corruption,
-            setting.rate,
-            seed,  # type: ignore[arg-type]
-        )
+        recipe, corruption = setting.recipe, setting.corruption
+        super().__init__("mlp", recipe.points, 500, 9500, corruption, setting.rate, seed)
         self._network = recipe.network
 
     def model(self) -> nn.Module:

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -107,7 +108,8 @@ def _named(settings: Sequence[tuple[str, str]]) -> str:
 
 
 def _section(recipe: Recipe, cells: Sequence[Flips]) -> list[str]:
-    settings = list(_by_setting(cells).items())
+    settings = _by_setting(cells)
+    ours = list(settings.values())
     decay = f"weight decay {recipe.weight_decay}" if recipe.weight_decay else "no weight decay"
     lines = [
         f"## {recipe.name}",
@@ -116,30 +118,27 @@ def _section(recipe: Recipe, cells: Sequence[Flips]) -> list[str]:
         f"{recipe.learning_rate}, {decay}; {recipe.retrainings} retraining{'s' * (recipe.retrainings > 1)} per set; "
         f"loss of the full model on its given labels {mean(c.fitted for c in cells):.2f} nats.",
         "",
-        "| AUC / AP | "
-        + " | ".join(f"{noise} ({len(ours)} seed{'s' * (len(ours) > 1)})" for (_, noise), ours in settings)
-        + " |",
+        "| AUC / AP | " + " | ".join(f"{noise} ({_seeds(found)})" for (_, noise), found in settings.items()) + " |",
         "|---" * (len(settings) + 1) + "|",
     ]
-    rows: list[tuple[str, Callable[[Sequence[Flips]], str]]] = [
-        (name, lambda ours, name=name: _pair(ours, name)) for name in SIGNALS
-    ]
-    rows += [
-        ("**suspicion**", lambda ours: f"**{_pair(ours, 'suspicion')}**"),
-        ("lead over the best single", lambda ours: " / ".join(f"{lead:+.3f}" for lead in _lead(ours))),
-        ("noise rate", lambda ours: _interval([c.noise_rate for c in ours], ".3f")),
-        ("precision of the pruned", lambda ours: _interval([c.precision for c in ours], ".2f")),
-    ]
-    for arm, name in (("nothing", "nothing removed"), ("suspicion", "pruned"), ("the truth", "the flipped (oracle)")):
-        rows.append((f"accuracy, {name}", lambda ours, arm=arm: _interval([c.accuracy[arm] for c in ours], ".4f")))
-    rows.append(("share of the oracle's gain", lambda ours: f"{_share(ours):.0%}"))
-    return [*lines, *(f"| {name} | " + " | ".join(row(ours) for _, ours in settings) + " |" for name, row in rows), ""]
+    rows: dict[str, Callable[[Sequence[Flips]], str]] = {name: partial(_pair, name=name) for name in SIGNALS}
+    rows |= {
+        "**suspicion**": lambda ours: f"**{_pair(ours, 'suspicion')}**",
+        "lead over the best single": lambda ours: " / ".join(f"{lead:+.3f}" for lead in _lead(ours)),
+        "noise rate": lambda ours: _interval([c.noise_rate for c in ours], ".3f"),
+        "precision of the pruned": lambda ours: _interval([c.precision for c in ours], ".2f"),
+        "accuracy, nothing removed": partial(_accuracy, arm="nothing"),
+        "accuracy, pruned": partial(_accuracy, arm="suspicion"),
+        "accuracy, the flipped removed (oracle)": partial(_accuracy, arm="the truth"),
+        "share of the oracle's gain": lambda ours: f"{_share(ours):.0%}",
+    }
+    return [*lines, *(f"| {name} | " + " | ".join(map(row, ours)) + " |" for name, row in rows.items()), ""]
 
 
 def _by_setting(cells: Sequence[Flips]) -> dict[tuple[str, str], list[Flips]]:
-    order = {(setting.recipe.name, setting.noise): [] for setting in SETTINGS}
-    found = order | {
-        (c.recipe, c.noise): [o for o in cells if (o.recipe, o.noise) == (c.recipe, c.noise)] for c in cells
+    found = {
+        (s.recipe.name, s.noise): [c for c in cells if (c.recipe, c.noise) == (s.recipe.name, s.noise)]
+        for s in SETTINGS
     }
     return {name: ours for name, ours in found.items() if ours}
 
@@ -157,6 +156,14 @@ def _share(ours: Sequence[Flips]) -> float:
     """Of the oracle's gain in accuracy that pruning reaches: a ratio of means."""
     gain = {arm: mean(c.accuracy[arm] - c.accuracy["nothing"] for c in ours) for arm in ("suspicion", "the truth")}
     return gain["suspicion"] / gain["the truth"]
+
+
+def _seeds(ours: Sequence[Flips]) -> str:
+    return f"{len(ours)} seeds" if len(ours) > 1 else "1 seed"
+
+
+def _accuracy(ours: Sequence[Flips], arm: str) -> str:
+    return _interval([c.accuracy[arm] for c in ours], ".4f")
 
 
 def _pair(ours: Sequence[Flips], name: str) -> str:
