@@ -34,7 +34,7 @@ class Setting:
 
     Attributes:
         network: data and model.
-        chosen: why this recipe: influence was not asked.
+        chosen: why this recipe, among those that docs/lds.md tells.
         workload: the data, labels clean, split by seed 0.
         recipe: of every model.
     """
