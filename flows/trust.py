@@ -16,7 +16,7 @@ class Probe:
 
     Attributes:
         points: Train points in the probe.
-        queries: Queries in it.
+        queries: Queries in it, beside the mean of all.
         curvature_points: Train points that the exact matrix is the mean of.
         parameters: That are trained, all of them in the truth.
         damping: Of the exact matrix.
@@ -51,12 +51,12 @@ class Probe:
         """One line: trusted or not, by how much, and the remedy."""
         if self.blocks.pairs is None:
             return "WARNING, not known: conjugate gradients did not converge on the probe; raise scoring.damping"
-        whole = f"exact Gauss-Newton on all {self.parameters:,} parameters"
+        whole = f"{self.parameters:,} parameters (mean over {self.curvature_points:,} train points)"
         on_blocks = f"exact on the blocks {_figure(self.blocks.pairs)} (error {_figure(self.blocks.error)}), "
         said = (
-            f"rank correlation of {self.points} x {self.queries} pairs with {whole}: "
+            f"rank correlation of {self.points} x {self.queries} pairs with exact Gauss-Newton on all {whole}: "
             f"{on_blocks if self.blocks.error else ''}{estimator} on the blocks {_figure(self.estimator.pairs)}, "
-            f"of its means over queries {_figure(self.estimator.means)}"
+            f"of its influence on the mean of the queries {_figure(self.estimator.means)}"
         )
         if not self.trusted:
             return f"WARNING, not trusted: select more blocks (scoring.blocks); {said}"

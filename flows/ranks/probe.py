@@ -2,8 +2,8 @@
 
 Three answers for the same train points and queries at the last checkpoint: the configured estimator on the selected
 blocks; exact Gauss-Newton on the same blocks; exact Gauss-Newton on every parameter that is trained. The second against
-the third is what the choice of blocks costs, the first against the third what is lost in all. In float64, each rank
-solving for its queries; the points are drawn by the hash of their ids, so they are the same on any number of ranks.
+the third is what the choice of blocks costs, the first against the third what is lost in all. Each rank solves for its
+queries; the points are drawn by the hash of their ids, so they are the same on any number of ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS, damping_of
@@ -27,9 +26,9 @@ from flows.workload import Workload
 from influence import Blocks, Share, Task, agreement, exact_influence
 from influence.curvature.iterative import LIMIT
 
-QUERIES = 20
-CURVATURE = 2000  # train points that the exact matrix is the mean of, at most
-BATCH = 256
+QUERIES = 10
+CURVATURE = 1000  # train points that the exact matrix is the mean of, at most
+BATCH = 64
 
 
 def probe(
@@ -46,7 +45,7 @@ def probe(
     Args:
         setting: Says how many points.
         workload: Says how the model is asked.
-        model: Another copy of the last checkpoint's, which is turned to float64.
+        model: Another copy of the last checkpoint's.
         last: Its attribution, prepared.
         points: The train set.
         queries: The query set.
@@ -61,9 +60,10 @@ def probe(
         return None
     exact = Exact(model, workload, points, queries, place)
     rows, columns = drawn(points, setting.config.scoring.probe), drawn(queries, QUERIES)
-    found = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+    found = torch.zeros(len(rows), 1 + len(columns), dtype=torch.float64)
     if place.index == 0:
-        found += last.score_points(points, rows).blocks.influence[:, columns]
+        influence = last.score_points(points, rows).blocks.influence  # [b, m]
+        found += torch.cat([influence.mean(1, keepdim=True), influence[:, columns]], 1)
     place.sum(found)
     truth = exact.influence(rows, columns, exact.learned, damping)
     chosen = exact.within(last.blocks)
@@ -83,7 +83,7 @@ def rehearse(model: nn.Module, workload: Workload, blocks: Blocks, points: Point
     """Try the exact influence of two points on each other.
 
     Raises:
-        BadInput: The model cannot be computed in float64, has no forward derivative, or does not train the blocks.
+        BadInput: The model has no forward derivative, or does not train the blocks.
     """
     pair = torch.arange(2)
     try:
@@ -93,13 +93,13 @@ def rehearse(model: nn.Module, workload: Workload, blocks: Blocks, points: Point
     except RuntimeError as error:  # torch has no class of its own for what it cannot differentiate
         why = str(error).splitlines()[0]
         raise BadInput(
-            f"the probe of the blocks takes forward derivatives of {type(model).__name__} in float64, which fails: "
-            f"{why}; set scoring.probe = 0"
+            f"the probe of the blocks takes forward derivatives of {type(model).__name__}, which fails: {why}; set "
+            "scoring.probe = 0"
         ) from error
 
 
 class Exact:
-    """Exact influence on parameters of one model, which it turns to float64.
+    """Exact influence on parameters of one model.
 
     Attributes:
         learned: Names of the parameters that are trained.
@@ -109,7 +109,7 @@ class Exact:
     def __init__(self, model: nn.Module, workload: Workload, points: Points, queries: Points, place: Place) -> None:
         self.learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.curvature = drawn(points, CURVATURE)
-        self._model = _in_double(model).eval().requires_grad_(True)
+        self._model = model.eval().requires_grad_(True)
         self._task = Task[Any](workload.logits, workload.labels)
         self._points, self._queries, self._place = points, queries, place
 
@@ -122,15 +122,16 @@ class Exact:
         return chosen
 
     def influence(self, rows: Tensor, columns: Tensor, parameters: list[str], damping: float) -> Tensor:
-        """Of the train points `rows` on the queries `columns`, `[b, q]`, from all ranks."""
-        mine = list(Share(self._place.index, self._place.world).of(len(columns)))
-        found = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+        """Of the train points `rows` on the mean of all queries and on the queries `columns`, `[b, 1 + q]`."""
+        groups = [torch.arange(len(self._queries)), *columns.split(1)]
+        mine = list(Share(self._place.index, self._place.world).of(len(groups)))
+        found = torch.zeros(len(rows), len(groups), dtype=torch.float64)
         found[:, mine] = exact_influence(
             self._model,
             self._task,
-            _Batches(self._points, self.curvature, self._place),
+            _Watched(self._points, self.curvature, self._place),
             [self._points.take(row) for row in rows.split(1)],
-            [self._queries.take(column) for column in columns[mine].split(1)],
+            [_batches(self._queries, groups[group]) for group in mine],
             parameters,
             damping,
             int(self._points.in_train.sum()),
@@ -139,8 +140,8 @@ class Exact:
         return found
 
 
-class _Batches:
-    """Batches of the curvature's points, read anew for every product, each of which shows that work goes on."""
+class _Watched:
+    """The curvature's points, read anew for every product, each of which shows that work goes on."""
 
     def __init__(self, points: Points, places: Tensor, place: Place) -> None:
         self._points, self._places, self._place = points, places, place
@@ -148,25 +149,13 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Any]:
         self._products += 1
-        for part in self._places.split(BATCH):
+        for batch in _batches(self._points, self._places):
             self._place.progress("probing the blocks", min(self._products, LIMIT), LIMIT)
-            yield self._points.take(part)
+            yield batch
 
 
-def _in_double(model: nn.Module) -> nn.Module:
-    """Turn a model to float64, with every floating tensor that is given to one of its modules."""
-
-    def widen(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        double: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(_double, (given, named))
-        return double
-
-    for module in model.modules():
-        module.register_forward_pre_hook(widen, with_kwargs=True)
-    return model.double()
-
-
-def _double(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+def _batches(points: Points, places: Tensor) -> Iterator[Any]:
+    return (points.take(part) for part in places.split(BATCH))
 
 
 def _damping(setting: Setting, last: Attribution) -> float | None:

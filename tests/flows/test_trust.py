@@ -24,7 +24,7 @@ def test_a_cycle_says_how_much_of_the_model_was_scored_and_whether_it_can_be_tru
     summary = turn(write_toml(here, scoring={"blocks": ["head"]}), dry_run=True)
     assert summary.blocks.startswith("head: 27 parameters, 52.9% of the model, ")
     assert summary.blocks.endswith("% of the gradient energy")
-    assert "rank correlation of 50 x 20 pairs" in summary.probe
+    assert "rank correlation of 50 x 10 pairs" in summary.probe
     report = unescape(summary.report.read_text())
     assert summary.blocks in report
     assert summary.probe in report

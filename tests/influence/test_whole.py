@@ -1,5 +1,7 @@
 """All parameters of a model without hooks, proved against hooks and dense algebra."""
 
+from dataclasses import astuple
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -86,9 +88,11 @@ def test_exact_influence_is_that_of_the_dense_matrix(case: str, chosen: str) -> 
     train, queries = (batch[0][:9], batch[1][:9]), (batch[0][9:], batch[1][9:])
     with Influence(model, TASK, GaussNewton(blocks), blocks) as influence:
         influence.fit([train], Damping("absolute", DAMPING))
-        expected = influence.pairs([train], [queries]).influence
+        singles = influence.pairs([train], [queries]).influence
+    expected = torch.cat([singles.mean(1, keepdim=True), singles], 1)
+    groups = [split(queries, 2), *([single] for single in split(queries, 1))]
     names = [f"{block.name}.{name}" for block in blocks for name, _ in block.module.named_parameters(recurse=False)]
-    found = exact_influence(model, TASK, split(train, 4), split(train, 1), split(queries, 1), names, DAMPING, 9)
+    found = exact_influence(model, TASK, split(train, 4), split(train, 1), groups, names, DAMPING, 9)
     # the error of a solution is at most its residual over the damping, and influence at most as far off
     largest = gradient_norms(model, names, train).max() * gradient_norms(model, names, queries).max() / 9
     assert (found - expected).abs().max() <= TOLERANCE * largest / DAMPING
@@ -110,23 +114,22 @@ def test_what_does_not_converge_is_no_number(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("influence.whole.conjugate_gradients", never)
     model, batch = MODELS["mlp"]
     singles = split(batch, 1)
-    found = exact_influence(model.eval(), TASK, [batch], singles[:2], singles[2:5], ["0.weight"], DAMPING, 12)
+    found = exact_influence(model.eval(), TASK, [batch], singles[:2], [singles[2:5]] * 3, ["0.weight"], DAMPING, 12)
     assert found.shape == (2, 3)
     assert found.isnan().all()
     assert agreement(found, found).pairs is None
 
 
-def test_agreement_tells_scale_from_order() -> None:
-    truth = torch.tensor([[1.0, 5.0], [3.0, 2.0], [-4.0, 0.5]], dtype=torch.float64)
-    same = agreement(truth, truth)
-    assert (same.pairs, same.means, same.error) == (pytest.approx(1), pytest.approx(1), 0)
-    doubled = agreement(2 * truth, truth)
-    assert (doubled.pairs, doubled.means, doubled.error) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
-    reversed_ = agreement(-truth, truth)
-    assert (reversed_.pairs, reversed_.means, reversed_.error) == (
-        pytest.approx(-1),
-        pytest.approx(-1),
-        pytest.approx(2),
-    )
-    assert agreement(torch.ones(3, 2), truth).pairs is None
-    assert agreement(truth, torch.zeros(3, 2)).error is None
+def test_agreement_tells_scale_from_order_and_pairs_from_means() -> None:
+    truth = torch.tensor([[1.0, 1.0, 5.0], [3.0, 3.0, 2.0], [-4.0, -4.0, 0.5]], dtype=torch.float64)
+    assert astuple(agreement(truth, truth)) == pytest.approx((1, 1, 0))
+    assert astuple(agreement(2 * truth, truth)) == pytest.approx((1, 1, 1))
+    assert astuple(agreement(-truth, truth)) == pytest.approx((-1, -1, 2))
+    other_means = torch.cat([-truth[:, :1], truth[:, 1:]], 1)
+    assert astuple(agreement(other_means, truth)) == pytest.approx((1, -1, 0))
+
+
+def test_an_agreement_that_does_not_exist_is_none() -> None:
+    truth = torch.tensor([[1.0, 1.0, 5.0], [3.0, 3.0, 2.0]], dtype=torch.float64)
+    assert agreement(torch.ones(2, 3), truth).pairs is None
+    assert agreement(truth, torch.zeros(2, 3)).error is None
