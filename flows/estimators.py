@@ -94,7 +94,7 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
         build=_pcg,
         damping="horizon",
         exactness="exact to a residual of 1e-6, blocks together",
-        cost="1 pass; about 10 products with n points for each query and each train point",
+        cost="1 pass; 7 to 40 products with n points for each query and each train point",
         memory="the factors of all points",
         use="more points than dual takes, where exactness is worth hours",
     ),

@@ -212,11 +212,11 @@ def head(model: nn.Module) -> Block:
 
 
 def summarize(model: nn.Module, blocks: Iterable[Block], energies: Mapping[str, float] | None = None) -> BlockSummary:
-    """Say which part of the model the blocks are; with the energies of all blocks, which part of those, too."""
+    """Say which part of the model the blocks are; with the energies of all blocks, which part of those, if any, too."""
     chosen = tuple(blocks)
     parameters = sum(block.parameters for block in chosen)
     total = sum(parameter.numel() for parameter in model.parameters())
-    energy = None if energies is None else _energy(chosen, energies) / sum(energies.values())
+    energy = _energy(chosen, energies) / sum(energies.values()) if energies and any(energies.values()) else None
     return BlockSummary(tuple(block.name for block in chosen), parameters, parameters / total, energy)
 
 

@@ -21,9 +21,7 @@ from influence.factored import Gradients
 from influence.reading import Batch, Task
 from influence.validation import spearman
 
-TOLERANCE = (
-    1e-3  # of the solutions, within reach of float32: moves influence by less than .1 %, ranks by less than 1e-4
-)
+TOLERANCE = 1e-3  # of the solutions, within reach of float32: moves influence by < .1 %, rank correlations by < 1e-4
 
 
 @dataclass(frozen=True)

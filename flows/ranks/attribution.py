@@ -98,7 +98,7 @@ class Attribution:
     def __init__(self, model: nn.Module, workload: Workload, setting: Setting, points: Points, place: Place) -> None:
         scoring = setting.config.scoring
         self.blocks = select(model, *selections(scoring.blocks, setting.energies))
-        self.summary = summarize(model, self.blocks, setting.energies if any(setting.energies.values()) else None)
+        self.summary = summarize(model, self.blocks, setting.energies)
         self.head = head(model)
         self._setting, self._points, self._place = setting, points, place
         self._share = Share(place.index, place.world)

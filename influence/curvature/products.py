@@ -163,7 +163,7 @@ def _of_batch(logits: _Logits[Batch], values: Gradients, batch: Batch, tangents:
         pulled: tuple[Gradients] = pull(weighted - p * weighted.sum(1, keepdim=True))
         return pulled[0]
 
-    with _unfused():
+    with torch.no_grad(), _unfused():  # or the constant parameters would keep the graph
         z, pull = vjp(outputs, values)[:2]
         p = z.softmax(1)  # [B, C]
         sums: Gradients = vmap(one, chunk_size=COLUMNS)(tangents)

@@ -177,3 +177,8 @@ def test_features_are_the_layers_of_a_transformer_that_are_called() -> None:
         {"embedding": nn.Embedding(7, 8), "encoder": nn.TransformerEncoderLayer(8, 2, 16), "head": nn.Linear(8, 3)}
     )
     assert [block.name for block in select(model, features)] == ["encoder.linear1", "encoder.linear2", "head"]
+
+
+def test_where_no_block_has_gradient_energy_its_share_is_not_known() -> None:
+    blocks = available(model())
+    assert summarize(model(), blocks, {block.name: 0.0 for block in blocks}).energy is None

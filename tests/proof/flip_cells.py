@@ -67,7 +67,7 @@ class Recipe:
 RECIPES = (
     Recipe("MLP, converged", "mlp", 5000, 30, 128, 1e-3, 0.1, retrainings=5),
     Recipe("MLP, memorized", "mlp", 3000, 150, 256, 2e-3, 0.0, retrainings=1),
-    Recipe("CNN, converged", "cnn", 5000, 10, 128, 2e-3, 0.1, retrainings=3),
+    Recipe("CNN, converged", "cnn", 5000, 20, 128, 2e-3, 0.1, retrainings=3),
     Recipe("CNN, memorized", "cnn", 3000, 40, 128, 3e-3, 0.0, retrainings=1),
 )
 
