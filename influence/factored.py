@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from influence.matmul import product, products
+
 DENSE_ELEMENTS = 1 << 22  # of a working tensor: 16 MB stay in the allocator, more is paged in anew every time
 
 
@@ -48,13 +50,14 @@ def materialise(factor: Factor) -> Tensor:
     """The gradients themselves, [B, o, i]; of several functions, [R, B, o, i]."""
     if factor.a.shape[1] == 1:
         return factor.g.mT * factor.a  # [B, o, 1] * [B, 1, i]
-    return factor.g.mT @ factor.a
+    return products(factor.g.mT, factor.a)
 
 
 def rotate(factor: Factor, inputs: Tensor | None, outputs: Tensor | None) -> Factor:
     """The factors of outputs' G inputs, for bases [i, i] and [o, o] whose columns are the basis vectors; None = I."""
     return Factor(
-        factor.a if inputs is None else factor.a @ inputs, factor.g if outputs is None else factor.g @ outputs
+        factor.a if inputs is None else product(factor.a, inputs),
+        factor.g if outputs is None else product(factor.g, outputs),
     )
 
 
@@ -86,8 +89,8 @@ def dots(factor: Factor, gradients: Tensor) -> Tensor:
         return by_pieces(factor, lambda full: full.flatten(1) @ flat)
     a, g = factor.a[:, 0], factor.g[:, 0]  # [B, i], [B, o]
     if i <= o:  # the smaller of the two leaves the smaller intermediate
-        return _contract(g, gradients.transpose(0, 1).reshape(o, k * i), a)
-    return _contract(a, gradients.permute(2, 0, 1).reshape(i, k * o), g)
+        return _contract(g, gradients.mT.reshape(k * i, o), a)
+    return _contract(a, gradients.reshape(k * o, i), g)
 
 
 def squared_norms(factor: Factor) -> Tensor:
@@ -104,5 +107,5 @@ def total(factors: Factors, of_block: Callable[[str, Factor], Tensor]) -> Tensor
 
 
 def _contract(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
-    partial = (left @ middle).view(len(left), -1, right.shape[1])  # [B, k, d]
+    partial = product(left, middle.T).view(len(left), -1, right.shape[1])  # [B, k, d]
     return (partial @ right[:, :, None])[:, :, 0]

@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 
 from influence.errors import InfluenceError
 from influence.factored import Factor, Gradients, materialise
+from influence.matmul import product
 from influence.reading import Reading
 
 
@@ -99,7 +100,7 @@ def group_means(readings: Iterable[Reading], groups: Tensor, count: int) -> Grou
 
 def _weighted(factor: Factor, weights: Tensor) -> Tensor:
     """sum_b w_b G_b, [o, i]."""
-    return (factor.g * weights[:, None, None]).flatten(0, 1).T @ factor.a.flatten(0, 1)
+    return product((factor.g * weights[:, None, None]).flatten(0, 1).T, factor.a.flatten(0, 1))
 
 
 def _doubt(reading: Reading) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from influence.factored import Factor
+from influence.matmul import product
 
 TINY = 1e-300
 
@@ -70,6 +71,6 @@ def _groups(kept: Tensor, size: int) -> Tensor:
 
 
 def _energies(x: Tensor, basis: Tensor) -> Tensor:
-    kept = (x @ basis).square()  # [B, k]
+    kept = product(x, basis).square()  # [B, k]
     rest = (x.square().sum(1) - kept.sum(1)).clamp(min=0)  # rounding only
     return torch.cat([kept, rest[:, None]], 1)

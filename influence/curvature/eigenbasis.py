@@ -16,6 +16,7 @@ from torch import Tensor
 from influence.curvature.base import Own, Scored
 from influence.curvature.cut import Cut
 from influence.factored import Factor, Factors, Gradients, dots, materialise, pieces, rotate
+from influence.matmul import product, products
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ class Eigenbasis:
 
     def solve(self, gradients: Tensor) -> Tensor:
         """Damped inverse times gradients, [k, o, i]."""
-        back = self.outputs @ (self.turn(gradients) / self.damped)
-        return back if self.inputs is None else back @ self.inputs.T
+        back = products(self.outputs, self.turn(gradients).div_(self.damped))
+        return back if self.inputs is None else product(back, self.inputs.T)
 
     def turn(self, gradients: Tensor) -> Tensor:
         """Qs' V Qa, [k, o, i]."""
-        turned = self.outputs.T @ gradients
-        return turned if self.inputs is None else turned @ self.inputs
+        turned = products(self.outputs.T, gradients)
+        return turned if self.inputs is None else product(turned, self.inputs)
 
     def rotate(self, factor: Factor) -> Factor:
         """The factors of Qs' G Qa."""
@@ -88,8 +89,8 @@ class Eigenbasis:
         early_in, early_out = positions <= o, positions <= i
         full = materialise(rotate(factor, self.inputs if early_in else None, self.outputs if early_out else None))
         if self.inputs is not None and not early_in:
-            full = full @ self.inputs
-        return full if early_out else self.outputs.T @ full
+            full = product(full, self.inputs)
+        return full if early_out else products(self.outputs.T, full)
 
     def own(self, factor: Factor, *, step: bool) -> Own:
         """The own terms of B points in this block."""
@@ -143,5 +144,5 @@ class RotatedQueries:
 
 def _own(a: Tensor, g: Tensor, weights: Tensor, *, step: bool) -> Own:
     """Own terms from squared rotated factors a [B, i] and g [B, o], and weights [2, o, i]."""
-    found = [((g @ weight) * a).sum(1).double() for weight in weights[: 1 + step]]
+    found = [(product(g, weight) * a).sum(1).double() for weight in weights[: 1 + step]]
     return Own(found[0], found[1] if step else None)

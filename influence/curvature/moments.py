@@ -7,8 +7,10 @@ float32 matrix in place, which is added to the float64 one after `SPILL` rows.
 import torch
 from torch import Tensor
 
+from influence.matmul import product
+
 SPILL = 2048  # rows: their float32 sum is good to 1e-6
-PANEL = 128  # columns of a symmetric sum that are computed at a time: what lies below is the transpose of what is above
+PANEL = 256  # columns of a symmetric sum that are computed at a time: what lies below is the transpose of what is above
 
 
 class ProductSum:
@@ -25,17 +27,19 @@ class ProductSum:
 
     def add(self, left: Tensor, right: Tensor) -> None:
         """Add left' right, for left [n, d] and right [n, e]."""
-        self._target(left).addmm_(left.T, right)
+        self._target(left).add_(product(left.T, right))
         self._count(len(left))
 
     def add_moment(self, rows: Tensor, weights: Tensor) -> None:
         """Add sum_n w_n x_n x_n' for rows x [n, d] and weights [n], on and above the diagonal only."""
         even = bool((weights == weights[0]).all())
-        left, scale = (rows, float(weights[0])) if even else (rows * weights[:, None], 1.0)
+        right = rows.T.contiguous()  # as products of many rows want it
+        left, scale = (right, float(weights[0])) if even else (right * weights, 1.0)
         target = self._target(rows)
-        for start in range(0, rows.shape[1], PANEL):
+        for start in range(0, len(right), PANEL):
             columns = slice(start, start + PANEL)
-            target[: columns.stop, columns].addmm_(left[:, : columns.stop].T, rows[:, columns], alpha=scale)
+            part = product(left[: columns.stop], right[columns].T)
+            target[: columns.stop, columns].add_(part, alpha=scale)
         self._count(len(rows))
 
     def add_rows(self, weights: Tensor, rows: Tensor) -> None:
