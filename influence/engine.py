@@ -87,8 +87,7 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
         """
         _refuse_one_shot(queries)
         count = sum(len(self._reader.task.labels(batch)) for batch in queries)
-        held = each(map(self._reader.queries, queries), count)
-        scorer = PairScorer(self.curvature, held, self._fitted(), own=own)
+        scorer = PairScorer(self.curvature, each(map(self._reader.queries, queries), count), self._fitted(), own=own)
         parts = [scorer.score(reading.losses) for reading in self._read(train, roots=False)]
         return PairScores(
             torch.cat([part.influence for part in parts]),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from influence.curvature.base import Own, Scored
 from influence.curvature.cut import Cut
-from influence.factored import Factor, Factors, Gradients, dots, materialise, pieces, rotate
+from influence.factored import DENSE_ELEMENTS, Factor, Factors, Gradients, dots, materialise, pieces, rotate
 from influence.matmul import product, products
 
 
@@ -121,10 +121,7 @@ class RotatedQueries:
 
     def __init__(self, bases: Mapping[str, Eigenbasis], gradients: Gradients, *, step: bool) -> None:
         self._bases, self._step = bases, step
-        self._queries = {
-            name: bases[name].like(full).turn(full).div_(bases[name].like(full).damped)
-            for name, full in gradients.items()
-        }
+        self._queries = {name: _turned(bases[name].like(full), full) for name, full in gradients.items()}
 
     def score(self, factors: Factors) -> Scored:
         """Score B points by the factors of their losses."""
@@ -140,6 +137,16 @@ class RotatedQueries:
             full = basis.materialise(factor[piece])  # [b, o, i]
             parts.append(Scored((full.flatten(1) @ flat).double(), basis.own_of_full(full, step=self._step)))
         return Scored.join(parts)
+
+
+def _turned(basis: Eigenbasis, gradients: Tensor) -> Tensor:
+    """Solved but for the way back, some queries at a time, [k, o, i]."""
+    turned = torch.empty_like(gradients)
+    some = max(1, DENSE_ELEMENTS // basis.damped.numel())
+    for start in range(0, len(gradients), some):
+        piece = slice(start, start + some)
+        torch.div(basis.turn(gradients[piece]), basis.damped, out=turned[piece])
+    return turned
 
 
 def _own(a: Tensor, g: Tensor, weights: Tensor, *, step: bool) -> Own:

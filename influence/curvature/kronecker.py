@@ -32,7 +32,8 @@ class Side:
     """Inputs or outputs of a block.
 
     Attributes:
-        covariance: A or S on and above the diagonal, a sum over points and then their mean, [d, d].
+        covariance: A or S on and above the diagonal, a sum over points and then their mean, [d, d]; nothing of it is
+            kept once the basis is known.
         basis: its eigenvectors in columns, [d, d], float64.
         spectrum: its eigenvalues, [d], float64.
     """
@@ -50,7 +51,7 @@ class KroneckerBlock:
         inputs: None for a free block.
         outputs: of every block.
         eigenvalues: Lambda, a sum over points and then their mean, [o, i].
-        fitted: the undamped basis; None until the first pass is over.
+        fitted: the undamped basis, during the second pass.
     """
 
     inputs: Side | None
@@ -155,6 +156,8 @@ class KFAC:
                 found = torch.linalg.eigh(side.covariance.value, UPLO="U")
                 side.basis.copy_(found.eigenvectors)
                 side.spectrum.copy_(found.eigenvalues.clamp(min=0))  # rounding only: a covariance is semidefinite
+                del found
+            side.covariance = ProductSum(0, 0)
             all_reduce(side.basis)  # zero on the ranks that do not own it
             all_reduce(side.spectrum)
 
@@ -188,6 +191,8 @@ class EKFAC(KFAC):
         """End a pass: covariances to bases after the first, Lambda after the second."""
         if self._reduced:
             self._mean(all_reduce, (block.eigenvalues for block in self.state.values()))
+            for block in self.state.values():
+                block.fitted = None
             return
         self._mean(all_reduce, (side.covariance for side in self._sides()))
         self._decompose(all_reduce)

@@ -19,7 +19,6 @@ from influence import (
     select,
 )
 from influence.curvature import moments
-from influence.curvature.moments import ProductSum
 from tests.influence.cases import (
     ABSOLUTE,
     basis,
@@ -111,18 +110,25 @@ def test_eigenvalues_are_the_exact_expectation_over_labels_in_the_eigenbasis(cas
         torch.testing.assert_close(eigenvalues(curvature, name).flatten(), truth, **ROUNDING)
 
 
-def whole(covariance: ProductSum) -> Tensor:
-    """A covariance from what is kept of it, on and above the diagonal."""
-    return covariance.value.triu() + covariance.value.triu(1).T
+class Remembering(EKFAC):
+    """EK-FAC that keeps its covariances, of which only what is on and above the diagonal is computed."""
+
+    covariances: list[Tensor]
+
+    def _decompose(self, all_reduce: AllReduce) -> None:
+        values = [side.covariance.value for side in self._sides()]
+        self.covariances = [value.triu() + value.triu(1).T for value in values]
+        super()._decompose(all_reduce)
 
 
 @every_model
 def test_the_basis_diagonalises_both_covariances(case: str) -> None:
-    for block in ekfac(*MODELS[case]).state.values():
-        for side in (block.inputs, block.outputs):
-            if side is not None:
-                rotated = side.basis.T @ whole(side.covariance) @ side.basis
-                torch.testing.assert_close(rotated, torch.diag(side.spectrum), **ROUNDING)
+    curvature = kronecker(Remembering, *MODELS[case])
+    assert isinstance(curvature, Remembering)
+    for side, covariance in zip(curvature._sides(), curvature.covariances, strict=True):
+        rotated = side.basis.T @ covariance @ side.basis
+        torch.testing.assert_close(rotated, torch.diag(side.spectrum), **ROUNDING)
+        assert not side.covariance.value.numel()  # of the order of the layer, and no longer needed
 
 
 @every_model
@@ -139,15 +145,16 @@ def test_covariances_computed_in_panels_are_the_same(case: str, monkeypatch: pyt
 def test_covariances_are_means_over_points(case: str) -> None:
     # S sums over roots and positions, A is a mean over positions: so that S (x) A has the scale of the matrix.
     model, batch = MODELS[case]
-    curvature = ekfac(model, batch)
+    curvature = kronecker(Remembering, model, batch)
+    assert isinstance(curvature, Remembering)
     for name, g in label_gradients(model, batch).items():
         trace = g.square().sum((1, 2, 3)).mean()
         torch.testing.assert_close(eigenvalues(curvature, name).sum(), trace, **ROUNDING)
     for name, factor in loss_factors(model, batch).items():
-        a = factor.a.flatten(0, 1)
-        inputs = curvature.state[name].inputs
+        a, inputs = factor.a.flatten(0, 1), curvature.state[name].inputs
         if inputs is not None:
-            torch.testing.assert_close(whole(inputs.covariance), a.T @ a / len(a), **ROUNDING)
+            place = [side is inputs for side in curvature._sides()].index(True)
+            torch.testing.assert_close(curvature.covariances[place], a.T @ a / len(a), **ROUNDING)
 
 
 @every_model
