@@ -70,7 +70,8 @@ class DualGaussNewton:
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """End the pass: gather the roots of all ranks, and multiply them with each other."""
-        roots = self._kept.gather(all_reduce)
+        gathered = self._kept.gather(all_reduce)
+        roots = {name: Factor(factor.a.double(), factor.g.double()) for name, factor in gathered.items()}
         present = _largest(squared_sizes(roots), self._cut, self._most)
         _refuse_many(int(present.sum()))
         some = present.any(1)

@@ -6,7 +6,8 @@ largest roots (`dual`), which takes the blocks together. EK-FAC is a good one on
 worse than none: the matrix is null where a change of one layer undoes that of the next, and EK-FAC, block by block,
 sees curvature there. Fashion-MNIST, 784-64-32-10, 1,000 points, damping .001: 7 iterations, 237 without, 805 with it.
 
-Float64 throughout: in float32 a residual cannot fall below about 1e-7 times the condition of the matrix.
+In float32 alone a residual cannot fall below about 1e-7 times the condition of the matrix, so it is refined in float64:
+as exact as float64 throughout, in two thirds of its time (softmax regression on digits, 200 right-hand sides).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from influence.sharding import WHOLE, Share
 TOLERANCE = 1e-6
 LIMIT = 200
 MARGIN = 0.9  # the updated residual stops this much below the tolerance, so that the true one, which drifts, holds it
+TURN = 1e-3  # of the residual: how far float32 goes before it is computed anew
 PROBES = 16  # of the trace
 ROWS = 2000  # of the preconditioner: a tenth of a second for its Cholesky
 
@@ -53,8 +55,12 @@ def conjugate_gradients(
     precondition: Product | None = None,
     tolerance: float = TOLERANCE,
     limit: int = LIMIT,
+    working: torch.dtype = torch.float64,
 ) -> Solution:
     """Solve H x = v for k right-hand sides.
+
+    In float32 the iterations bring the residual down by a thousand at a time; it is then computed anew in float64, and
+    what is left of it is solved for in turn (iterative refinement; Wilkinson 1963).
 
     Args:
         product: x -> H x, symmetric and positive definite, on [m, ...] of each block, for any m up to k.
@@ -62,6 +68,7 @@ def conjugate_gradients(
         precondition: an approximation of v -> H^-1 v, symmetric and positive definite; None is the identity.
         tolerance: of the relative residual.
         limit: of the iterations.
+        working: of the iterations, which both operators then also take gradients in; float32 is faster.
 
     Raises:
         InfluenceError: a right-hand side has not converged.
@@ -69,12 +76,11 @@ def conjugate_gradients(
     joint = Joint({name: tuple(one.shape[1:]) for name, one in gradients.items()})
 
     def on(operator: Product) -> Callable[[Tensor], Tensor]:
-        return lambda flat: joint.join(operator(joint.split(flat)))
+        return lambda flat: joint.join(operator(joint.split(flat)), flat.dtype)
 
     v = joint.join(gradients)  # [k, p]
-    apply = on(product)
-    x, iterations = _iterate(apply, v, Tensor.clone if precondition is None else on(precondition), tolerance, limit)
-    residuals = (apply(x) - v).norm(dim=1) / v.norm(dim=1).where(v.any(1), torch.ones(()))
+    rough = Tensor.clone if precondition is None else on(precondition)
+    x, iterations, residuals = _refined(on(product), v, rough, tolerance, limit, working)
     failed = ~(residuals <= tolerance)
     if failed.any():
         raise InfluenceError(
@@ -150,6 +156,7 @@ class PCG:
                 self._preconditioner.solve,
                 self._tolerance,
                 self._limit,
+                torch.float32,
             )
             for run in runs(len(self._joint.parts(gradients)[0]), self._joint.parameters)
         ]
@@ -202,16 +209,41 @@ class PCG:
         return factor_product(self._roots, self.damping)
 
 
-def _iterate(
+def _refined(
     product: Callable[[Tensor], Tensor],
     v: Tensor,
     precondition: Callable[[Tensor], Tensor],
     tolerance: float,
     limit: int,
+    working: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solutions [k, p], iterations [k] and relative residuals [k], converged or not."""
+    x, rest, iterations = torch.zeros_like(v), v.clone(), torch.zeros(len(v), dtype=torch.int64)
+    sizes = v.norm(dim=1)
+    residuals = (sizes > 0).double()  # of x = 0
+    going = residuals > tolerance
+    while going.any():
+        wanted = (MARGIN * tolerance / residuals[going]).clamp(min=0.0 if working == torch.float64 else TURN)
+        left = limit - int(iterations[going].max())
+        step, taken = _iterate(product, rest[going].to(working), precondition, wanted, left)
+        x[going] += step.double()
+        iterations[going] += taken
+        rest[going] = v[going] - product(x[going])
+        before, residuals = residuals, rest.norm(dim=1) / sizes.where(sizes > 0, torch.ones(()))
+        going = (residuals > tolerance) & (residuals < before / 2) & (iterations < limit)
+    return x, iterations, residuals
+
+
+def _iterate(
+    product: Callable[[Tensor], Tensor],
+    v: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    wanted: Tensor,
+    limit: int,
 ) -> tuple[Tensor, Tensor]:
-    """Solutions [k, p] and iterations [k], converged or not."""
+    """Solutions [k, p] up to the wanted relative residuals [k], and iterations [k]; converged or not."""
     x, iterations = torch.zeros_like(v), torch.zeros(len(v), dtype=torch.int64)
-    goal = MARGIN * tolerance * v.norm(dim=1)
+    goal = wanted.to(v) * v.norm(dim=1)
     left = goal.nonzero()[:, 0]  # right-hand sides at work
     moved, r, goal = x[left], v[left], goal[left]
     direction, rho = torch.zeros_like(r), torch.ones_like(goal)

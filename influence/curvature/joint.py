@@ -55,9 +55,9 @@ class Joint:
             raise InfluenceError(f"blocks {', '.join(given)} given, the curvature is that of {', '.join(self.shapes)}")
         return [given[name] for name in self.shapes]
 
-    def join(self, gradients: Gradients) -> Tensor:
+    def join(self, gradients: Gradients, dtype: torch.dtype = torch.float64) -> Tensor:
         """[k, p]."""
-        return torch.cat([gradient.flatten(1).double() for gradient in self.parts(gradients)], 1)
+        return torch.cat([gradient.flatten(1).to(dtype) for gradient in self.parts(gradients)], 1)
 
     def split(self, joined: Tensor) -> dict[str, Tensor]:
         """The blocks of [k, p], as views."""

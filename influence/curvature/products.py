@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from influence.curvature.joint import add_up, runs
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients, materialise
+from influence.matmul import product
 
 Batch = TypeVar("Batch")
 Product = Callable[[Gradients], Gradients]
@@ -27,15 +28,15 @@ def factor_product(roots: Factors, damping: float) -> Product:
     """The product from roots of all n points, as matrix products.
 
     Args:
-        roots: with g of shape [R, n, T, o], in the dtype of the gradients that it will be given.
+        roots: with g of shape [R, n, T, o]; multiplied in the dtype of the gradients that are given.
         damping: at least 0.
     """
 
-    def product(v: Gradients) -> Gradients:
+    def apply(v: Gradients) -> Gradients:
         inner = sum_of_blocks(roots, v)  # [n, k, R]
         return {name: combine(roots[name], inner) / len(inner) + damping * one for name, one in v.items()}
 
-    return product
+    return apply
 
 
 def sum_of_blocks(roots: Factors, gradients: Gradients) -> Tensor:
@@ -55,12 +56,12 @@ def project(roots: Factor, gradients: Tensor) -> Tensor:
     """
     k, o, i = gradients.shape
     found = gradients.new_empty(len(roots), k, len(roots.g))
-    columns, flat = gradients.permute(2, 0, 1).reshape(i, k * o), gradients.flatten(1)
-    for run, part in _runs(roots, k):
+    columns, flat = gradients.reshape(k * o, i).T, gradients.flatten(1)
+    for run, part in _runs(roots, k, gradients.dtype):
         if _forms(roots, k):
             found[run] = (materialise(part).flatten(2) @ flat.T).permute(1, 2, 0)  # [R, b, o i] @ [o i, k]
         else:
-            turned = (part.a @ columns).unflatten(2, (k, o)).transpose(1, 2).flatten(2)  # [b, k, T o]
+            turned = product(part.a, columns).unflatten(2, (k, o)).transpose(1, 2).flatten(2)  # [b, k, T o]
             torch.bmm(turned, part.g.permute(1, 2, 3, 0).flatten(1, 2), out=found[run])
     return found
 
@@ -69,14 +70,14 @@ def combine(roots: Factor, coefficients: Tensor) -> Tensor:
     """The adjoint of `project`: sums of the gradients of all points, weighted by coefficients [B, k, R]; [k, o, i]."""
     k, o, i = coefficients.shape[1], roots.g.shape[3], roots.a.shape[2]
     sums = coefficients.new_zeros(k * o, i)
-    for run, part in _runs(roots, k):
+    for run, part in _runs(roots, k, coefficients.dtype):
         c = coefficients[run]  # [b, k, R]
         if _forms(roots, k):
             full = materialise(part).flatten(2).flatten(0, 1)  # [R b, o i]
             sums += (c.permute(1, 2, 0).reshape(k, -1) @ full).view(k * o, i)
         else:
             mixed = (c @ part.g.permute(1, 0, 2, 3).flatten(2)).unflatten(2, (-1, o))  # [b, k, T, o]
-            sums += mixed.transpose(1, 2).reshape(-1, k * o).T @ part.a.flatten(0, 1)  # [k o, b T] @ [b T, i]
+            sums += product(mixed.transpose(1, 2).reshape(-1, k * o).T, part.a.flatten(0, 1))  # [k o, b T] @ [b T, i]
     return sums.view(k, o, i)
 
 
@@ -189,7 +190,7 @@ def _forms(roots: Factor, k: int) -> bool:
     return r * i * (t + k) < t * k * (i + r)
 
 
-def _runs(roots: Factor, k: int) -> Iterator[tuple[slice, Factor]]:
+def _runs(roots: Factor, k: int, dtype: torch.dtype) -> Iterator[tuple[slice, Factor]]:
     r, b, t, o = roots.g.shape
     for run in runs(b, r * roots.elements if _forms(roots, k) else k * t * o):
-        yield run, roots[run]
+        yield run, Factor(roots.a[run].to(dtype), roots.g[:, run].to(dtype))

@@ -1,4 +1,4 @@
-"""Keeping the Fisher roots of all train points: R gradients of each of n points, as factors in float64."""
+"""Keeping the Fisher roots of all train points: R gradients of each of n points, as factors in their own precision."""
 
 from collections.abc import Mapping, Sequence
 
@@ -39,7 +39,7 @@ class KeptRoots:
         if not inside.any():
             return
         kept = factors if inside.all() else [factor[inside] for factor in factors]
-        self.batches.append({n: Factor(f.a.double(), f.g.double()) for n, f in zip(self.joint.names, kept)})
+        self.batches.append(dict(zip(self.joint.names, kept)))
 
     def gather(self, all_reduce: AllReduce) -> Mapping[str, Factor]:
         """The roots of all ranks, by sums alone: each fills its own place in a tensor of zeros.
@@ -47,12 +47,13 @@ class KeptRoots:
         Returns:
             a [n, T, i], g [R, n, T, o], with zeros where a point has fewer roots or positions than others.
         """
-        table = torch.zeros(self._share.world, 2 + len(self.joint.names), dtype=torch.float64)
+        table = torch.zeros(self._share.world, 3 + len(self.joint.names), dtype=torch.float64)
         table[self._share.rank] = torch.tensor(self._sizes())
         all_reduce(table)
         points = int(train_points(table[:, 0].sum()))
         first = int(table[: self._share.rank, 0].sum())
-        roots, *positions = (int(size) for size in table[:, 1:].amax(0))
+        double, roots, *positions = (int(size) for size in table[:, 1:].amax(0))
+        dtype = torch.float64 if double else torch.float32
         gathered = {}
         for (name, (o, i)), t in zip(self.joint.shapes.items(), positions):
             a = torch.zeros(points, t, i, dtype=torch.float64)
@@ -65,18 +66,19 @@ class KeptRoots:
                 start = stop
             all_reduce(a)
             all_reduce(g)
-            gathered[name] = Factor(a, g)
+            gathered[name] = Factor(a.to(dtype), g.to(dtype))
         self.batches.clear()
         self._over = True
         return gathered
 
     def _sizes(self) -> list[int]:
-        """This rank's points, its most roots of a point, and for each block its longest sequence."""
+        """This rank's points, whether they are float64, their most roots, and for each block its longest sequence."""
         factors = [self.joint.parts(batch) for batch in self.batches]
         points = sum(len(batch[0]) for batch in factors)
         roots = max((len(batch[0].g) for batch in factors), default=0)
         longest = [max((batch[b].a.shape[1] for batch in factors), default=0) for b in range(len(self.joint.names))]
-        return [points, roots, *longest]
+        double = any(factor.a.dtype == torch.float64 for batch in factors for factor in batch)
+        return [points, double, roots, *longest]
 
 
 def squared_sizes(roots: Factors) -> Tensor:

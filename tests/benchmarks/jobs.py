@@ -99,10 +99,10 @@ class Job:
             return self.groups(influence)
 
     def pairs(self, *, own: bool = True) -> PairScores:
-        """Fit, every pair, and self-influence if it is wanted."""
+        """Fit, every pair, and self-influence if it is wanted; factors are kept on disk, so that memory is small."""
         with (
             TemporaryFile(dir=scratch()) as file,
-            self.engine(self.blocks, FactorCache(GIB, 8 * GIB, file)) as influence,
+            self.engine(self.blocks, FactorCache(0, 8 * GIB, file)) as influence,
         ):
             influence.fit(self.train, DAMPING)
             return influence.pairs(self.train, self.queries, own=own)

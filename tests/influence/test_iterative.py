@@ -132,6 +132,35 @@ def test_residuals_are_those_of_the_solution_not_of_the_recursion() -> None:
         conjugate_gradients(lambda v: {"x": (v["x"].float() @ full.float()).double()}, drawn(3, 50), tolerance=1e-7)
 
 
+def test_iterations_in_float32_are_refined_to_what_float32_cannot_hold() -> None:
+    full, _, _ = known(torch.logspace(-2, 1, 50).tolist())
+    seen: list[torch.dtype] = []
+
+    def product(v: Gradients) -> Gradients:
+        seen.append(v["x"].dtype)
+        return {"x": v["x"] @ full.to(v["x"].dtype)}
+
+    v = drawn(3, 50)
+    found = conjugate_gradients(product, v, tolerance=1e-12, limit=1000, working=torch.float32)
+    assert seen.count(torch.float64) == 4  # one for every three digits
+    assert found.solved["x"].dtype == torch.float64
+    assert ((found.solved["x"] @ full - v["x"]).norm(dim=1) <= 1e-12 * v["x"].norm(dim=1)).all()
+
+
+def test_roots_of_a_float32_model_are_kept_in_float32_and_solve_alike() -> None:
+    double, single = mlp(), mlp().float()
+    inputs, labels = points(100)
+    (asked, answers), found = points(5, seed=2), []
+    for model, kind in ((double, torch.float64), (single, torch.float32)):
+        curvature = PCG(select(model), tolerance=1e-8)
+        fitted(curvature, model, (inputs.to(kind), labels), Damping("absolute", 1e-2))
+        assert {factor.g.dtype for factor in curvature._roots.values()} == {kind}
+        given = query_gradients(double, (asked, answers)).gradients
+        found.append(curvature.solve(given))
+    for name, one in found[0].items():
+        assert (found[1][name] - one).norm() < 1e-4 * one.norm()  # float32 gradients: 1e-7 times a condition of 300
+
+
 def test_solutions_do_not_depend_on_how_many_right_hand_sides_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     curvature = PCG(select(PROBLEM.model))
     fitted(curvature, PROBLEM.model, PROBLEM.train, Damping("absolute", PROBLEM.l2))

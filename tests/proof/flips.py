@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipes", nargs="*", choices=names, default=names)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--cells", type=Path, default=ROOT / "build" / "flips" / _digest())
+    parser.add_argument("--cells", type=Path, default=ROOT / "build" / "flips" / digest(METHOD))
     arguments = parser.parse_args()
     arguments.cells.mkdir(parents=True, exist_ok=True)
     settings = [setting for setting in SETTINGS if setting.recipe.name in arguments.recipes]
@@ -50,8 +50,9 @@ def main() -> None:
     print(text)
 
 
-def _digest() -> str:
-    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in METHOD)).hexdigest()[:12]
+def digest(files: Sequence[str]) -> str:
+    """Of the method: cells of another one are not mixed with its own."""
+    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in files)).hexdigest()[:12]
 
 
 def _cell(setting: Setting, seed: int, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from flows.workloads.images import ImageSet, ImageWorkload
 from tests.proof.lds_models import Layers, Recipe, losses, train
 
 POINTS, QUERIES, SUBSETS, RETRAINS = 1000, 100, 100, 5
+OWN = 32  # other halves, of one model each: what a user can afford to choose a damping by
 SIDE_BY_SIDE = 10  # subsets whose models are trained together, and kept as one cell
 
 
@@ -88,23 +89,38 @@ def truth(task: str, folder: Path) -> Tensor:
     return torch.cat([_cell(task, first, folder) for first in range(0, SUBSETS, SIDE_BY_SIDE)])
 
 
+def own_subsets() -> Tensor:
+    """Halves that a user would train on to choose a damping, none of them among those that judge, [M, n], bool."""
+    return draw_subsets(POINTS, OWN, 0.5, seed=1)
+
+
+def own_truth(task: str, folder: Path) -> Tensor:
+    """Query losses of one model on each of these, [M, 1, m]; kept like the others."""
+    path = folder / f"{task}-own.pt"
+    if not path.exists():
+        seeds = [SPACING * (RETRAINS + 1) + number for number in range(OWN)]
+        torch.save(_retrained(task, own_subsets(), seeds, 1), path)
+    found: Tensor = torch.load(path)
+    return found
+
+
 def _cell(task: str, first: int, folder: Path) -> Tensor:
     path = folder / f"{task}-truth-{first}.pt"
     if not path.exists():
-        torch.save(_retrained(task, range(first, first + SIDE_BY_SIDE)), path)
+        numbers = range(first, first + SIDE_BY_SIDE)
+        seeds = [SPACING * (turn + 1) + number for number in numbers for turn in range(RETRAINS)]
+        torch.save(_retrained(task, subsets()[numbers.start : numbers.stop], seeds, RETRAINS), path)
         print(f"{task}: subsets {first} to {first + SIDE_BY_SIDE - 1} trained", flush=True)
     found: Tensor = torch.load(path)
     return found
 
 
-def _retrained(task: str, numbers: range) -> Tensor:
+def _retrained(task: str, halves: Tensor, seeds: Sequence[int], retrains: int) -> Tensor:
+    """Query losses of the models of each half, [s, retrains, m]; seeds are in that order."""
     points, queries = data(task)
-    members = torch.stack([row.nonzero()[:, 0] for row in subsets()[numbers.start : numbers.stop]])  # [s, n / 2]
-    seeds = [SPACING * (turn + 1) + number for number in numbers for turn in range(RETRAINS)]
-    trained = train(
-        SETTINGS[task].recipe, points.inputs, points.labels, members.repeat_interleave(RETRAINS, dim=0), seeds
-    )
-    found: Tensor = losses(trained[-1], queries.inputs, queries.labels).double().unflatten(0, (-1, RETRAINS))
+    members = torch.stack([row.nonzero()[:, 0] for row in halves]).repeat_interleave(retrains, dim=0)  # [.., n / 2]
+    trained = train(SETTINGS[task].recipe, points.inputs, points.labels, members, seeds)
+    found: Tensor = losses(trained[-1], queries.inputs, queries.labels).double().unflatten(0, (-1, retrains))
     return found
 
 
