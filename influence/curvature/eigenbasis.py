@@ -135,7 +135,7 @@ class RotatedQueries:
         flat, parts = queries.flatten(1).T, []  # [o i, k]
         for piece in pieces(factor):
             full = basis.materialise(factor[piece])  # [b, o, i]
-            parts.append(Scored((full.flatten(1) @ flat).double(), basis.own_of_full(full, step=self._step)))
+            parts.append(Scored(product(full.flatten(1), flat).double(), basis.own_of_full(full, step=self._step)))
         return Scored.join(parts)
 
 

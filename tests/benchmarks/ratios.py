@@ -32,7 +32,7 @@ TARGETS: dict[str, dict[str, float]] = {
     SAMPLED: FROM_NOTHING,
 }
 SIZES = {
-    "mlp": (10_000, 1_000, 512),
+    "mlp": (10_000, 1_000, 1024),
     "cnn": (10_000, 1_000, 64),
     "transformer": (256, 32, 16),
 }  # points, queries, batch
