@@ -6,7 +6,7 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data test test-all lint format proof proof-flips proof-lds bench clean
+.PHONY: demo data test test-all lint format proof proof-flips proof-lds proof-uses bench clean
 
 demo: $(STAMP)
 	$(BIN)/tamis run $(DEMO)
@@ -39,6 +39,9 @@ proof-flips: $(STAMP) data
 
 proof-lds: $(STAMP) $(PEERS)/.installed data
 	$(BIN)/python -m tests.proof.lds
+
+proof-uses: $(STAMP) data
+	$(BIN)/python -m tests.proof.uses
 
 bench: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python -m tests.benchmarks.run

@@ -113,7 +113,7 @@ def _section(task: str, setting: Setting, folder: Path) -> list[str]:
         "|---|---|---|---|",
     ]
     for name, models in _ours(task, folder) + _theirs(task, folder):
-        one = _interval([judge(found) for found in models])
+        one = interval([judge(found) for found in models])
         three = mean(judge(over_models(triple)) for triple in combinations(models, 3))
         target = TARGETS.get((setting.network, name))
         goal = "" if target is None else f"{target[0]:.2f} / {target[1]:.2f}"
@@ -197,7 +197,7 @@ def _convex(cells: Sequence[dict[str, lds_convex.Exact]]) -> list[str]:
     ]
     for name in cells[0]:
         found = [cell[name] for cell in cells]
-        pearson = _interval([one.pearson for one in found], ".5f")
+        pearson = interval([one.pearson for one in found], ".5f")
         lines.append(f"| {name} | {pearson} | {mean(one.seconds for one in found):.2f} |")
     return [*lines, "", *_protocol()]
 
@@ -213,7 +213,8 @@ def _protocol() -> list[str]:
     ]
 
 
-def _interval(values: Iterable[float], form: str = ".3f") -> str:
+def interval(values: Iterable[float], form: str = ".3f") -> str:
+    """Mean ± half of the 95 % t interval."""
     known = list(values)
     half = T95[len(known)] * stdev(known) / math.sqrt(len(known))
     return f"{mean(known):{form}} ± {half:{form}}"

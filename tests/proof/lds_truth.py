@@ -70,7 +70,7 @@ SETTINGS = {
 def data(task: str) -> tuple[Labelled, Labelled]:
     """Train points and queries."""
     workload = SETTINGS[task].workload()
-    return _labelled(workload, workload.points()), _labelled(workload, workload.queries())
+    return labelled(workload, workload.points()), labelled(workload, workload.queries())
 
 
 def subsets() -> Tensor:
@@ -124,6 +124,7 @@ def _retrained(task: str, halves: Tensor, seeds: Sequence[int], retrains: int) -
     return found
 
 
-def _labelled(workload: ImageWorkload, points: ImageSet) -> Labelled:
+def labelled(workload: ImageWorkload, points: ImageSet) -> Labelled:
+    """The points as tensors."""
     batch = points.batch_of(torch.arange(len(points)))
     return Labelled(workload.inputs(batch), batch[1])

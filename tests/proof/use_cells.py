@@ -1,0 +1,270 @@
+"""What influence is for, on one seed: errors that models learn, copies, single queries, and what may be left out.
+
+Fashion-MNIST, 1,000 points, the MLP and recipe of the LDS proof; EK-FAC over four checkpoints, weight decay as damping.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flows.workloads.fashion_mnist import FashionMnist
+from influence import (
+    EKFAC,
+    Damping,
+    Influence,
+    auc,
+    average_precision,
+    cheap_signals,
+    knn_votes,
+    linear_blocks,
+    over_checkpoints,
+    two_round,
+)
+from tests.proof.lds_estimators import BATCH, TASK, Batch
+from tests.proof.lds_models import CLASSES, Layers, Recipe, accuracies, losses, module, train
+from tests.proof.lds_truth import Labelled, labelled
+
+RECIPE = Recipe(0.05, 0.01, 30)
+POINTS, QUERIES, TEST = 1000, 300, 8000
+WRONG, COPIES = 100, 10
+FOLDS, REPEATS, NEIGHBOURS = 5, 2, 15  # as shipped
+ASKED, REMOVED = 10, 50  # chosen queries, and points that are removed for one
+SHARES = (0.2, 0.4)  # left out as redundant
+RETRAINS = 5
+Errors = Literal["systematic", "copies"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Train points with given labels, which of them are wrong [n], trusted queries and clean test points."""
+
+    points: Labelled
+    wrong: Tensor
+    queries: Labelled
+    test: Labelled
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What one model says of each point, higher for what is to be removed first, [n]; and influence [n, m]."""
+
+    influence: Tensor
+    own: Tensor
+    loss: Tensor
+    el2n: Tensor
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What was measured with one seed.
+
+    Attributes:
+        found: by errors and signal, AUC and average precision.
+        accuracy: by errors and signal, on test points after removing as many as are wrong.
+        rise: by signal, of a chosen query's loss when the points that it names are removed, nats.
+        left: by share and signal, test accuracy after leaving out what it names as redundant.
+        seconds: of CPU.
+    """
+
+    found: dict[str, dict[str, tuple[float, float]]]
+    accuracy: dict[str, dict[str, float]]
+    rise: dict[str, float]
+    left: dict[str, dict[str, float]]
+    seconds: float
+
+
+def measure(seed: int) -> Uses:
+    """Measure everything with the seed of the split, the planted errors and the training."""
+    started = time.process_time()
+    kinds: tuple[Errors, ...] = ("systematic", "copies")
+    errors = {kind: _errors(kind, seed) for kind in kinds}
+    clean = _task(FashionMnist("mlp", POINTS, QUERIES, TEST, "flips", 0.0, seed))
+    signals = _signals(clean, seed)
+    return Uses(
+        found={kind: found for kind, (found, _) in errors.items()},
+        accuracy={kind: accuracy for kind, (_, accuracy) in errors.items()},
+        rise=_rises(clean, signals, seed),
+        left=_left(clean, signals, seed),
+        seconds=time.process_time() - started,
+    )
+
+
+def _errors(kind: Errors, seed: int) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+    """What each signal finds of errors that repeat themselves, and what removing it is worth."""
+    task = _with_errors(kind, seed)
+    signals = _signals(task, seed)
+    labels, everyone = task.points.labels, torch.ones(POINTS, dtype=torch.bool)
+    votes = knn_votes(task.points.inputs, labels, CLASSES, everyone, NEIGHBOURS)
+    ranked = {
+        "influence on the queries": -signals.influence.mean(1),
+        "suspicion": two_round(_out_of_fold(task, seed), votes, labels, everyone).score,
+        "loss": signals.loss,
+        "EL2N": signals.el2n,
+        "kNN": -votes[torch.arange(POINTS), labels],
+    }
+    removed = {name: signal.argsort(descending=True, stable=True)[:WRONG] for name, signal in ranked.items()}
+    removed |= {"random": _random(POINTS, WRONG, seed), "the truth (oracle)": task.wrong.nonzero()[:, 0]}
+    found = {name: (auc(signal, task.wrong), average_precision(signal, task.wrong)) for name, signal in ranked.items()}
+    nothing = _accuracy(_retrained(task, [torch.empty(0, dtype=torch.int64)], seed), task)
+    return found, {"nothing": nothing} | _accuracies(task, removed, seed)
+
+
+def _rises(task: Task, signals: Signals, seed: int) -> dict[str, float]:
+    """Mean rise of a chosen query's loss when the 50 points that are said to help it most are removed."""
+    asked = _random(QUERIES, ASKED, seed)
+    near = torch.cdist(task.points.inputs, task.queries.inputs[asked])  # [n, asked]
+    alike = task.points.labels[:, None] == task.queries.labels[asked]
+    drawn = torch.rand(near.shape, generator=torch.Generator().manual_seed(seed))
+    named = {
+        "influence on the query": signals.influence[:, asked],
+        "nearest of its class": (-near).masked_fill(~alike, -torch.inf),
+        "random of its class": drawn.masked_fill(~alike, -torch.inf),
+        "random": drawn,
+    }
+    before = _query_losses(_retrained(task, [torch.empty(0, dtype=torch.int64)], seed), task, asked)[0]  # [asked]
+    rises = {}
+    for name, score in named.items():
+        gone = list(score.topk(REMOVED, dim=0).indices.T)
+        after = _query_losses(_retrained(task, gone, seed), task, asked).diagonal()
+        rises[name] = float((after - before).mean())
+    return rises
+
+
+def _left(task: Task, signals: Signals, seed: int) -> dict[str, dict[str, float]]:
+    """Test accuracy without a share of clean points, those that a signal calls the least needed."""
+    needed = {
+        "influence, its size over the queries": signals.influence.abs().sum(1),
+        "self-influence": signals.own,
+        "loss": signals.loss,
+        "EL2N": signals.el2n,
+        "random": torch.rand(POINTS, generator=torch.Generator().manual_seed(seed)),
+    }
+    left = {}
+    for share in SHARES:
+        count = round(share * POINTS)
+        removed = {name: signal.argsort(stable=True)[:count] for name, signal in needed.items()}
+        left[f"{share:.0%}"] = _accuracies(task, removed, seed)
+    nothing = _accuracy(_retrained(task, [torch.empty(0, dtype=torch.int64)], seed), task)
+    return {"0%": {"nothing": nothing}, **left}
+
+
+def _with_errors(kind: Errors, seed: int) -> Task:
+    if kind == "systematic":
+        return _task(FashionMnist("mlp", POINTS, QUERIES, TEST, "systematic", WRONG / POINTS, seed))
+    single = POINTS - WRONG + WRONG // COPIES
+    task = _task(FashionMnist("mlp", single, QUERIES, TEST, "flips", 0.0, seed))
+    rows = torch.cat([torch.arange(WRONG // COPIES).repeat(COPIES), torch.arange(WRONG // COPIES, single)])
+    labels = task.points.labels.clone()
+    shift = torch.randint(1, CLASSES, (WRONG // COPIES,), generator=torch.Generator().manual_seed(seed))
+    labels[: WRONG // COPIES] = (labels[: WRONG // COPIES] + shift) % CLASSES
+    points = Labelled(task.points.inputs[rows], labels[rows])
+    return replace(task, points=points, wrong=torch.arange(POINTS) < WRONG)
+
+
+def _task(workload: FashionMnist) -> Task:
+    points, truth = workload.points(), workload.truth()
+    given = labelled(workload, points)
+    true = torch.tensor([truth[int(point)] for point in points.ids])
+    return Task(
+        given, given.labels != true, labelled(workload, workload.queries()), labelled(workload, workload.holdout())
+    )
+
+
+def _signals(task: Task, seed: int) -> Signals:
+    points = task.points
+    checkpoints = train(RECIPE, points.inputs, points.labels, torch.arange(POINTS)[None], [seed])
+    pairs, own = zip(*(_influence(task, layers) for layers in checkpoints), strict=True)
+    with torch.no_grad():
+        last = cheap_signals(module(checkpoints[-1], 0)(points.inputs), points.labels)
+    return Signals(over_checkpoints(list(pairs)), sum(own, torch.zeros(())), last.loss, last.el2n)
+
+
+def _influence(task: Task, layers: Layers) -> tuple[Tensor, Tensor]:
+    """On every query [n, m], and of each point on itself [n]."""
+    model = module(layers, 0)
+    blocks = linear_blocks(model)
+    with Influence(model, TASK, EKFAC(blocks), blocks) as influence:
+        influence.fit(_batches(task.points), Damping("absolute", RECIPE.weight_decay))
+        scores = influence.pairs(_batches(task.points), _batches(task.queries))
+    return scores.influence, scores.self_influence
+
+
+def _out_of_fold(task: Task, seed: int) -> Callable[[Tensor], Tensor]:
+    points, rounds = task.points, [0]
+
+    def log_probabilities(kept: Tensor) -> Tensor:
+        rounds[0] += 1
+        total, count = torch.zeros(POINTS, CLASSES, dtype=torch.float64), torch.zeros(POINTS, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed + 7919 * rounds[0])
+        for repeat in range(REPEATS):
+            dealt = kept.nonzero()[:, 0]
+            dealt = dealt[torch.randperm(len(dealt), generator=generator)]
+            for fold in range(FOLDS):
+                seen = kept.clone()
+                seen[dealt[fold::FOLDS]] = False
+                held = ~seen & (~kept | (torch.isin(torch.arange(POINTS), dealt[fold::FOLDS])))
+                number = 1000 * rounds[0] + FOLDS * repeat + fold + seed
+                for layers in train(RECIPE, points.inputs, points.labels, seen.nonzero().T, [number]):
+                    with torch.no_grad():
+                        total[held] += module(layers, 0)(points.inputs[held]).double().log_softmax(1)
+                    count[held] += 1
+        return total / count[:, None]
+
+    return log_probabilities
+
+
+def _accuracies(task: Task, removed: Mapping[str, Tensor], seed: int) -> dict[str, float]:
+    trained = _retrained(task, list(removed.values()), seed)
+    found = accuracies(trained, task.test.inputs, task.test.labels).unflatten(0, (-1, RETRAINS)).mean(1)
+    return dict(zip(removed, found.tolist(), strict=True))
+
+
+def _accuracy(trained: Layers, task: Task) -> float:
+    return float(accuracies(trained, task.test.inputs, task.test.labels).mean())
+
+
+def _query_losses(trained: Layers, task: Task, asked: Tensor) -> Tensor:
+    """Mean over retrainings, [sets, asked]."""
+    found = losses(trained, task.queries.inputs[asked], task.queries.labels[asked])
+    return found.double().unflatten(0, (-1, RETRAINS)).mean(1)
+
+
+def _retrained(task: Task, removed: Sequence[Tensor], seed: int) -> Layers:
+    """RETRAINS models without each of these sets, all of one size, for as many steps each."""
+    members = torch.stack([_without(gone) for gone in removed]).repeat_interleave(RETRAINS, dim=0)
+    seeds = [10_000 * (seed + 1) + turn for _ in removed for turn in range(RETRAINS)]
+    epochs = round(RECIPE.epochs * POINTS / members.shape[1])
+    return train(replace(RECIPE, epochs=epochs), task.points.inputs, task.points.labels, members, seeds)[-1]
+
+
+def _without(gone: Tensor) -> Tensor:
+    kept = torch.ones(POINTS, dtype=torch.bool)
+    kept[gone] = False
+    return kept.nonzero()[:, 0]
+
+
+def _random(count: int, size: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed + 31))[:size]
+
+
+def _batches(points: Labelled) -> list[Batch]:
+    return list(zip(points.inputs.split(BATCH), points.labels.split(BATCH), strict=True))
+
+
+def kept(seed: int, folder: Path) -> Uses:
+    """The measurement of a seed; not made again if the folder holds it."""
+    path = folder / f"{seed}.json"
+    if not path.exists():
+        path.write_text(json.dumps(asdict(measure(seed)), indent=1))
+        print(f"seed {seed}", flush=True)
+    raw = json.loads(path.read_text())
+    pairs = {kind: {name: tuple(pair) for name, pair in found.items()} for kind, found in raw["found"].items()}
+    return Uses(**(raw | {"found": pairs}))
