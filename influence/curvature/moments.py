@@ -10,7 +10,7 @@ from torch import Tensor
 from influence.matmul import product
 
 SPILL = 2048  # rows: their float32 sum is good to 1e-6
-PANEL = 256  # columns of a symmetric sum that are computed at a time: what lies below is the transpose of what is above
+PANEL = 256  # most columns of a symmetric sum that are computed at a time: what lies below is what is above
 
 
 class ProductSum:
@@ -36,8 +36,9 @@ class ProductSum:
         right = rows.T.contiguous()  # as products of many rows want it
         left, scale = (right, float(weights[0])) if even else (right * weights, 1.0)
         target = self._target(rows)
-        for start in range(0, len(right), PANEL):
-            columns = slice(start, start + PANEL)
+        width = -(-len(right) // -(-len(right) // PANEL))  # alike: a narrow last one would cost as much as a whole
+        for start in range(0, len(right), width):
+            columns = slice(start, start + width)
             part = product(left[: columns.stop], right[columns].T)
             target[: columns.stop, columns].add_(part, alpha=scale)
         self._count(len(rows))
