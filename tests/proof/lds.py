@@ -177,7 +177,7 @@ def _head() -> list[str]:
         "# Proof against retraining",
         "",
         f"Measured {date.today().isoformat()}, {platform.machine()}, one of "
-        f"{len(os.sched_getaffinity(0))} cores, torch {torch.__version__}; `make proof-lds`. "
+        f"{os.cpu_count()} cores, torch {torch.__version__}; `make proof-lds`. "
         f"± is half of the 95 % t interval over {SEEDS} seeds.",
         "",
     ]

@@ -42,7 +42,7 @@ def page(cells: Sequence[Uses]) -> str:
             "# What influence is for",
             "",
             f"`make proof-uses`, {date.today().isoformat()}, {platform.machine()}, one of "
-            f"{len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, "
+            f"{os.cpu_count()} cores, torch {torch.__version__}, "
             f"{sum(cell.seconds for cell in cells) / 60:.0f} minutes of CPU; {len(cells)} seeds of split, errors and "
             "training, ± half of the 95 % t interval over them.",
             f"Fashion-MNIST, {POINTS:,} train points, {QUERIES} clean queries, {TEST:,} clean test images, the MLP and "
