@@ -36,6 +36,25 @@ def factor_product(roots: Factors, damping: float) -> Product:
         inner = sum_of_blocks(roots, v)  # [n, k, R]
         return {name: combine(roots[name], inner) / len(inner) + damping * one for name, one in v.items()}
 
+    name, first = next(iter(roots.items()))
+    few = first.a.shape[1] == 1 and first.g.shape[3] <= len(first.g)
+    return _product_alone(name, first, damping) if few and len(roots) == 1 else apply
+
+
+def _product_alone(name: str, roots: Factor, damping: float) -> Product:
+    """On one block of single positions, a head, (1/n) sum_b S_b V a_b a_b' + damping V with S_b = sum_r g_rb g_rb'."""
+    g = roots.g[:, :, 0].permute(1, 2, 0)  # [n, o, R]
+    s, a = g @ g.mT, roots.a[:, 0]  # [n, o, o], [n, i]
+
+    def apply(v: Gradients) -> Gradients:
+        k, o, i = v[name].shape
+        sums = v[name].new_zeros(k * o, i)
+        for run in runs(len(a), k * o):
+            inputs = a[run].to(sums)
+            turned = product(inputs, v[name].reshape(k * o, i).T).unflatten(1, (k, o))  # [b, k, o]
+            sums += product((turned @ s[run].to(sums)).flatten(1).T, inputs)
+        return {name: sums.view(k, o, i) / len(a) + damping * v[name]}
+
     return apply
 
 

@@ -93,7 +93,7 @@ class Job:
         """Fit, self-influence, mean and ten groups, with the factors kept within the bytes given."""
         with (
             TemporaryFile(dir=scratch()) as file,
-            self.engine(self.blocks, FactorCache(memory, disk, file)) as influence,
+            self.engine(self.blocks, FactorCache(memory, disk, file) if memory else None) as influence,
         ):
             influence.fit(self.train, DAMPING)
             return self.groups(influence)

@@ -88,6 +88,19 @@ def test_the_product_from_roots_is_that_with_the_matrix(case: str, count: int) -
     torch.testing.assert_close(layout.join(factor_product(roots, 0.1)(v)), truth, **ROUNDING)
 
 
+@pytest.mark.parametrize("block", ["0", "4"])
+def test_the_product_on_a_block_alone_is_its_part_of_that_with_others(
+    block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = read(mlp(), points(30)).roots
+    assert roots is not None
+    o, i = roots[block].g.shape[3], roots[block].a.shape[2]
+    v = torch.randn(7, o, i, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = combine(roots[block], project(roots[block], v)) / 30 + 0.1 * v
+    monkeypatch.setattr(joint, "DENSE_ELEMENTS", 100)
+    torch.testing.assert_close(factor_product({block: roots[block]}, 0.1)({block: v})[block], expected, **ROUNDING)
+
+
 @every_model
 @pytest.mark.parametrize("forms", [True, False])
 def test_both_routes_give_the_same_in_any_runs(case: str, forms: bool, monkeypatch: pytest.MonkeyPatch) -> None:
