@@ -40,10 +40,10 @@ def products(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         [..., b, m, n].
     """
+    if not len(right) or not _suits(left[(0,) * (left.ndim - 2)], right[0]):
+        return left @ right
     if left.ndim > 3:
         return torch.stack([products(one, right) for one in left])
-    if not len(right) or not _suits(left if left.ndim == 2 else left[0], right[0]):
-        return left @ right
     found = right.new_empty(len(right), left.shape[-2], right.shape[2])
     for index, one in enumerate(right):
         found[index] = _onednn(left if left.ndim == 2 else left[index], one)
