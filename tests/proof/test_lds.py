@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tests.proof.lds_models import BATCH, CLASSES, MOMENTUM, Layers, Recipe, losses, module, train
+from tests.proof.lds_truth import own_subsets, subsets
 
 RECIPE = Recipe(rate=0.1, weight_decay=0.01, epochs=3)
 POINTS, WIDTH = 120, 6  # two full batches and a smaller one
@@ -58,3 +59,8 @@ def _untrained(draws: torch.Generator) -> torch.nn.Sequential:
         torch.rand(weight.weight.shape, generator=draws)
         torch.rand(weight.bias.shape, generator=draws)
     return model
+
+
+def test_no_half_that_chooses_a_damping_is_among_those_that_judge_it() -> None:
+    judging = {tuple(row.tolist()) for row in subsets()}
+    assert not any(tuple(row.tolist()) in judging for row in own_subsets())

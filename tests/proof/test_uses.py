@@ -10,7 +10,7 @@ import torch
 
 from tests.proof import use_cells
 from tests.proof.lds_truth import Labelled
-from tests.proof.use_cells import COPIES, POINTS, WRONG, Task, Uses, kept
+from tests.proof.use_cells import COPIES, POINTS, WRONG, Sets, Uses, kept
 from tests.proof.uses import page
 
 UNDONE = {"nothing": 0.7, "influence on the queries": 0.8}
@@ -42,11 +42,11 @@ def test_copies_are_few_points_many_times_with_one_wrong_label_each(monkeypatch:
     single = POINTS - WRONG + WRONG // COPIES
     inputs, labels = torch.arange(single)[:, None].float(), torch.arange(single) % 10
     some = Labelled(inputs, labels)
-    monkeypatch.setattr(use_cells, "_task", lambda _: Task(some, torch.zeros(single, dtype=torch.bool), some, some))
+    monkeypatch.setattr(use_cells, "_task", lambda _: Sets(some, torch.zeros(single, dtype=torch.bool), some, some))
     monkeypatch.setattr(use_cells, "FashionMnist", lambda *_: None)
-    task = use_cells._with_errors("copies", 0)
-    truth = task.points.inputs[:, 0].long() % 10
-    assert len(task.points.labels) == POINTS
-    assert task.wrong.sum() == WRONG
-    assert (task.points.labels != truth).equal(task.wrong)
-    assert len(task.points.inputs[task.wrong].unique()) == WRONG // COPIES
+    sets = use_cells._with_errors("copies", 0)
+    truth = sets.points.inputs[:, 0].long() % 10
+    assert len(sets.points.labels) == POINTS
+    assert sets.wrong.sum() == WRONG
+    assert (sets.points.labels != truth).equal(sets.wrong)
+    assert len(sets.points.inputs[sets.wrong].unique()) == WRONG // COPIES

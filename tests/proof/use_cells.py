@@ -43,7 +43,7 @@ Errors = Literal["systematic", "copies"]
 
 
 @dataclass(frozen=True)
-class Task:
+class Sets:
     """Train points with given labels, which of them are wrong [n], trusted queries and clean test points."""
 
     points: Labelled
@@ -54,7 +54,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Signals:
-    """What one model says of each point, higher for what is to be removed first, [n]; and influence [n, m]."""
+    """What one model says of each point: influence on every query [n, m], on itself, loss and EL2N [n]."""
 
     influence: Tensor
     own: Tensor
@@ -99,29 +99,29 @@ def measure(seed: int) -> Uses:
 
 def _errors(kind: Errors, seed: int) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """What each signal finds of errors that repeat themselves, and what removing it is worth."""
-    task = _with_errors(kind, seed)
-    signals = _signals(task, seed)
-    labels, everyone = task.points.labels, torch.ones(POINTS, dtype=torch.bool)
-    votes = knn_votes(task.points.inputs, labels, CLASSES, everyone, NEIGHBOURS)
+    sets = _with_errors(kind, seed)
+    signals = _signals(sets, seed)
+    labels, everyone = sets.points.labels, torch.ones(POINTS, dtype=torch.bool)
+    votes = knn_votes(sets.points.inputs, labels, CLASSES, everyone, NEIGHBOURS)
     ranked = {
         "influence on the queries": -signals.influence.mean(1),
-        "suspicion": two_round(_out_of_fold(task, seed), votes, labels, everyone).score,
+        "suspicion": two_round(_out_of_fold(sets, seed), votes, labels, everyone).score,
         "loss": signals.loss,
         "EL2N": signals.el2n,
         "kNN": -votes[torch.arange(POINTS), labels],
     }
     removed = {name: signal.argsort(descending=True, stable=True)[:WRONG] for name, signal in ranked.items()}
-    removed |= {"random": _random(POINTS, WRONG, seed), "the truth (oracle)": task.wrong.nonzero()[:, 0]}
-    found = {name: (auc(signal, task.wrong), average_precision(signal, task.wrong)) for name, signal in ranked.items()}
-    nothing = _accuracy(_retrained(task, [torch.empty(0, dtype=torch.int64)], seed), task)
-    return found, {"nothing": nothing} | _accuracies(task, removed, seed)
+    removed |= {"random": _random(POINTS, WRONG, seed), "the truth (oracle)": sets.wrong.nonzero()[:, 0]}
+    found = {name: (auc(signal, sets.wrong), average_precision(signal, sets.wrong)) for name, signal in ranked.items()}
+    nothing = _accuracy(_retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets)
+    return found, {"nothing": nothing} | _accuracies(sets, removed, seed)
 
 
-def _rises(task: Task, signals: Signals, seed: int) -> dict[str, float]:
+def _rises(sets: Sets, signals: Signals, seed: int) -> dict[str, float]:
     """Mean rise of a chosen query's loss when the 50 points that are said to help it most are removed."""
     asked = _random(QUERIES, ASKED, seed)
-    near = torch.cdist(task.points.inputs, task.queries.inputs[asked])  # [n, asked]
-    alike = task.points.labels[:, None] == task.queries.labels[asked]
+    near = torch.cdist(sets.points.inputs, sets.queries.inputs[asked])  # [n, asked]
+    alike = sets.points.labels[:, None] == sets.queries.labels[asked]
     drawn = torch.rand(near.shape, generator=torch.Generator().manual_seed(seed))
     named = {
         "influence on the query": signals.influence[:, asked],
@@ -129,16 +129,16 @@ def _rises(task: Task, signals: Signals, seed: int) -> dict[str, float]:
         "random of its class": drawn.masked_fill(~alike, -torch.inf),
         "random": drawn,
     }
-    before = _query_losses(_retrained(task, [torch.empty(0, dtype=torch.int64)], seed), task, asked)[0]  # [asked]
+    before = _query_losses(_retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets, asked)[0]  # [asked]
     rises = {}
     for name, score in named.items():
         gone = list(score.topk(REMOVED, dim=0).indices.T)
-        after = _query_losses(_retrained(task, gone, seed), task, asked).diagonal()
+        after = _query_losses(_retrained(sets, gone, seed), sets, asked).diagonal()
         rises[name] = float((after - before).mean())
     return rises
 
 
-def _left(task: Task, signals: Signals, seed: int) -> dict[str, dict[str, float]]:
+def _left(sets: Sets, signals: Signals, seed: int) -> dict[str, dict[str, float]]:
     """Test accuracy without a share of clean points, those that a signal calls the least needed."""
     needed = {
         "influence, its size over the queries": signals.influence.abs().sum(1),
@@ -151,54 +151,54 @@ def _left(task: Task, signals: Signals, seed: int) -> dict[str, dict[str, float]
     for share in SHARES:
         count = round(share * POINTS)
         removed = {name: signal.argsort(stable=True)[:count] for name, signal in needed.items()}
-        left[f"{share:.0%}"] = _accuracies(task, removed, seed)
-    nothing = _accuracy(_retrained(task, [torch.empty(0, dtype=torch.int64)], seed), task)
+        left[f"{share:.0%}"] = _accuracies(sets, removed, seed)
+    nothing = _accuracy(_retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets)
     return {"0%": {"nothing": nothing}, **left}
 
 
-def _with_errors(kind: Errors, seed: int) -> Task:
+def _with_errors(kind: Errors, seed: int) -> Sets:
     if kind == "systematic":
         return _task(FashionMnist("mlp", POINTS, QUERIES, TEST, "systematic", WRONG / POINTS, seed))
     single = POINTS - WRONG + WRONG // COPIES
-    task = _task(FashionMnist("mlp", single, QUERIES, TEST, "flips", 0.0, seed))
+    sets = _task(FashionMnist("mlp", single, QUERIES, TEST, "flips", 0.0, seed))
     rows = torch.cat([torch.arange(WRONG // COPIES).repeat(COPIES), torch.arange(WRONG // COPIES, single)])
-    labels = task.points.labels.clone()
+    labels = sets.points.labels.clone()
     shift = torch.randint(1, CLASSES, (WRONG // COPIES,), generator=torch.Generator().manual_seed(seed))
     labels[: WRONG // COPIES] = (labels[: WRONG // COPIES] + shift) % CLASSES
-    points = Labelled(task.points.inputs[rows], labels[rows])
-    return replace(task, points=points, wrong=torch.arange(POINTS) < WRONG)
+    points = Labelled(sets.points.inputs[rows], labels[rows])
+    return replace(sets, points=points, wrong=torch.arange(POINTS) < WRONG)
 
 
-def _task(workload: FashionMnist) -> Task:
+def _task(workload: FashionMnist) -> Sets:
     points, truth = workload.points(), workload.truth()
     given = labelled(workload, points)
     true = torch.tensor([truth[int(point)] for point in points.ids])
-    return Task(
+    return Sets(
         given, given.labels != true, labelled(workload, workload.queries()), labelled(workload, workload.holdout())
     )
 
 
-def _signals(task: Task, seed: int) -> Signals:
-    points = task.points
+def _signals(sets: Sets, seed: int) -> Signals:
+    points = sets.points
     checkpoints = train(RECIPE, points.inputs, points.labels, torch.arange(POINTS)[None], [seed])
-    pairs, own = zip(*(_influence(task, layers) for layers in checkpoints), strict=True)
+    pairs, own = zip(*(_influence(sets, layers) for layers in checkpoints), strict=True)
     with torch.no_grad():
         last = cheap_signals(module(checkpoints[-1], 0)(points.inputs), points.labels)
     return Signals(over_checkpoints(list(pairs)), sum(own, torch.zeros(())), last.loss, last.el2n)
 
 
-def _influence(task: Task, layers: Layers) -> tuple[Tensor, Tensor]:
+def _influence(sets: Sets, layers: Layers) -> tuple[Tensor, Tensor]:
     """On every query [n, m], and of each point on itself [n]."""
     model = module(layers, 0)
     blocks = linear_blocks(model)
     with Influence(model, TASK, EKFAC(blocks), blocks) as influence:
-        influence.fit(_batches(task.points), Damping("absolute", RECIPE.weight_decay))
-        scores = influence.pairs(_batches(task.points), _batches(task.queries))
+        influence.fit(_batches(sets.points), Damping("absolute", RECIPE.weight_decay))
+        scores = influence.pairs(_batches(sets.points), _batches(sets.queries))
     return scores.influence, scores.self_influence
 
 
-def _out_of_fold(task: Task, seed: int) -> Callable[[Tensor], Tensor]:
-    points, rounds = task.points, [0]
+def _out_of_fold(sets: Sets, seed: int) -> Callable[[Tensor], Tensor]:
+    points, rounds = sets.points, [0]
 
     def log_probabilities(kept: Tensor) -> Tensor:
         rounds[0] += 1
@@ -221,28 +221,28 @@ def _out_of_fold(task: Task, seed: int) -> Callable[[Tensor], Tensor]:
     return log_probabilities
 
 
-def _accuracies(task: Task, removed: Mapping[str, Tensor], seed: int) -> dict[str, float]:
-    trained = _retrained(task, list(removed.values()), seed)
-    found = accuracies(trained, task.test.inputs, task.test.labels).unflatten(0, (-1, RETRAINS)).mean(1)
+def _accuracies(sets: Sets, removed: Mapping[str, Tensor], seed: int) -> dict[str, float]:
+    trained = _retrained(sets, list(removed.values()), seed)
+    found = accuracies(trained, sets.test.inputs, sets.test.labels).unflatten(0, (-1, RETRAINS)).mean(1)
     return dict(zip(removed, found.tolist(), strict=True))
 
 
-def _accuracy(trained: Layers, task: Task) -> float:
-    return float(accuracies(trained, task.test.inputs, task.test.labels).mean())
+def _accuracy(trained: Layers, sets: Sets) -> float:
+    return float(accuracies(trained, sets.test.inputs, sets.test.labels).mean())
 
 
-def _query_losses(trained: Layers, task: Task, asked: Tensor) -> Tensor:
+def _query_losses(trained: Layers, sets: Sets, asked: Tensor) -> Tensor:
     """Mean over retrainings, [sets, asked]."""
-    found = losses(trained, task.queries.inputs[asked], task.queries.labels[asked])
+    found = losses(trained, sets.queries.inputs[asked], sets.queries.labels[asked])
     return found.double().unflatten(0, (-1, RETRAINS)).mean(1)
 
 
-def _retrained(task: Task, removed: Sequence[Tensor], seed: int) -> Layers:
+def _retrained(sets: Sets, removed: Sequence[Tensor], seed: int) -> Layers:
     """RETRAINS models without each of these sets, all of one size, for as many steps each."""
     members = torch.stack([_without(gone) for gone in removed]).repeat_interleave(RETRAINS, dim=0)
     seeds = [10_000 * (seed + 1) + turn for _ in removed for turn in range(RETRAINS)]
     epochs = round(RECIPE.epochs * POINTS / members.shape[1])
-    return train(replace(RECIPE, epochs=epochs), task.points.inputs, task.points.labels, members, seeds)[-1]
+    return train(replace(RECIPE, epochs=epochs), sets.points.inputs, sets.points.labels, members, seeds)[-1]
 
 
 def _without(gone: Tensor) -> Tensor:
