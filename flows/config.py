@@ -48,6 +48,8 @@ class TrainingConfig(_Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     checkpoints: tuple[Share, ...] = (0.25, 0.5, 0.75, 1.0)
     """Shares of the training at which parameters are saved; influence is summed over them."""
+    turn_over: tuple[str, ...] = ()
+    """Modules whose outputs every point sees through a mask of its own (turn-over dropout); none by default."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
