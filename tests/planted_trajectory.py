@@ -1,0 +1,89 @@
+"""Planted errors in what follows a training; see `planted`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from influence import Factor, Factors, Gradients, trajectory
+from influence.trajectory import Step
+from tests.planted import seen_by
+
+RIDGE = "test_on_ridge_leaving_a_point_out_of_a_step_moves_the_parameters_exactly_so"
+SOFTMAX = "test_on_softmax_regression_it_is_the_derivative_of_the_training_in_a_points_weight_at_a_step"
+MINI = [torch.arange(48).remainder(24)[start : start + 6] for start in range(0, 48, 6)]
+
+Walk = Callable[..., Iterator[Tensor]]
+
+
+def instead(patch: pytest.MonkeyPatch, wrong: Callable[[Walk, list[Step], Gradients, float, float], Any]) -> None:
+    """Walk back through the steps otherwise; the tests call the function under the name that they imported."""
+    from tests.influence import test_trajectory
+
+    right = trajectory.step_effects
+
+    def walk(steps: Sequence[Step], final: Gradients, momentum: float = 0.0, weight_decay: float = 0.0) -> Any:
+        return wrong(right, list(steps), final, momentum, weight_decay)
+
+    patch.setattr(trajectory, "step_effects", walk)
+    patch.setattr(test_trajectory, "step_effects", walk)
+
+
+@seen_by("test_trajectory", RIDGE, MINI, 0.0, 0.0)
+@seen_by("test_trajectory", SOFTMAX, 0.0, 0.0)
+def learning_rate_of_the_step_after(patch: pytest.MonkeyPatch) -> None:
+    def wrong(right: Walk, steps: list[Step], *given: Any) -> Iterator[Tensor]:
+        later = [*steps[1:], steps[-1]]
+        return right([replace(one, rate=other.rate) for one, other in zip(steps, later, strict=True)], *given)
+
+    instead(patch, wrong)
+
+
+@seen_by("test_trajectory", RIDGE, MINI, 0.0, 0.0)
+@seen_by("test_trajectory", SOFTMAX, 0.9, 0.05)
+def effect_not_divided_by_the_batch(patch: pytest.MonkeyPatch) -> None:
+    instead(
+        patch,
+        lambda right, steps, *given: (
+            len(step.points) * effect for step, effect in zip(steps[::-1], right(steps, *given), strict=True)
+        ),
+    )
+
+
+@seen_by("test_trajectory", RIDGE, MINI, 0.0, 0.05)
+def curvature_not_divided_by_the_batch(patch: pytest.MonkeyPatch) -> None:
+    def scaled(roots: Factors, size: int) -> Factors:
+        return {name: Factor(factor.a, factor.g * size**0.5) for name, factor in roots.items()}
+
+    instead(
+        patch,
+        lambda right, steps, *given: right(
+            [replace(step, roots=scaled(step.roots, len(step.points))) for step in steps], *given
+        ),
+    )
+
+
+@seen_by("test_trajectory", RIDGE, MINI, 0.0, 0.0)
+@seen_by("test_trajectory", SOFTMAX, 0.9, 0.05)
+def walked_forwards(patch: pytest.MonkeyPatch) -> None:
+    instead(patch, lambda right, steps, *given: iter(list(right(steps[::-1], *given))[::-1]))
+
+
+@seen_by("test_trajectory", RIDGE, MINI, 0.9, 0.05)
+@seen_by("test_trajectory", SOFTMAX, 0.9, 0.05)
+def momentum_ignored(patch: pytest.MonkeyPatch) -> None:
+    instead(patch, lambda right, steps, final, _, weight_decay: right(steps, final, 0.0, weight_decay))
+
+
+@seen_by("test_trajectory", RIDGE, MINI, 0.0, 0.05)
+def weight_decay_ignored(patch: pytest.MonkeyPatch) -> None:
+    instead(patch, lambda right, steps, final, momentum, _: right(steps, final, momentum, 0.0))
+
+
+@seen_by("test_trajectory", RIDGE, MINI, 0.9, 0.05)
+@seen_by("test_trajectory", SOFTMAX, 0.0, 0.0)
+def influence_with_the_other_sign(patch: pytest.MonkeyPatch) -> None:
+    instead(patch, lambda right, *given: (-effect for effect in right(*given)))
