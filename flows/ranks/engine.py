@@ -51,6 +51,11 @@ class Engine:
         self.model: nn.Module = self._engine
         """To be called on batches; gradients flow through it."""
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._engine.get_lr()[0])
+
     def step(self, losses: Tensor) -> None:
         """One optimizer step on the mean of this rank's per-point losses `[B]`, averaged over the ranks."""
         self._engine.backward(losses.mean())

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from flows.dataset import check_unchanged, manifest_of, rows_by_id
 from flows.plans import Job, TrainPlan, read_plan
@@ -22,7 +26,7 @@ from flows.ranks.order import Order
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.weights import load_weights
 from flows.workload import Batches, Workload, check_losses, collate_of, load_workload, seeded_model
-from storage import checkpoints
+from storage import checkpoints, trajectory_store
 from storage.files import atomic_write_json, sha256_json
 from storage.points import Manifest
 
@@ -59,14 +63,19 @@ class Trainer:
         torch.manual_seed(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
         engine = Engine(model, self._config.training, self._rank.world)
         order = Order(self._kept(job.removed), self._config.training.batch_size, job.seed)
+        taken, rates = [], []
         started = time.monotonic()
         for step in range(1, job.steps + 1):
-            rows = order.next()[self._rank.index :: self._rank.world]
+            batch = order.next()
+            taken.append(batch.int().numpy())
+            rates.append(engine.learning_rate)
+            rows = batch[self._rank.index :: self._rank.world]
             losses = self._workload.loss(engine.model, self._batches.take(rows))  # [B / world]
             check_losses(losses, rows, self._ids)
             engine.step(losses)
             if step == job.steps:
                 self._time(job, time.monotonic() - started)
+                self._record(job, taken, rates)
                 engine.share_buffers()
                 self._holdout.judge(engine.model, job.folder / "holdout.parquet")
             if step in job.save_at:
@@ -84,6 +93,11 @@ class Trainer:
         if self._rank.index == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_json(job.folder / "timing.json", {"seconds_per_step": seconds / job.steps})
+
+    def _record(self, job: Job, taken: Sequence[NDArray[Any]], rates: Sequence[float]) -> None:
+        if self._rank.index == 0 and job.role == "baseline":
+            kind = self._manifest.table.schema.field("point_id").type
+            trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates)
 
     def _save(self, engine: Engine, job: Job, step: int) -> None:
         weights = engine.weights()

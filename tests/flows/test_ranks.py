@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from flows.estimators import ESTIMATORS
 from flows.launch import Launch
 from flows.plans import Job, ScorePlan, TrainPlan, write_plan
 from flows.pruning import rules_of
+from flows.ranks.order import Order
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.ranks.weights import load_weights
@@ -29,6 +31,7 @@ from storage import checkpoints, score_store
 from storage.points import Manifest
 from storage.proposals import Proposal
 from storage.selection import Budgets, policy_json, select
+from storage.trajectory_store import TRAJECTORY
 from tests.flows.helpers import BLOBS, launch, run_here, write_toml
 
 STEPS = 30
@@ -125,6 +128,26 @@ def test_a_finished_model_is_not_trained_again(one_rank: None, tmp_path: Path) -
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     here("train", plan)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")} == before
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_baseline_leaves_the_points_and_the_learning_rate_of_every_step(
+    one_rank: None, tmp_path: Path, ranks: int
+) -> None:
+    plan = train_plan(tmp_path, ranks=ranks, learning_rate=2e-3)
+    data, gone = Tiny().points(), frozenset(Tiny().points().ids[:2])
+    points = Points("train", data, Tiny(), gone)
+    removed = write_ids(tmp_path / "removed.parquet", gone, points.manifest)
+    plan = plan.model_copy(update={"jobs": (plan.jobs[0].model_copy(update={"removed": removed}),)})
+    if ranks == 1:
+        here("train", plan)
+    else:
+        launch("train", plan, ranks)
+    found = pq.read_table(tmp_path / "model" / TRAJECTORY).to_pydict()
+    assert found["step"] == list(range(1, STEPS + 1))
+    assert found["learning_rate"] == [2e-3] * STEPS
+    order = Order(points.rows[points.in_train], plan.config.training.batch_size, seed=3)
+    assert found["point_ids"] == [[data.ids[row] for row in order.next()] for _ in range(STEPS)]
 
 
 def score_plan(folder: Path, trained: Path, entry: str = "tiny", options: Any = None, **scoring: Any) -> ScorePlan:
