@@ -55,7 +55,7 @@ def empirical_influence(
     """Fall of every query's loss by fine-tuning on each point alone.
 
     Args:
-        model: in evaluation mode; never changed.
+        model: in evaluation mode; never changed. In float64 where the falls are small: they are differences of losses.
         task: how it is asked; a function of the batch that can be traced (`torch.func`).
         points: batches of the n points, tensors in any nesting whose first dimension is the points.
         queries: batches of the m queries.

@@ -52,22 +52,21 @@ class TurnOver:
 
     Args:
         model: as it is outside `own` and `flipped`; its hooks are there only inside.
-        layers: names of modules whose outputs have the points first and the units last; of convolutions, second.
+        layers: names of modules whose outputs have the points first and the units last, or, of a convolution, second;
+            without any, every sub-network is the whole model.
         seed: of the family of masks.
 
     Raises:
-        UnknownBlock: the model has no such layer, or none is named.
+        UnknownBlock: the model has no such layer.
         InfluenceError: the model is compiled.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], seed: int) -> None:
-        refuse_compiled(model)
+        if layers:
+            refuse_compiled(model)
         known = dict(model.named_modules())
-        missing = [name for name in layers if name not in known]
-        if missing or not layers:
-            raise UnknownBlock(
-                f"turn-over layers {', '.join(missing) or 'none'}: name modules of the model ({_names(known)})"
-            )
+        if missing := [name for name in layers if name not in known]:
+            raise UnknownBlock(f"turn-over layer {missing[0]!r}: the model has {_names(known)}")
         self._layers = {name: known[name] for name in layers}
         self._seed = seed
 

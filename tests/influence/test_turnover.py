@@ -148,10 +148,17 @@ def test_hooks_are_gone_on_exit_also_after_an_error() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("layers", [[], ["0", "encoder"]])
-def test_an_unknown_layer_or_none_is_refused(layers: list[str]) -> None:
-    with pytest.raises(UnknownBlock, match=r"turn-over layers (none|encoder): name modules .*\(0, 1, 2, 3, 4\)"):
-        TurnOver(mlp(), layers, 0)
+def test_an_unknown_layer_is_one_clear_line() -> None:
+    with pytest.raises(UnknownBlock, match=r"^turn-over layer 'encoder': the model has 0, 1, 2, 3, 4$"):
+        TurnOver(mlp(), ["0", "encoder"], 0)
+
+
+def test_without_layers_nothing_is_masked() -> None:
+    model, batch, _ = MODELS["mlp"]
+    plain = loss(model, batch)
+    with TurnOver(model, [], 0).own(KEYS):
+        assert loss(model, batch).equal(plain)
+    assert turn_over_influence(model, TASK, [], KEYS, [batch], 0).eq(0).all()
 
 
 def test_a_layer_without_units_in_a_known_place_is_refused() -> None:
