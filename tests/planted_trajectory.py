@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from influence import Factor, Factors, Gradients, trajectory, unrolling
+from influence import Factor, Factors, Gradients, learning, trajectory, unrolling
 from influence.trajectory import Step
 from influence.unrolling import Segment
 from tests.planted import seen_by
@@ -148,3 +148,11 @@ def checkpoints_added_up_instead_of_averaged(patch: pytest.MonkeyPatch) -> None:
         return sum((right([[one]], [queries], points) for part, queries in zip(checkpoints, met) for one in part), 0)
 
     patch.setattr(test_unrolling, "unrolled_influence", wrong)
+
+
+# Learning
+
+
+@seen_by("test_learning", "test_only_what_was_right_before_it_was_memorized_and_stays_right_counts")
+def memorized_points_count_as_learned(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(learning, "MEMORIZED", 1.0)
