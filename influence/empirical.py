@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from influence.errors import InfluenceError
 from influence.reading import Batch, Task
+from influence.unfused import unfused
 from influence.validation import spearman
 
 TOP = 0.1  # of the points, whose share of all influence on a query is its sparseness
@@ -82,8 +83,9 @@ def empirical_influence(
             values = {name: value - rate * gradient[name] for name, value in values.items()}
         return before - all_queries(values)
 
-    before = all_queries(start).detach()
-    return torch.cat([vmap(falls, chunk_size=chunk)(batch) for batch in points]).detach()
+    with unfused():
+        before = all_queries(start)
+        return torch.cat([vmap(falls, chunk_size=chunk)(batch) for batch in points])
 
 
 def desiderata(influence: Tensor, distances: Tensor, noisy: Tensor) -> Desiderata:

@@ -24,6 +24,7 @@ from influence.errors import InfluenceError, UnknownBlock
 from influence.fisher import uniforms
 from influence.reading import Batch, Task
 from influence.refusals import refuse_compiled
+from influence.unfused import unfused
 
 KEEP = 0.5  # the share at which a mask and its flip are alike
 ROWS = 1 << 12  # rows, points times queries, that go through the model at a time
@@ -135,7 +136,7 @@ def turn_over_influence(
         rises: Tensor = vmap(lambda key: _rises(turnover, model, task, key, batch), chunk_size=chunk)(keys)
         return rises
 
-    with torch.no_grad():
+    with torch.no_grad(), unfused():
         return torch.cat([of_batch(batch) for batch in queries], 1)
 
 
@@ -153,7 +154,7 @@ def turn_over_self_influence(
         seed: as in training.
     """
     turnover, found, seen = TurnOver(model, layers, seed), [], 0
-    with torch.no_grad():
+    with torch.no_grad(), unfused():
         for batch in points:
             rows = slice(seen, seen + len(task.labels(batch)))
             found.append(_rises(turnover, model, task, keys[rows], batch))

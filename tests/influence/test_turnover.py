@@ -9,11 +9,21 @@ from influence.turnover import TurnOver, kept_units, turn_over_influence, turn_o
 from tests.influence.cases import TASK, Batch, conv_net, drawn, images, loss, mlp, over_positions, points, split
 
 KEYS = torch.tensor([0, 1, -7, 2**62, -(2**63), 2**63 - 1, 12345])
+
+
+def attention() -> nn.Sequential:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(5, 1, 6, batch_first=True)
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(20, 3)).double().eval()
+
+
 MODELS = {
     "mlp": (mlp(), points(7), ["0", "2"]),
     "positions": (over_positions(), points(7, positions=4), ["first"]),
     "conv": (conv_net(), images(7), ["0", "2"]),
+    "attention": (attention(), points(7, positions=4), ["0.linear1"]),
 }
+no_fallback = pytest.mark.filterwarnings("error:There is a performance drop")  # of what cannot be batched
 every_model = pytest.mark.parametrize("case", MODELS)
 
 
@@ -100,6 +110,7 @@ def test_influence_is_the_loss_with_the_flipped_mask_less_that_with_the_own() ->
     assert found.abs().max() > 0.1
 
 
+@no_fallback
 @every_model
 def test_pieces_change_nothing_and_self_influence_is_the_diagonal(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, layers = MODELS[case]
