@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from influence.blocks import Blocks
 from influence.cache import FactorCache
+from influence.compression import Compressor, refuse_other_blocks
 from influence.curvature.base import Curvature, Damping, Own
 from influence.errors import InfluenceError
 from influence.fisher import Fisher
@@ -33,9 +34,13 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
         model: a classifier.
         task: how it is asked.
         curvature: not yet fitted.
-        blocks: those that the curvature was made for.
+        blocks: the model's; the curvature is made for them, or for the compressor's.
         fisher: which Fisher roots the curvature is fitted on.
         cache: keeps factors between passes; None keeps nothing.
+        compressor: of the blocks' gradients; None leaves them as they are.
+
+    Raises:
+        InfluenceError: the curvature was made for other blocks.
     """
 
     def __init__(
@@ -46,9 +51,11 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
         blocks: Blocks,
         fisher: Fisher | None = None,
         cache: FactorCache | None = None,
+        compressor: Compressor | None = None,
     ) -> None:
+        refuse_other_blocks(curvature, blocks if compressor is None else compressor.blocks)
         self.curvature = curvature
-        self._reader = Reader(model, task, blocks, fisher, cache)
+        self._reader = Reader(model, task, blocks, fisher, cache, compressor)
         self._points = 0
 
     def __enter__(self) -> "Influence[Batch]":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from influence.blocks import Block, Blocks
 from influence.cache import FactorCache
+from influence.compression import Compressor
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors
 from influence.fisher import Fisher, margin_residuals, residuals
@@ -30,6 +31,7 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
         blocks: what gradients are taken of.
         fisher: which roots to take.
         cache: keeps readings with roots, by number; None keeps nothing.
+        compressor: of these blocks: gradients are read, kept and given away compressed; None leaves them as they are.
     """
 
     def __init__(
@@ -39,14 +41,18 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
         blocks: Blocks,
         fisher: Fisher | None = None,
         cache: FactorCache | None = None,
+        compressor: Compressor | None = None,
     ) -> None:
         if not blocks:
             raise InfluenceError("no block given to take gradients of")
+        if compressor is not None:
+            compressor.refuse_others(blocks)
         self.source = FactorSource(model, blocks)
         self.blocks = blocks
         self.task = task
         self._fisher = fisher or Fisher()
         self._cache = cache
+        self._compressor = compressor
 
     def __enter__(self) -> "Reader[Batch]":
         self.source.__enter__()
@@ -86,7 +92,8 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
     def queries(self, batch: Batch) -> Reading:
         """Read query points; their `losses` are of minus the margin, whose gradient times 1 - p_y is the loss's."""
         logits, labels = self._forward(batch)
-        return Reading(_full(logits), labels, self._pull(logits, margin_residuals(_full(logits), labels)))
+        pulled = self._pull(logits, margin_residuals(_full(logits), labels))
+        return Reading(_full(logits), labels, self._compressed(pulled))
 
     def _kept(self, batch: Batch, number: int) -> Reading | None:
         kept = None if self._cache is None else self._cache.get(number)
@@ -100,10 +107,13 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
         wanted, first = residuals(p, labels)[None], 0  # [1, B, C]; the empirical root is the loss gradient
         if keys is not None and self._fisher.kind != "empirical":
             wanted, first = torch.cat([wanted, self._fisher.roots(p, labels, keys)]), 1  # [1 + R, B, C]
-        pulled = self._pull_many(logits, wanted)
+        pulled = self._compressed(self._pull_many(logits, wanted))
         losses = {name: Factor(factor.a, factor.g[0]) for name, factor in pulled.items()}
         roots = {name: Factor(factor.a, factor.g[first:]) for name, factor in pulled.items()}
         return Reading(_full(logits), labels, losses, None if keys is None else roots)
+
+    def _compressed(self, pulled: Factors) -> Factors:
+        return pulled if self._compressor is None else self._compressor(pulled)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, labels = self.source.forward(self.task.logits, batch), self.task.labels(batch)

@@ -1,0 +1,512 @@
+"""Compressors on known gradients, on models, and under every curvature."""
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from influence import (
+    EKFAC,
+    KFAC,
+    PCG,
+    Blocks,
+    Curvature,
+    Damping,
+    DualGaussNewton,
+    Factor,
+    FactorCache,
+    Factors,
+    Fisher,
+    GaussNewton,
+    Gradients,
+    Identity,
+    Influence,
+    InfluenceError,
+    PairScores,
+    Reader,
+    Reading,
+    Share,
+    compression,
+    fit,
+    last,
+    materialise,
+    select,
+)
+from influence.blocks import Block
+from influence.compression import (
+    Compressor,
+    coordinate_mask,
+    factor_mask,
+    gaussian,
+    inner_products,
+    masked_sjlt,
+    principal_logra,
+    random_logra,
+    sjlt,
+)
+from influence.sketches import Buckets, SmallLayout
+from tests.influence.cases import (
+    ABSOLUTE,
+    TASK,
+    conv_net,
+    fitted,
+    images,
+    label_gradients,
+    mlp,
+    normed,
+    on_two_ranks,
+    over_positions,
+    per_point_gradients,
+    points,
+    split,
+)
+
+Make = Callable[..., Compressor]
+EXACT = {"rtol": 1e-10, "atol": 1e-10}  # float64, values of order 1
+SCORES = {"rtol": 1e-9, "atol": 1e-9}  # through inverses of order 100
+DRAWN: dict[str, Make] = {
+    "coordinate mask": coordinate_mask,
+    "factor mask": factor_mask,
+    "gaussian": gaussian,
+    "sjlt": sjlt,
+    "mask + sjlt": masked_sjlt,
+    "logra": random_logra,
+}
+VECTORS = ["coordinate mask", "gaussian", "sjlt"]
+SIDES = ["factor mask", "logra"]
+MODELS = {
+    "mlp": (mlp(), points(30), points(9, seed=2)),
+    "conv": (conv_net(), images(30), images(9, seed=2)),
+    "positions": (over_positions(), points(30, positions=4), points(9, positions=4, seed=2)),
+    "free": (normed(), points(30), points(9, seed=2)),
+}
+every_model = pytest.mark.parametrize("case", MODELS)
+every_drawn = pytest.mark.parametrize("kind", DRAWN)
+every_kind = pytest.mark.parametrize("kind", [*DRAWN, "principal"])
+
+
+def compressor(kind: str, case: str, ratio: float = 4, seed: int = 0) -> Compressor:
+    model, train, _ = MODELS[case]
+    blocks = select(model)
+    if kind != "principal":
+        return DRAWN[kind](blocks, ratio, seed)
+    kfac = KFAC(blocks)
+    fitted(kfac, model, train)
+    return principal_logra(blocks, ratio, kfac)
+
+
+def block(o: int, i: int) -> Blocks:
+    """One block of a shape, of no layer."""
+    return (Block("block", nn.Identity(), SmallLayout((o, i), free=False)),)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def compressed(small: Compressor, full: Tensor) -> Tensor:
+    """Gradients [B, o, i] of the only block: every column is a position."""
+    eye = torch.eye(full.shape[2], dtype=full.dtype).expand(len(full), -1, -1)
+    return materialise(small({"block": Factor(eye, full.mT)})["block"])
+
+
+def gradients(factors: Factors) -> Gradients:
+    return {name: materialise(factor) for name, factor in factors.items()}
+
+
+def inner(left: Gradients, right: Gradients) -> Tensor:
+    """Inner products of each with its like, [k]."""
+    return torch.stack([(left[name] * right[name]).flatten(1).sum(1) for name in left]).sum(0)
+
+
+def matrices(small: Compressor) -> dict[str, Tensor]:
+    """C of each block, by its adjoint on every unit vector, [o' i', o i]."""
+    shapes = {one.name: one.weight_shape for one in small.blocks}
+    units = {name: torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape) for name, shape in shapes.items()}
+    return {name: full.flatten(1) for name, full in small.adjoint(units).items()}
+
+
+def scores(
+    case: str, curvature: Curvature, small: Compressor | None, damping: Damping = ABSOLUTE, **how: Any
+) -> PairScores:
+    model, train, queries = MODELS[case]
+    size = how.pop("size", 7)
+    with Influence(model, TASK, curvature, select(model), compressor=small, **how) as influence:
+        influence.fit(split(train, size), damping)
+        return influence.pairs(split(train, size), split(queries, 4))
+
+
+def rows(full: Mapping[str, Tensor], keep: int) -> Tensor:
+    return torch.cat([one.flatten(keep) for one in full.values()], keep)
+
+
+# The map itself
+
+
+@every_kind
+@every_model
+def test_the_adjoint_is_the_transpose(kind: str, case: str) -> None:
+    model, train, _ = MODELS[case]
+    small = compressor(kind, case)
+    with Reader(model, TASK, select(model)) as reader:
+        x = reader.losses(train).losses
+    shapes = {one.name: one.weight_shape for one in small.blocks}
+    y = {name: normal(30, *shape) for name, shape in shapes.items()}
+    torch.testing.assert_close(inner(gradients(small(x)), y), inner(gradients(x), small.adjoint(y)), **EXACT)
+
+
+@every_kind
+@every_model
+def test_factors_are_compressed_as_the_gradients_they_stand_for(kind: str, case: str) -> None:
+    model, train, queries = MODELS[case]
+    small = compressor(kind, case)
+    matrix = matrices(small)
+    losses, roots = per_point_gradients(model, train), label_gradients(model, train)
+    with Reader(model, TASK, select(model), compressor=small) as reader:
+        reading, asked = reader.train(train, 0, torch.arange(30)), reader.queries(queries)
+    assert reading.roots is not None
+    for one in small.blocks:
+        of_losses = materialise(reading.losses[one.name])
+        of_roots = materialise(reading.roots[one.name])
+        assert of_losses.shape[1:] == one.weight_shape
+        c = matrix[one.name].T
+        torch.testing.assert_close(of_losses.flatten(1), losses[one.name].flatten(1) @ c, **EXACT)
+        wanted = roots[one.name].transpose(0, 1).flatten(2) @ c  # [C, B, o' i']
+        # Roots may differ in sign; what is fitted is the sum of their outer products.
+        found = of_roots.flatten(2)
+        moments = [torch.einsum("rbi,rbj->bij", full, full) for full in (found, wanted)]
+        torch.testing.assert_close(*moments, **EXACT)
+        assert materialise(asked.losses[one.name]).shape == (9, *one.weight_shape)
+
+
+@every_drawn
+@pytest.mark.parametrize("ratio", [3, 8])
+def test_inner_products_are_unbiased_over_seeds(kind: str, ratio: float) -> None:
+    full = normal(2, 6, 7)
+    full[1] += full[0]
+    truth = (full[0] * full[1]).sum()
+    found = []
+    for seed in range(2000):
+        x, y = compressed(DRAWN[kind](block(6, 7), ratio, seed), full)
+        found.append((x * y).sum())
+    values = torch.stack(found)
+    assert (values.mean() - truth).abs() < 4 * values.std() / math.sqrt(2000)  # 4 sigma
+
+
+@every_kind
+@pytest.mark.parametrize("ratio", [0.5, 0, -1, math.nan, math.inf])
+def test_a_ratio_below_one_or_no_number_is_refused(kind: str, ratio: float) -> None:
+    with pytest.raises(InfluenceError, match="how many times smaller"):
+        compressor(kind, "mlp", ratio)
+
+
+@every_kind
+def test_a_block_keeps_at_least_one_entry(kind: str) -> None:
+    small = compressor(kind, "mlp", 1e9)
+    assert all(one.weight_shape == (1, 1) for one in small.blocks)
+    assert torch.isfinite(scores("mlp", EKFAC(small.blocks), small).influence).all()
+
+
+@every_drawn
+def test_a_size_is_so_many_times_smaller_up_to_rounding(kind: str) -> None:
+    (one,) = DRAWN[kind](block(64, 100), 16).blocks
+    assert one.parameters == 400
+
+
+@every_drawn
+def test_one_seed_is_one_map_and_blocks_and_seeds_have_their_own(kind: str) -> None:
+    twins = (replace(block(6, 7)[0], name="a"), replace(block(6, 7)[0], name="b"))
+    first, again, other = (matrices(DRAWN[kind](twins, 4, seed)) for seed in (0, 0, 1))
+    assert first["a"].equal(again["a"])
+    assert not first["a"].equal(first["b"])
+    assert not first["a"].equal(other["a"])
+    assert matrices(DRAWN[kind](twins[1:], 4, 0))["b"].equal(first["b"])  # whatever other blocks there are
+
+
+def test_a_draw_depends_on_seed_and_name_and_not_on_the_process() -> None:
+    """Python's own hash would: every rank would draw its own mask."""
+    assert compression._generator(3, "block").initial_seed() == 3611547796026654  # of "3 block" by sha256sum
+
+
+# Under a curvature
+
+
+@every_model
+@pytest.mark.parametrize("make", [coordinate_mask, factor_mask])
+@pytest.mark.parametrize("curvature", [GaussNewton, DualGaussNewton, PCG, Identity])
+def test_a_mask_that_keeps_everything_changes_no_score(
+    make: Make, curvature: Callable[..., Curvature], case: str
+) -> None:
+    small = make(select(MODELS[case][0]), 1)
+    found, truth = scores(case, curvature(small.blocks), small), scores(case, curvature(select(MODELS[case][0])), None)
+    tight = {"rtol": 1e-10, "atol": 1e-10} if curvature is not PCG else {"rtol": 1e-5, "atol": 1e-5}  # its tolerance
+    torch.testing.assert_close(found.influence, truth.influence, **tight)
+    torch.testing.assert_close(found.self_influence, truth.self_influence, **tight)
+
+
+@every_model
+def test_a_factor_mask_that_keeps_everything_leaves_ekfac_as_it_was(case: str) -> None:
+    blocks = select(MODELS[case][0])
+    small = factor_mask(blocks, 1)
+    found, truth = scores(case, EKFAC(small.blocks), small), scores(case, EKFAC(blocks), None)
+    torch.testing.assert_close(found.influence, truth.influence, **EXACT)
+    torch.testing.assert_close(found.self_influence, truth.self_influence, **EXACT)
+
+
+@every_kind
+@every_model
+def test_scores_are_the_formula_in_the_small_space_with_damping_added_after_projection(kind: str, case: str) -> None:
+    model, train, queries = MODELS[case]
+    small = compressor(kind, case)
+    matrix = torch.block_diag(*matrices(small).values())
+    j = rows(label_gradients(model, train), 2).flatten(0, 1) @ matrix.T
+    g, q = (rows(per_point_gradients(model, batch), 1) @ matrix.T for batch in (train, queries))
+    h = j.T @ j / 30 + ABSOLUTE.value * torch.eye(j.shape[1], dtype=torch.float64)
+    solved = g @ torch.linalg.inv(h)
+    found = scores(case, GaussNewton(small.blocks), small)
+    torch.testing.assert_close(found.influence, solved @ q.T / 30, **SCORES)
+    torch.testing.assert_close(found.self_influence, (solved * g).sum(1), **SCORES)
+
+
+@pytest.mark.parametrize("kind", [*VECTORS, "mask + sjlt"])
+@every_model
+def test_ekfac_of_vectors_is_exact_gauss_newton_of_each_block(kind: str, case: str) -> None:
+    small = compressor(kind, case)
+    model = MODELS[case][0]
+    found = scores(case, EKFAC(small.blocks), small)
+    alone = []
+    for one in select(model):
+        own = Compressor((one,), {one.name: small.sketches[one.name]})
+        with Influence(model, TASK, GaussNewton(own.blocks), (one,), compressor=own) as influence:
+            influence.fit(split(MODELS[case][1], 7), ABSOLUTE)
+            alone.append(influence.pairs(split(MODELS[case][1], 7), split(MODELS[case][2], 4)))
+    truth = alone[0]
+    for other in alone[1:]:
+        truth = truth + other
+    torch.testing.assert_close(found.influence, truth.influence, **SCORES)
+    torch.testing.assert_close(found.own.squared_step, truth.own.squared_step, **SCORES)
+
+
+@every_kind
+@every_model
+def test_the_map_is_the_same_for_any_batch_size_and_order(kind: str, case: str) -> None:
+    model, (x, y), queries = MODELS[case]
+    small = compressor(kind, case)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    truth = scores(case, EKFAC(small.blocks), small)
+    again = compressor(kind, case)
+    with Influence(model, TASK, EKFAC(again.blocks), select(model), compressor=again) as influence:
+        influence.fit(split((x[order], y[order]), 4), ABSOLUTE)
+        found = influence.pairs([(x[order], y[order])], [queries])
+    torch.testing.assert_close(found.influence, truth.influence[order], **SCORES)
+
+
+@pytest.mark.parametrize("kind", ["coordinate mask", "factor mask"])
+def test_self_influence_of_an_unscaled_mask_is_a_lower_bound_and_grows_with_what_is_kept(kind: str) -> None:
+    model, train, queries = MODELS["mlp"]
+    blocks = select(model, last(1))
+    damping = ABSOLUTE.value
+
+    def own(small: Compressor) -> Tensor:
+        scale = blocks[0].parameters / small.blocks[0].parameters  # times this the damping is that of a scale of 1
+        with Influence(model, TASK, GaussNewton(small.blocks), blocks, compressor=small) as influence:
+            influence.fit([train], Damping("absolute", damping * scale))
+            return influence.pairs([train], [queries]).self_influence
+
+    half, whole = own(DRAWN[kind](blocks, 2)), own(DRAWN[kind](blocks, 1))
+    assert (half <= whole * (1 + 1e-9)).all()
+    assert (half < 0.99 * whole).any()
+
+
+@pytest.mark.parametrize("curvature", [EKFAC, KFAC, GaussNewton, DualGaussNewton, PCG, Identity])
+def test_an_empty_bucket_leaves_a_matrix_that_is_positive_definite(curvature: Callable[..., Curvature]) -> None:
+    model, train, queries = MODELS["mlp"]
+    blocks = select(model, last(1))
+    (one,) = blocks
+    bucket, sign = torch.arange(one.parameters) % 4, torch.ones(one.parameters)  # the fifth stays empty
+    small = Compressor(blocks, {one.name: Buckets(bucket, sign, one.weight_shape, SmallLayout((5, 1), free=True))})
+    found = curvature(small.blocks)
+    with Influence(model, TASK, found, blocks, compressor=small) as influence:
+        influence.fit([train], ABSOLUTE)
+        assert torch.isfinite(influence.pairs([train], [queries]).influence).all()
+    unit = torch.eye(5, dtype=torch.float64)
+    inverse = found.solve({one.name: unit[:, :, None]})[one.name][..., 0]
+    torch.testing.assert_close(inverse[4], unit[4] / ABSOLUTE.value, rtol=1e-5, atol=1e-5)  # what PCG is good to
+    assert torch.linalg.eigvalsh((inverse + inverse.T) / 2).min() > 0
+
+
+@every_kind
+def test_two_ranks_have_the_scores_of_one(kind: str) -> None:
+    model, train, queries = MODELS["mlp"]
+    pieces, compressors = split(train, 7), [compressor(kind, "mlp") for _ in range(3)]
+
+    def program(share: Share, all_reduce: Callable[[Tensor], None]) -> Gradients:
+        small, own = compressors.pop(), deepcopy(model)  # a process has its own
+        curvature = EKFAC(small.blocks, share)
+        with Reader(own, TASK, select(own), compressor=small) as reader:
+            taken = [reader.train(pieces[c], c, torch.arange(len(pieces[c][1]))) for c in share.of(len(pieces))]
+            asked = gradients(reader.queries(queries).losses)
+
+        def passes() -> list[tuple[Reading, Tensor]]:
+            return [(one, torch.ones(len(one.labels))) for one in taken]
+
+        fit([curvature], passes, all_reduce)
+        curvature.finish(ABSOLUTE)
+        return curvature.solve(asked)
+
+    truth = program(Share(), lambda tensor: None)
+    for found in on_two_ranks(program):
+        for name, full in truth.items():
+            torch.testing.assert_close(found[name], full, **SCORES)
+
+
+@every_kind
+@every_model
+def test_the_cache_holds_what_is_small_and_changes_nothing(kind: str, case: str) -> None:
+    small, again = compressor(kind, case), compressor(kind, case)
+    truth = scores(case, EKFAC(small.blocks), small)
+    found = scores(case, EKFAC(again.blocks), again, cache=FactorCache(1 << 20))
+    assert found.influence.equal(truth.influence)
+
+
+@every_kind
+def test_groups_are_means_of_pairs(kind: str) -> None:
+    model, train, queries = MODELS["positions"]
+    small = compressor(kind, "positions")
+    pairs = scores("positions", EKFAC(small.blocks), small)
+    with Influence(model, TASK, EKFAC(small.blocks), select(model), compressor=small) as influence:
+        influence.fit(split(train, 7), ABSOLUTE)
+        found = influence.groups(split(train, 7), split(queries, 4), queries[1], 3)
+    torch.testing.assert_close(found.mean, pairs.influence.mean(1), **SCORES)
+
+
+@every_kind
+def test_a_head_read_without_a_backward_pass_is_compressed_too(kind: str) -> None:
+    model, train, _ = MODELS["mlp"]
+    blocks = select(model, last(1))
+    (name,) = (one.name for one in blocks)
+    small = compressor(kind, "mlp")
+    head = Compressor(blocks, {name: small.sketches[name]})
+    readings = []
+    for some, one in ((select(model), small), (blocks, head)):
+        with Reader(model, TASK, some, Fisher(), compressor=one) as reader:
+            readings.append(reader.train(train, 0, torch.arange(30)))
+    for left, right in zip(*([r.losses[name], r.roots[name]] for r in readings if r.roots is not None)):
+        torch.testing.assert_close(materialise(left), materialise(right), **EXACT)
+
+
+def test_a_query_that_is_a_train_point_has_self_influence_over_n_on_itself() -> None:
+    """Only if train points and queries go through the same map."""
+    model, train, _ = MODELS["mlp"]
+    for make in DRAWN.values():
+        small = make(select(model), 4)
+        with Influence(model, TASK, EKFAC(small.blocks), select(model), compressor=small) as influence:
+            influence.fit([train], ABSOLUTE)
+            found = influence.pairs([train], [train])
+        torch.testing.assert_close(found.influence.diagonal(), found.self_influence / 30, **SCORES)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("curvature", [EKFAC, KFAC, GaussNewton, DualGaussNewton, PCG])
+@every_kind
+def test_a_curvature_made_for_the_models_blocks_is_refused(curvature: Callable[..., Curvature], kind: str) -> None:
+    model = MODELS["mlp"][0]
+    blocks, small = select(model), compressor(kind, "mlp")
+    with pytest.raises(InfluenceError, match=r"compressor\.blocks"):
+        Influence(model, TASK, curvature(blocks), blocks, compressor=small)
+    with pytest.raises(InfluenceError, match=r"compressor\.blocks"):
+        Influence(model, TASK, curvature(small.blocks), blocks)
+    with pytest.raises(InfluenceError, match=r"compressor\.blocks"):
+        Influence(model, TASK, Identity(blocks[:1]), blocks, compressor=small)
+
+
+def test_a_compressor_of_other_blocks_is_refused() -> None:
+    model = MODELS["mlp"][0]
+    small = factor_mask(select(model, last(1)), 4)
+    with pytest.raises(InfluenceError, match="compressor was made for 4"):
+        Reader(model, TASK, select(model), compressor=small)
+
+
+def test_compressed_blocks_read_no_model() -> None:
+    model, train, _ = MODELS["mlp"]
+    small = factor_mask(select(model), 4)
+    with Reader(model, TASK, small.blocks) as reader, pytest.raises(InfluenceError, match="of no layer"):
+        reader.losses(train)
+
+
+def test_a_gaussian_matrix_that_would_fill_the_memory_is_refused_before_it_is_drawn() -> None:
+    with pytest.raises(InfluenceError, match="use SJLT, LoGra or a mask"):
+        gaussian(block(5000, 5000), 16)
+
+
+def test_principal_logra_takes_a_fitted_kfac_of_its_blocks() -> None:
+    blocks = select(MODELS["mlp"][0])
+    with pytest.raises(InfluenceError, match="fit it"):
+        principal_logra(blocks, 4, KFAC(blocks))
+    with pytest.raises(InfluenceError, match="made for"):
+        principal_logra(blocks, 4, KFAC(blocks[:1]))
+
+
+# What they are good for
+
+
+def test_principal_logra_is_exact_on_gradients_within_its_eigenvectors() -> None:
+    model, train = over_positions(), points(3, positions=2)
+    blocks = select(model, last(1))  # 3 points have inputs in 3 of 5 dimensions
+    kfac = KFAC(blocks)
+    fitted(kfac, model, train)
+    small = principal_logra(blocks, (5 / 3) ** 2 * 0.99, kfac)
+    with Reader(model, TASK, blocks) as reader:
+        factors = reader.losses(train).losses
+    full, less = (materialise(one["head"]).flatten(1) for one in (factors, small(factors)))
+    assert less.shape[1] < full.shape[1]
+    torch.testing.assert_close(less @ less.T, full @ full.T, **EXACT)
+
+
+@pytest.mark.parametrize("kind", [*VECTORS, *SIDES])
+def test_intervals_of_95_percent_cover_the_true_inner_product(kind: str) -> None:
+    full = normal(2, 40, 50)
+    full[1] += 0.5 * full[0]
+    truth = float((full[0] * full[1]).sum())
+    inside, errors, values = 0, [], []
+    for seed in range(400):
+        small = DRAWN[kind](block(40, 50), 8, seed)
+        x, y = compressed(small, full)
+        found = inner_products(small, {"block": x[None]}, {"block": y[None]})
+        inside += abs(float(found.values) - truth) <= 1.96 * float(found.errors)
+        errors.append(float(found.errors))
+        values.append(float(found.values))
+    assert inside >= 0.9 * 400
+    spread = torch.tensor(values).std()  # known to 1 / sqrt(2 * 400) = 3.5 %
+    mean = torch.tensor(errors).square().mean().sqrt()
+    assert 0.88 * spread < mean < 1.5 * spread  # neither too narrow nor so wide that it says nothing
+
+
+@pytest.mark.parametrize("kind", ["coordinate mask", "factor mask"])
+def test_what_is_kept_entirely_has_no_error(kind: str) -> None:
+    small = DRAWN[kind](block(6, 7), 1)
+    x, y = compressed(small, normal(2, 6, 7))
+    assert float(inner_products(small, {"block": x[None]}, {"block": y[None]}).errors) == 0
+
+
+@pytest.mark.parametrize("kind", [*VECTORS, *SIDES])
+def test_one_term_tells_nothing_of_its_error(kind: str) -> None:
+    small = DRAWN[kind](block(6, 7), 1000)
+    x, y = compressed(small, normal(2, 6, 7))
+    assert float(inner_products(small, {"block": x[None]}, {"block": y[None]}).errors) == math.inf
+
+
+@pytest.mark.parametrize("kind", ["mask + sjlt", "principal"])
+def test_an_error_that_cannot_be_told_is_refused(kind: str) -> None:
+    small = compressor(kind, "mlp")
+    shapes = {one.name: one.weight_shape for one in small.blocks}
+    some = {name: normal(2, *shape) for name, shape in shapes.items()}
+    with pytest.raises(InfluenceError, match="does not tell its error"):
+        inner_products(small, some, some)
