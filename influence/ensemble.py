@@ -6,6 +6,7 @@ each query; there every model is to count the same.
 """
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -13,16 +14,27 @@ from torch import Tensor
 from influence.errors import InfluenceError
 
 
-def over_checkpoints(scores: Sequence[Tensor]) -> Tensor:
+def over_checkpoints(scores: Sequence[Tensor], rates: Sequence[float] | None = None) -> Tensor:
     """Sum of one model's scores at several points of its training; a scale in nats means little afterwards.
+
+    With inner products of gradients (`Identity`) and learning rates this is TracIn, sum_t eta_t g_i(t)' g_q(t) / n
+    (Pruthi et al. 2020, arXiv 2002.08484): to first order, what SGD's steps on a point took off a query's loss.
 
     Args:
         scores: influence at each checkpoint, [n, m].
+        rates: the learning rate at each checkpoint, at least 0; None: all 1.
 
     Returns:
         [n, m].
     """
-    return _stacked(scores).sum(0)
+    stacked = _stacked(scores)  # [checkpoints, n, m]
+    if rates is None:
+        return stacked.sum(0)
+    if len(rates) != len(stacked) or not all(isfinite(rate) and rate >= 0 for rate in rates):
+        raise InfluenceError(
+            f"learning rates {list(rates)} for {len(stacked)} checkpoints: give one for each, at least 0"
+        )
+    return torch.einsum("t,tij->ij", stacked.new_tensor(rates), stacked)
 
 
 def over_models(scores: Sequence[Tensor]) -> Tensor:
