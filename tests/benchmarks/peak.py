@@ -26,9 +26,9 @@ def main() -> None:
     job, name, *sizes = sys.argv[1:]
     points, queries, batch = map(int, sizes)
     work = JOBS[job](load(name).first(points, queries), batch)
-    resident = _status("VmRSS")
+    resident = status("VmRSS")
     work()
-    print((_status("VmHWM") - resident) / 1024)
+    print((status("VmHWM") - resident) / 1024)
 
 
 def _cached(setup: Setup, batch: int) -> Work:
@@ -48,9 +48,10 @@ def _kronfluence(setup: Setup, batch: int) -> Work:
 JOBS: dict[str, Callable[[Setup, int], Work]] = {"cached": _cached, "pairs": _pairs, "kronfluence": _kronfluence}
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
+    """kB, as the kernel keeps them of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))  # kB
+    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
 
 if __name__ == "__main__":

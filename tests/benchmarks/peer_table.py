@@ -1,0 +1,215 @@
+"""`make bench-peers`: kronfluence, pyDVL, captum and dattri beside ours, and docs/peers.md. What has run is kept.
+
+The same checkpoints, train points and queries for all, every pair of them as influence. A row is measured by
+`peer_runs` in a process of its own; models are trained, and scores judged, here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence.validation import lds, noise_ceiling, spearman
+from tests.benchmarks.peer_methods import LIBRARIES, REFERENCE, ROWS, Row
+from tests.benchmarks.peer_problem import Handed
+from tests.benchmarks.setups import ROOT
+from tests.proof.flips import digest
+from tests.proof.lds import METHOD, interval
+from tests.proof.lds_truth import POINTS, QUERIES, SETTINGS, base_models, data, own_subsets, own_truth, subsets, truth
+
+TASKS = ("fashion-loss", "digits-accuracy")
+SEEDS = 5
+SHARED = tuple(f"tests/benchmarks/peer_{part}.py" for part in ("problem", "runs"))
+PEERS = ROOT / "build" / "bench" / "peers" / "bin" / "python"
+PROTOCOL = f"""\
+{POINTS:,} train points, {QUERIES} queries, every pair; the models, halves and retrainings of docs/lds.md. LDS: rank
+correlation of predicted and real loss over 100 random halves x 5 models each, mean over queries; mean over {SEEDS}
+models ± half of the 95 % t interval. Every method scores the last checkpoint, unless its name says four. Damping is
+added to the eigenvalues of the curvature of the mean loss. On the first model all are tried that the row lists, and the
+one of highest LDS on 32 other halves, of one model each, is taken for all models: for ours as for theirs.
+
+CPU seconds: fit and all pairs, one thread, median over the models. The floor is one plain forward and backward over the
+same points and queries, measured beside it in the same process. Peak memory is that of the first run in a fresh
+process, above what is resident with the library imported and the data loaded. Agreement: rank correlation over all
+pairs, mean over the models, with our conjugate gradients, which solve the damped Gauss-Newton equations of all layers
+exactly; each with the damping it chose. A row may take 600 CPU seconds and 8 GB."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row that ran.
+
+    Attributes:
+        quality: LDS of every model.
+        agreement: rank correlation with the reference, mean over the models.
+    """
+
+    row: Row
+    quality: list[float]
+    damping: float
+    seconds: float
+    floors: float
+    peak: float
+    agreement: float
+
+
+def main() -> None:
+    """Measure what is missing and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=Path, default=ROOT / "build" / "bench" / "peer-cells")
+    folder: Path = parser.parse_args().cells
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    lines = _head()
+    for library in LIBRARIES:
+        _run(library, folder)
+    for task in TASKS:
+        lines += _section(task, folder)
+    (ROOT / "docs" / "peers.md").write_text("\n".join([*lines, *_settings()]))
+    print("\n".join(lines))
+
+
+def _run(library: str, folder: Path) -> None:
+    """What has neither runs nor an error yet, in the peers' interpreter."""
+    rows = [(task, row) for task in TASKS for row in ROWS if row.library == library]
+    jobs = [_job(task, row, folder) for task, row in rows if not _done(task, row, folder)]
+    if not jobs:
+        return
+    asked = folder / f"{library}.json"
+    asked.write_text(json.dumps(jobs))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+    command = [PEERS, "-m", "tests.benchmarks.peer_runs", library, asked]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+
+def _job(task: str, row: Row, folder: Path) -> dict[str, Any]:
+    models = [_handed(task, seed, folder) for seed in range(row.models)]
+    out = _cells(task, row, folder)
+    return {"method": row.method, "dampings": row.dampings, "models": [*map(str, models)], "out": [*map(str, out)]}
+
+
+def _done(task: str, row: Row, folder: Path) -> bool:
+    return all(path.exists() for path in _cells(task, row, folder)) or bool(_error(task, row, folder))
+
+
+def _section(task: str, folder: Path) -> list[str]:
+    setting, losses = SETTINGS[task], truth(task, _truths())
+    judged = [_judge(task, row, losses.mean(1), folder) for row in ROWS if not _error(task, row, folder)]
+    failed = [row for row in ROWS if _error(task, row, folder)]
+    return [
+        f"## {setting.network}: {setting.chosen}",
+        "",
+        f"Noise ceiling {float(noise_ceiling(losses).mean()):.3f}.",
+        "",
+        "| library | method | damping | LDS | CPU s | x floor | peak MB | agreement |",
+        "|---|---|---|---|---|---|---|---|",
+        *[_line(one) for one in sorted(judged, key=lambda one: -mean(one.quality))],
+        "",
+        *(
+            ["Did not run:", "", *[f"- {_name(row)}: `{_error(task, row, folder)}`" for row in failed], ""]
+            * bool(failed)
+        ),
+    ]
+
+
+def _judge(task: str, row: Row, losses: Tensor, folder: Path) -> Judged:
+    runs: list[dict[str, Any]] = [torch.load(path) for path in _cells(task, row, folder)]
+    exact = [torch.load(path)["scores"] for path in _cells(task, REFERENCE, folder)]
+    return Judged(
+        row=row,
+        quality=[float(lds(run["scores"].double(), subsets(), losses).mean()) for run in runs],
+        damping=runs[0]["damping"],
+        seconds=median(run["seconds"] for run in runs),
+        floors=median(run["seconds"] / run["floor"] for run in runs),
+        peak=runs[0]["peak"],
+        agreement=mean(spearman(run["scores"].flatten(), one.flatten()) for run, one in zip(runs, exact)),
+    )
+
+
+def _line(one: Judged) -> str:
+    quality = interval(one.quality) if len(one.quality) > 1 else f"{one.quality[0]:.3f} (one model)"
+    damping = f"{one.damping:g}" if len(one.row.dampings) > 1 or one.row.models == 1 else ""
+    library, mark = LIBRARIES[one.row.library], "**" * (one.row.library == "ours")
+    return (
+        f"| {mark}{library}{mark} | {one.row.method} | {damping} | {quality} | {one.seconds:.2f} | {one.floors:.0f} | "
+        f"{one.peak:.0f} | {one.agreement:.3f} |"
+    )
+
+
+def _head() -> list[str]:
+    pinned = [line.strip() for line in (ROOT / "tests/benchmarks/peers.txt").read_text().splitlines()]
+    versions = ", ".join(line.replace("==", " ") for line in pinned if line and not line.startswith("#"))
+    return [
+        "# Side by side with other libraries",
+        "",
+        f"Measured {date.today().isoformat()}, {platform.machine()}, one of {os.cpu_count()} cores; "
+        f"Tamis {version('tamis')}, {versions}; `make bench-peers`.",
+        "",
+        *PROTOCOL.splitlines(),
+        "",
+    ]
+
+
+def _settings() -> list[str]:
+    lines = ["## Settings", "", "| method | dampings tried | said |", "|---|---|---|"]
+    for row in ROWS:
+        tried = ", ".join(f"{one:g}" for one in row.dampings) if row.dampings != (1.0,) else ""
+        lines.append(f"| {_name(row)} | {tried} | {row.said} |")
+    return [*lines, ""]
+
+
+def _name(row: Row) -> str:
+    return f"{LIBRARIES[row.library]} {row.method}"
+
+
+def _cells(task: str, row: Row, folder: Path) -> list[Path]:
+    """Of each model; named by what they depend on."""
+    source = digest([*SHARED, f"tests/benchmarks/peer_{row.library}.py"])
+    method = "".join(letter if letter.isalnum() else "-" for letter in row.method)
+    grid = "-".join(f"{one:g}" for one in row.dampings)
+    return [folder / f"{task}-{row.library}-{method}-{grid}-{source}-{seed}.pt" for seed in range(row.models)]
+
+
+def _error(task: str, row: Row, folder: Path) -> str:
+    """What the row failed with, if it did."""
+    path = _cells(task, row, folder)[0].with_suffix(".error")
+    return path.read_text().splitlines()[0] if path.exists() else ""
+
+
+def _handed(task: str, seed: int, folder: Path) -> Path:
+    """The file of a problem, made once."""
+    path, (points, queries) = folder / f"{task}-model-{seed}.pt", data(task)
+    if not path.exists():
+        handed = Handed(
+            checkpoints=base_models(task, seed),
+            points=(points.inputs, points.labels),
+            queries=(queries.inputs, queries.labels),
+            seed=seed,
+            halves=own_subsets(),
+            losses=own_truth(task, _truths())[:, 0],
+        )
+        torch.save(handed, path)
+    return path
+
+
+def _truths() -> Path:
+    """Where `make proof-lds` keeps its retrainings."""
+    folder = ROOT / "build" / "lds" / digest(METHOD)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
