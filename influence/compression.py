@@ -1,10 +1,12 @@
 """Gradient compression: what is read from the model becomes smaller before anything is kept or solved.
 
 A compressor maps the factors of every block to factors of a smaller one, so any curvature takes them as they are; it is
-made for `compressor.blocks`. Train points, queries and Fisher roots go through the same linear map C. Inner products
-are unbiased over its seeds, E <Cg, Cg'> = <g, g'>, `principal` excepted. So is the compressed Gauss-Newton matrix, in
-that sense, and damping is ADDED to it, C F C' + damping I, never projected: the number means what it means without
-compression, and an empty bucket leaves no singular matrix.
+made for `compressor.blocks`. Train points, queries and Fisher roots go through the same linear map C, and over its
+seeds inner products are unbiased, E <Cg, Cg'> = <g, g'> (not those of `principal_logra`, which draws nothing).
+
+Damping is ADDED after projection, C F C' + damping I, never projected: an empty bucket leaves no singular matrix. The
+trace of C F C' is on average that of F. So `absolute` and `horizon` damping keep their meaning while a block keeps well
+more entries than the data determine directions; a mean eigenvalue is that of `ratio` times fewer, and as much larger.
 
     blocks = select(model)
     small = factor_mask(blocks, ratio=4)
@@ -128,7 +130,7 @@ def random_logra(blocks: Blocks, ratio: float, seed: int = 0) -> Compressor:
 
 
 def principal_logra(blocks: Blocks, ratio: float, fitted: KFAC) -> Compressor:
-    """LoGra on the leading eigenvectors of each side: no draw, so inner products are smaller than the true ones.
+    """LoGra on the leading eigenvectors of each side: nothing is drawn, and norms are at most the true ones.
 
     Args:
         blocks: the model's.

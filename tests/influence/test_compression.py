@@ -370,8 +370,44 @@ def test_two_ranks_have_the_scores_of_one(kind: str) -> None:
 def test_the_cache_holds_what_is_small_and_changes_nothing(kind: str, case: str) -> None:
     small, again = compressor(kind, case), compressor(kind, case)
     truth = scores(case, EKFAC(small.blocks), small)
-    found = scores(case, EKFAC(again.blocks), again, cache=FactorCache(1 << 20))
+    cache = FactorCache(1 << 20)
+    found = scores(case, EKFAC(again.blocks), again, cache=cache)
     assert found.influence.equal(truth.influence)
+    kept = cache.get(0)
+    assert kept is not None
+    for one in small.blocks:
+        assert (kept.losses[one.name].g.shape[-1], kept.losses[one.name].a.shape[-1]) == one.weight_shape
+
+
+@every_kind
+@every_model
+def test_a_model_in_float32_is_scored_as_one_in_float64(kind: str, case: str) -> None:
+    model, (x, y), queries = MODELS[case]
+    single, small = deepcopy(model).float(), compressor(kind, case)
+    with Influence(single, TASK, EKFAC(small.blocks), select(single), compressor=small) as influence:
+        influence.fit(split((x.float(), y), 7), ABSOLUTE)
+        found = influence.pairs([(x.float(), y)], [(queries[0].float(), queries[1])])
+    truth = scores(case, EKFAC(small.blocks), small)
+    scale = truth.influence.abs().max()
+    # Factors are rounded to 6e-8; inverse eigenvalues of up to 1/damping = 100 magnify that.
+    torch.testing.assert_close(found.influence / scale, truth.influence / scale, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.self_influence, truth.self_influence, rtol=1e-4, atol=1e-6)
+
+
+@every_drawn
+def test_the_trace_of_the_curvature_is_unbiased_so_its_mean_eigenvalue_is_ratio_times_as_large(kind: str) -> None:
+    model, train, _ = MODELS["mlp"]
+    blocks = select(model, last(1))  # [3, 5]: 15 entries, of which sides may keep 2 x 3, and others 4
+    with Reader(model, TASK, blocks) as reader:
+        roots = reader.train(train, 0, torch.arange(30)).roots
+    assert roots is not None
+    truth = materialise(roots[blocks[0].name]).square().sum()
+    found = []
+    for seed in range(1000):
+        small = DRAWN[kind](blocks, 4, seed)
+        found.append(materialise(small(roots)[blocks[0].name]).square().sum())
+    traces = torch.stack(found)
+    assert (traces.mean() - truth).abs() < 4 * traces.std() / math.sqrt(1000)  # 4 sigma
 
 
 @every_kind
