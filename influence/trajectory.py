@@ -92,6 +92,9 @@ def removal_effects(
     steps: Sequence[Step], final: Gradients, count: int, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> Tensor:
     """The effects of `step_effects` summed over the steps of each of `count` points, [count, m], float64."""
+    for number, step in enumerate(steps):
+        if not 0 <= int(step.points.min()) <= int(step.points.max()) < count:
+            raise InfluenceError(f"step {number} (from 0) has a row outside 0 … {count - 1}; count all train points")
     sums = torch.zeros(count, len(next(iter(final.values()))), dtype=torch.float64)
     effects = step_effects(steps, final, momentum, weight_decay)
     for step, effect in zip(reversed(steps), effects, strict=True):
@@ -143,8 +146,10 @@ class Trajectory(Generic[Batch]):
         """
         with self._reader as reader:
             parts = [reader.losses(batch).losses for batch in queries]
+        if not parts:
+            raise InfluenceError("no query given")
         final = {name: torch.cat([materialise(part[name]) for part in parts]) for name in parts[0]}
-        return removal_effects(self.steps, final, count, self._momentum, self._weight_decay)
+        return self._effects(final, count)
 
     def embeddings(self, count: int) -> Tensor:
         """How leaving each of `count` points out moves the final parameters, [count, k], float64.
@@ -152,12 +157,18 @@ class Trajectory(Generic[Batch]):
         Influence is g_q' times it, g_q the loss gradient of a query with its blocks side by side in model order. It
         takes k^2 numbers: for a few thousand parameters, or a reader that compresses.
         """
+        factors = self._recorded()[0].losses
+        joint = Joint({name: (factor.g.shape[-1], factor.a.shape[-1]) for name, factor in factors.items()})
+        [dtype] = {factor.g.dtype for factor in factors.values()}
+        return self._effects(joint.split(torch.eye(joint.parameters, dtype=dtype)), count)
+
+    def _effects(self, final: Gradients, count: int) -> Tensor:
+        return removal_effects(self._recorded(), final, count, self._momentum, self._weight_decay)
+
+    def _recorded(self) -> list[Step]:
         if not self.steps:
             raise InfluenceError("no step was recorded: call record() before every optimizer step")
-        losses = self.steps[0].losses
-        joint = Joint({name: (factor.g.shape[-1], factor.a.shape[-1]) for name, factor in losses.items()})
-        identity = torch.eye(joint.parameters, dtype=next(iter(losses.values())).g.dtype)
-        return removal_effects(self.steps, joint.split(identity), count, self._momentum, self._weight_decay)
+        return self.steps
 
 
 def _check_finite(reach: Gradients, number: int, rate: float) -> None:

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from influence import Factor, InfluenceError, Reader, select
+from influence.compression import factor_mask
 from influence.trajectory import Step, Trajectory, removal_effects, step_effects
 from tests.influence.cases import TASK, Batch, loss, mlp, per_point_gradients, points, softmax_regression, split
 
@@ -140,9 +141,10 @@ class Training:
     momentum: float
     weight_decay: float
 
-    def recorded(self) -> Trajectory[Batch]:
+    def recorded(self, reader: Reader[Batch] | None = None) -> Trajectory[Batch]:
         """Train the model."""
-        trajectory = Trajectory(Reader(self.model, TASK, select(self.model)), self.momentum, self.weight_decay)
+        reader = reader or Reader(self.model, TASK, select(self.model))
+        trajectory = Trajectory(reader, self.momentum, self.weight_decay)
         solver = torch.optim.SGD(self.model.parameters(), 1.0, self.momentum, weight_decay=self.weight_decay)
         for rows, rate in zip(self.rows, self.rates, strict=True):
             batch = self.train[0][rows], self.train[1][rows]
@@ -236,10 +238,35 @@ def test_on_a_network_it_ranks_points_as_real_runs_without_them_at_that_step_do(
     assert spearmanr(effects.flatten(), torch.stack(rises).flatten()).statistic > 0.97
 
 
-def test_rows_that_do_not_fit_the_batch_and_a_wrong_momentum_are_one_clear_line() -> None:
+def test_a_compressor_that_keeps_everything_changes_nothing_and_another_keeps_small_steps() -> None:
+    found = {}
+    for ratio in (1, 4):
+        training = Training(mlp(), points(20), list(passes(20, 5, 2)), RATES, 0.9, 0.01)
+        blocks = select(training.model)
+        compressor = factor_mask(blocks, ratio)
+        trajectory = training.recorded(Reader(training.model, TASK, blocks, compressor=compressor))
+        kept = sum(factor.elements for factor in trajectory.steps[0].losses.values())
+        assert kept == sum(block.parameters for block in compressor.blocks)
+        assert trajectory.embeddings(20).shape == (20, kept)
+        found[ratio] = trajectory.influence([points(3, seed=2)], 20)
+    plain = Training(mlp(), points(20), list(passes(20, 5, 2)), RATES, 0.9, 0.01).recorded()
+    # another order of the coordinates, and so of sums
+    torch.testing.assert_close(found[1], plain.influence([points(3, seed=2)], 20), rtol=1e-10, atol=1e-14)
+    assert not torch.allclose(found[4], found[1])
+
+
+def test_what_was_not_recorded_or_does_not_fit_is_one_clear_line() -> None:
     model = mlp()
     reader = Reader(model, TASK, select(model))
-    with pytest.raises(InfluenceError, match=r"2 rows given for a batch of 3 points[^\n]*$"):
-        Trajectory(reader).record(points(3), torch.arange(2), 0.1)
     with pytest.raises(InfluenceError, match=r"momentum 1\.0, weight decay 0\.0: give a momentum in \[0, 1\)[^\n]*$"):
         Trajectory(reader, momentum=1.0)
+    trajectory = Trajectory(reader)
+    with pytest.raises(InfluenceError, match=r"no step was recorded: call record\(\) before every optimizer step$"):
+        trajectory.influence([points(3)], 3)
+    with pytest.raises(InfluenceError, match=r"2 rows given for a batch of 3 points[^\n]*$"):
+        trajectory.record(points(3), torch.arange(2), 0.1)
+    trajectory.record(points(3), torch.arange(3), 0.1)
+    with pytest.raises(InfluenceError, match=r"step 0 \(from 0\) has a row outside 0 … 1; count all train points$"):
+        trajectory.influence([points(3)], 2)
+    with pytest.raises(InfluenceError, match=r"no query given$"):
+        trajectory.influence([], 3)
