@@ -14,7 +14,7 @@ from tests.benchmarks.peers import Classification
 BATCH = 250
 
 
-def _scores(problem: Problem, strategy: str, damping: float) -> Tensor:
+def _ekfac(problem: Problem, damping: float) -> Tensor:
     torch.manual_seed(problem.seed)
     named = problem.model.named_modules()
     task = Classification([name for name, one in named if isinstance(one, nn.Linear)])
@@ -22,7 +22,7 @@ def _scores(problem: Problem, strategy: str, damping: float) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
         model = prepare_model(problem.model, task)
         analyzer = Analyzer("peers", model, task, cpu=True, disable_tqdm=True, output_dir=folder)
-        analyzer.fit_all_factors("f", train, per_device_batch_size=BATCH, factor_args=FactorArguments(strategy))
+        analyzer.fit_all_factors("f", train, per_device_batch_size=BATCH, factor_args=FactorArguments("ekfac"))
         analyzer.compute_pairwise_scores(
             "s", "f", queries, train, len(queries), per_device_train_batch_size=BATCH,
             score_args=ScoreArguments(damping_factor=damping),
@@ -30,8 +30,4 @@ def _scores(problem: Problem, strategy: str, damping: float) -> Tensor:
         return analyzer.load_pairwise_scores("s")["all_modules"].T / problem.points
 
 
-METHODS: dict[str, Method] = {
-    "EK-FAC": lambda problem, damping: _scores(problem, "ekfac", damping),
-    "K-FAC": lambda problem, damping: _scores(problem, "kfac", damping),
-    "diagonal": lambda problem, damping: _scores(problem, "diagonal", damping),
-}
+METHODS: dict[str, Method] = {"EK-FAC": _ekfac}
