@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from flows.config import TrainingConfig
 from flows.ranks.order import Order
 from flows.ranks.points import Points
 from flows.workload import Workload
+from influence.turnover import TurnOver
 
 
 def train_plainly(
@@ -30,7 +32,7 @@ def train_plainly(
         points: The train set.
         training: The recipe.
         places: Places of the points that the model sees.
-        seed: Of the initial weights, the order of the points and whatever the model draws.
+        seed: Of the initial weights, the order of the points, their masks and whatever the model draws.
         steps: Optimizer steps.
         save_at: Steps after which `saved` is called.
         saved: Called with the model in evaluation mode, without gradients.
@@ -40,9 +42,12 @@ def train_plainly(
         model = workload.model()
         optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
         order = Order(places, training.batch_size, seed)
+        masks = TurnOver(model, training.turn_over, seed)
         for step in range(1, steps + 1):
             optimizer.zero_grad()
-            workload.loss(model, points.take(order.next())).mean().backward()
+            batch = order.next()
+            with masks.own(points.keys[batch]) if training.turn_over else nullcontext():
+                workload.loss(model, points.take(batch)).mean().backward()
             optimizer.step()
             if step in save_at:
                 model.eval()

@@ -18,17 +18,18 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from flows.dataset import check_unchanged, manifest_of, rows_by_id
+from flows.dataset import check_unchanged
 from flows.plans import Job, TrainPlan, read_plan
 from flows.ranks.engine import Engine, connect
 from flows.ranks.holdout import Holdout
 from flows.ranks.order import Order
+from flows.ranks.points import Points
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.weights import load_weights
-from flows.workload import Batches, Workload, check_losses, collate_of, load_workload, seeded_model
+from flows.workload import Workload, check_losses, load_workload, seeded_model
+from influence.turnover import TurnOver
 from storage import checkpoints, trajectory_store
 from storage.files import atomic_write_json, sha256_json
-from storage.points import Manifest
 
 
 class Trainer:
@@ -37,12 +38,12 @@ class Trainer:
     def __init__(self, plan: TrainPlan, rank: Rank) -> None:
         self._config, self._rank = plan.config, rank
         self._workload: Workload = load_workload(plan.config)
-        points = self._workload.points()
-        self._manifest: Manifest = manifest_of("train", points)
-        check_unchanged(self._manifest, plan.train_digest)
-        self._rows = rows_by_id(points, self._manifest)
-        self._ids = points.ids
-        self._batches = Batches(points, collate_of(self._workload))
+        dataset = self._workload.points()
+        points = Points("train", dataset, self._workload)
+        check_unchanged(points.manifest, plan.train_digest)
+        self._manifest, self._rows, self._batches = points.manifest, points.rows, points.batches
+        self._ids = dataset.ids
+        self._keys = torch.empty_like(points.keys).scatter_(0, points.rows, points.keys)  # by row
         self._holdout = Holdout(self._workload, rank)
         self._steps = sum(job.steps for job in plan.jobs)
         self._done = 0
@@ -62,6 +63,7 @@ class Trainer:
     def _train(self, job: Job, model: torch.nn.Module) -> None:
         torch.manual_seed(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
         engine = Engine(model, self._config.training, self._rank.world)
+        masks = TurnOver(model, self._config.training.turn_over, job.seed)
         order = Order(self._kept(job.removed), self._config.training.batch_size, job.seed)
         taken, rates = [], []
         started = time.monotonic()
@@ -70,9 +72,10 @@ class Trainer:
             taken.append(batch.int().numpy())
             rates.append(engine.learning_rate)
             rows = batch[self._rank.index :: self._rank.world]
-            losses = self._workload.loss(engine.model, self._batches.take(rows))  # [B / world]
-            check_losses(losses, rows, self._ids)
-            engine.step(losses)
+            with masks.own(self._keys[rows]):
+                losses = self._workload.loss(engine.model, self._batches.take(rows))  # [B / world]
+                check_losses(losses, rows, self._ids)
+                engine.step(losses)
             if step == job.steps:
                 self._time(job, time.monotonic() - started)
                 self._record(job, taken, rates)
