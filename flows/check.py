@@ -13,7 +13,7 @@ from torch import nn
 from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
-from flows.estimators import ESTIMATORS, selections
+from flows.estimators import approximation, selections
 from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
 from flows.ranks.probe import rehearse
@@ -106,7 +106,7 @@ class _Checker:
         scoring = self.config.scoring
         energies = measure_energies(self.model, self.workload, self.points, Alone(lambda *_: None))
         self.chosen = chosen = blocks.select(self.model, *selections(scoring.blocks, energies))
-        ESTIMATORS[scoring.estimator].build(chosen, Share())  # refuses more parameters than it takes
+        approximation(self.config, chosen, Share())  # refuses more parameters than it takes
         head = blocks.head(self.model)
         if scoring.exact_head and head.parameters > LARGEST:
             raise BadInput(

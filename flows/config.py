@@ -107,6 +107,18 @@ class FactorCacheConfig(_Section):
     """In a temporary file beside the scores, once memory is full."""
 
 
+CompressionKind = Literal["mask", "sjlt", "mask+sjlt", "logra"]
+
+
+class CompressionConfig(_Section):
+    """How gradients are made smaller before anything is kept or solved; the same for train points and queries."""
+
+    kind: CompressionKind = "mask"
+    """Dropout of rows and columns of a layer, sparse random sums, the two together, or a random matrix on each side."""
+    ratio: Annotated[float, Field(gt=1)] = 4.0
+    """How many times smaller."""
+
+
 class ScoringConfig(_Section):
     """How the points are scored."""
 
@@ -115,6 +127,8 @@ class ScoringConfig(_Section):
     """`tamis estimators` says what there is, what it costs and when to use it."""
     blocks: BlocksConfig = BlocksConfig()
     """A list of globs, `"auto"` for the few blocks that hold nine tenths of the gradient energy, or a table."""
+    compression: CompressionConfig | None = None
+    """Gradients are made smaller, and with them the curvature and what is kept; none by default."""
     fisher: Literal["exact", "sampled", "empirical"] = "exact"
     """Labels that the curvature is an expectation over: all, one drawn per point (large vocabularies), the given."""
     factor_cache: FactorCacheConfig = FactorCacheConfig()
@@ -132,6 +146,12 @@ class ScoringConfig(_Section):
     repeats: Count = 2
     """How often the points are dealt into folds anew, in each of the two rounds of suspicion."""
     neighbours: Count = 15
+
+    @model_validator(mode="after")
+    def _head_in_full(self) -> ScoringConfig:
+        if self.compression is not None and self.exact_head:
+            raise ValueError("exact_head reads the head's gradients in full, compression makes them small: set one off")
+        return self
 
     @field_validator("probe")
     @classmethod

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from flows.config import BlocksConfig, Config, DampingConfig, EstimatorName
+from flows.config import BlocksConfig, CompressionKind, Config, DampingConfig, EstimatorName
 from flows.errors import BadInput
 from influence import (
     EKFAC,
     KFAC,
     PCG,
     Blocks,
+    Compressor,
     Curvature,
     Damping,
     DualGaussNewton,
@@ -22,9 +23,13 @@ from influence import (
     Share,
     by_name,
     by_type,
+    factor_mask,
     features,
     holding,
     last,
+    masked_sjlt,
+    random_logra,
+    sjlt,
     within,
 )
 
@@ -107,6 +112,30 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
         use="a baseline to compare the others with",
     ),
 }
+
+
+COMPRESSORS: Mapping[CompressionKind, Callable[[Blocks, float, int], Compressor]] = {
+    "mask": factor_mask,
+    "sjlt": sjlt,
+    "mask+sjlt": masked_sjlt,
+    "logra": random_logra,
+}
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """A curvature that is not yet fitted, and what makes gradients small before it takes them."""
+
+    curvature: Curvature
+    compressor: Compressor | None
+
+
+def approximation(config: Config, blocks: Blocks, share: Share) -> Approximation:
+    """The configured estimator on the selected blocks; compression is drawn by the training's seed."""
+    small, scoring = config.scoring.compression, config.scoring
+    compressor = None if small is None else COMPRESSORS[small.kind](blocks, small.ratio, config.training.seed)
+    taken = blocks if compressor is None else compressor.blocks
+    return Approximation(ESTIMATORS[scoring.estimator].build(taken, share), compressor)
 
 
 def damping_of(config: Config, estimator: EstimatorName, given: DampingConfig | None, horizon: float | None) -> Damping:

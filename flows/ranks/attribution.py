@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from flows.config import Config
-from flows.estimators import ESTIMATORS, damping_of, selections
+from flows.estimators import approximation, damping_of, selections
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
 from flows.workload import Workload, check_losses
@@ -102,7 +102,8 @@ class Attribution:
         self.head = head(model)
         self._setting, self._points, self._place = setting, points, place
         self._share = Share(place.index, place.world)
-        self.curvature: Curvature = ESTIMATORS[scoring.estimator].build(self.blocks, self._share)
+        chosen = approximation(setting.config, self.blocks, self._share)
+        self.curvature, self._compressor = chosen.curvature, chosen.compressor
         self.exact = GaussNewton([self.head]) if setting.exact_head else None
         self._grid = ChunkGrid(len(points), scoring.chunk)
         self._model, self._workload, self._task = model, workload, Task[Any](workload.logits, workload.labels)
@@ -118,6 +119,7 @@ class Attribution:
                 both,
                 Fisher(config.scoring.fisher, seed=config.training.seed),
                 self._cache(),
+                self._compressor,
             )
         )
         return self

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from flows.config import CompressionKind
 from flows.errors import BadInput
+from flows.estimators import COMPRESSORS
 from flows.score_file import ScoredFile, score_file
 from flows.tables import print_scored
 from influence import EKFAC, Damping, Influence, Task, select
@@ -45,13 +47,19 @@ def scored(folder: Path, checkpoint: Path, **scoring: Any) -> ScoredFile:
     return score_file(write_toml(folder, scoring=scoring), checkpoint, folder / "out" / "scores.parquet")
 
 
-def test_the_scores_are_those_of_the_engine_on_that_model(tmp_path: Path, checkpoint: Path, model: nn.Module) -> None:
-    done = scored(tmp_path, checkpoint)
+@pytest.mark.parametrize("kind", [None, "mask", "sjlt", "mask+sjlt", "logra"])
+def test_the_scores_are_those_of_the_engine_on_that_model(
+    tmp_path: Path, checkpoint: Path, model: nn.Module, kind: CompressionKind | None
+) -> None:
+    small = {} if kind is None else {"compression": {"kind": kind, "ratio": 2}, "exact_head": False}
+    done = scored(tmp_path, checkpoint, **small)
     table = pq.read_table(done.file)
     workload = Blobs()
     train, queries = workload.points(), workload.queries()
     blocks = select(model)
-    with Influence(model, Task(workload.logits, workload.labels), EKFAC(blocks), blocks) as influence:
+    compressor = None if kind is None else COMPRESSORS[kind](blocks, 2, 0)
+    curvature, task = EKFAC(compressor.blocks if compressor else blocks), Task(workload.logits, workload.labels)
+    with Influence(model, task, curvature, blocks, compressor=compressor) as influence:
         batch = train.samples, torch.tensor(train.labels)
         influence.fit([batch], Damping("absolute", 0.1))
         found = influence.pairs([batch], [(queries.samples, torch.tensor(queries.labels))])
