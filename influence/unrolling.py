@@ -60,15 +60,9 @@ def unroll(segments: Sequence[Segment], queries: Gradients, weight_decay: float 
     passed: Gradients = queries
     met: list[Gradients] = []
     for segment in reversed(segments):
-        bases = {name: _basis(segment.curvature, name, weight_decay).like(one) for name, one in passed.items()}
-        times = {name: segment.horizon * basis.damped for name, basis in bases.items()}  # tau (Lambda + w), [o, i]
-        met.append(
-            {
-                name: _filter(bases[name], one, segment.horizon * _mean_decay(times[name]))
-                for name, one in passed.items()
-            }
-        )
-        passed = {name: _filter(bases[name], one, (-times[name]).exp()) for name, one in passed.items()}
+        both = {name: _filtered(segment, name, one, weight_decay) for name, one in passed.items()}
+        met.append({name: one for name, (one, _) in both.items()})
+        passed = {name: one for name, (_, one) in both.items()}
     return met[::-1]
 
 
@@ -91,18 +85,25 @@ def _dots(factors: Factors, queries: Gradients) -> Tensor:
     return total(factors, lambda name, factor: dots(factor, queries[name]))
 
 
-def _basis(curvature: KFAC, name: str, weight_decay: float) -> Eigenbasis:
-    block = curvature.state[name]
+def _filtered(segment: Segment, name: str, gradients: Tensor, weight_decay: float) -> tuple[Tensor, Tensor]:
+    """R V and S V of k gradients of a block, [k, o, i] each."""
+    block = segment.curvature.state[name]
     inputs = None if block.inputs is None else block.inputs.basis
-    return Eigenbasis.of(inputs, block.outputs.basis, block.eigenvalues.value, weight_decay, None)
+    basis = Eigenbasis.of(inputs, block.outputs.basis, block.eigenvalues.value, weight_decay, None).like(gradients)
+    times = segment.horizon * basis.damped  # tau (Lambda + w), [o, i]
+    turned = basis.turn(gradients)
+    return (
+        _turned_back(basis, turned * (segment.horizon * _mean_decay(times))),
+        _turned_back(basis, turned * (-times).exp()),
+    )
+
+
+def _turned_back(basis: Eigenbasis, turned: Tensor) -> Tensor:
+    """Qs V Qa', [k, o, i]."""
+    back = products(basis.outputs, turned)
+    return back if basis.inputs is None else product(back, basis.inputs.T)
 
 
 def _mean_decay(times: Tensor) -> Tensor:
     """(1 - exp(-t)) / t, which is 1 at t = 0."""
     return torch.where(times > 0, -torch.expm1(-times) / times, 1.0)
-
-
-def _filter(basis: Eigenbasis, gradients: Tensor, weights: Tensor) -> Tensor:
-    """A function of the curvature, by its values [o, i] at the eigenvalues, times gradients [k, o, i]."""
-    back = products(basis.outputs, basis.turn(gradients) * weights)
-    return back if basis.inputs is None else product(back, basis.inputs.T)
