@@ -148,6 +148,14 @@ def validate(
     subsets: Annotated[int, typer.Option(help="Random subsets, in lds and memorization.")] = 100,
     retrains: Annotated[int, typer.Option(help="Models per subset in lds, and per point in loo.")] = 5,
     seeds: Annotated[int, typer.Option(help="Models per removal in pruning.")] = 3,
+    fragility: Annotated[
+        bool,
+        typer.Option(
+            "--fragility",
+            help="How far scores move with damping, checkpoint, seed, weight decay, depth and width; alone unless a "
+            "study is named, beside lds by its truth, too.",
+        ),
+    ] = False,
     as_json: JSON_OPTION = False,
 ) -> None:
     """Judge the estimator against retrained models; what a killed run has trained is kept."""
@@ -155,7 +163,8 @@ def validate(
     from flows.validation.bench import Extent
     from flows.validation.running import validate_file
 
-    print_validation(validate_file(file, study or (), Extent(subsets, retrains, seeds)), as_json=as_json)
+    extent = Extent(subsets, retrains, seeds)
+    print_validation(validate_file(file, study or (), extent, fragile=fragility), as_json=as_json)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from flows.scoring import Scored
 from flows.stages import Cycle
 from flows.training import Trained
 from flows.trust import described
+from flows.validation.verdict import warning
 from flows.workload import Workload
 from influence.validation import precision_recall
 from storage.points import PointId
@@ -132,7 +133,8 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
 
 def _verdict(cycle: Cycle, done: Progression) -> str:
     probe = done.scored.probe
-    return "" if probe is None else probe.verdict(cycle.config.scoring.estimator)
+    said = "" if probe is None else probe.verdict(cycle.config.scoring.estimator)
+    return "; ".join(filter(None, (warning(cycle.config), said)))
 
 
 def _open_reason(cycle: Cycle, proposed: Proposed) -> str:

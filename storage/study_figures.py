@@ -1,8 +1,9 @@
-"""Figures of a validation: what each signal reached, and how models fare after removals."""
+"""Figures of a validation: what signals reached, how models fare after removals, how far scores move."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from storage.figures import BLUE, GREY, LINES, as_png, draw_intervals
@@ -51,4 +52,32 @@ def removal_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Inter
             axes.fill_between(shares, low, high, color=colors[signal], alpha=0.1, linewidth=0)
         axes.set(xlabel="points removed (%)", ylabel=measure)
         axes.legend(frameon=False, fontsize="small")
+    return as_png(figure)
+
+
+def query_strips(panels: Mapping[str, Mapping[str, Sequence[float]]], bound: float) -> bytes:
+    """One panel per measure, one strip per variation: every query a dot, the median, and 10 to 90 % of the queries.
+
+    Args:
+        panels: Measure to variation to one value per query.
+        bound: Below which a median is bad; drawn as a line.
+
+    Returns:
+        A PNG.
+    """
+    longest = max(len(strips) for strips in panels.values())
+    figure = Figure(figsize=(5.6 * len(panels), 1.2 + 0.32 * longest))
+    for axes, (measure, strips) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        rows = range(len(strips))[::-1]
+        for row, values in zip(rows, strips.values()):
+            low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
+            spread = np.random.default_rng(0).uniform(-0.3, 0.3, len(values))  # so that dots do not hide each other
+            axes.scatter(values, row + spread, s=4, color=GREY, alpha=0.25, linewidths=0)
+            axes.plot([low, high], [row, row], color=BLUE, linewidth=3, solid_capstyle="butt")
+            axes.plot(median, row, "o", color=BLUE, markeredgecolor="white", markersize=7)
+        axes.axvline(bound, color=LINES[0], linestyle="--")
+        axes.set_yticks(rows, list(strips))
+        axes.set_ylim(-0.6, len(strips) - 0.4)
+        axes.set_xlabel(f"{measure}, each query")
+        axes.grid(axis="x", alpha=0.3)
     return as_png(figure)

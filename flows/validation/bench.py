@@ -14,7 +14,7 @@ from flows.errors import BadInput
 from flows.launch import Progress
 from flows.ranks.plain import train_plainly
 from flows.recipe import save_points
-from flows.validation.estimators import configured, gradient_dot
+from flows.validation.estimators import configured, gradient_dot, swept
 from flows.validation.models import READ_BATCH
 from flows.validation.pool import Pool
 from flows.validation.setting import Setting
@@ -70,6 +70,7 @@ class Bench:
 
     Attributes:
         score: The configured estimator.
+        sweep: The same under other dampings, of any setting.
     """
 
     def __init__(
@@ -81,16 +82,16 @@ class Bench:
         suspicion: Tensor | None = None,
     ) -> None:
         self.setting, self.extent, self.pool, self.show = setting, extent, pool, show
-        self.score = configured(setting)
+        self.score, self.sweep = configured(setting), swept
         self._suspicion = suspicion
 
     @cached_property
     def scores(self) -> Scores:
         """The signals of the first-seed model and its checkpoints."""
         self.show(Progress("influence", 0, 1))
-        checkpoints = self._checkpoints()
+        checkpoints = self.checkpoints
         labels = self.setting.train.labels
-        cheap = cheap_signals(self._logits(checkpoints[-1]), labels)
+        cheap = cheap_signals(logits_of(self.setting, checkpoints[-1]), labels)
         suspects = {"loss": cheap.loss, "EL2N": cheap.el2n}
         if self._suspicion is not None:
             suspects["suspicion"] = self._suspicion
@@ -98,25 +99,31 @@ class Bench:
         self.show(Progress("influence", 1, 1))
         return scores
 
-    def _checkpoints(self) -> list[nn.Module]:
-        setting, training = self.setting, self.setting.config.training
-        kept: list[nn.Module] = []
-        every = torch.arange(len(setting.train))
-        save_at = save_points(training, setting.steps)
-        train_plainly(
-            setting.workload,
-            setting.train,
-            training,
-            every,
-            training.seed,
-            setting.steps,
-            save_at,
-            lambda model: kept.append(copy.deepcopy(model)),
-        )
-        return kept
+    @cached_property
+    def checkpoints(self) -> list[nn.Module]:
+        """Of the first-seed model, the last being the model."""
+        return trained(self.setting)
 
-    def _logits(self, model: nn.Module) -> Tensor:
-        setting = self.setting
-        parts = torch.arange(len(setting.train)).split(READ_BATCH)
-        with torch.no_grad():
-            return torch.cat([setting.workload.logits(model, setting.train.take(part)) for part in parts])  # [n, C]
+
+def trained(setting: Setting) -> list[nn.Module]:
+    """Train a model on everything by the recipe, and give its checkpoints."""
+    training = setting.config.training
+    kept: list[nn.Module] = []
+    train_plainly(
+        setting.workload,
+        setting.train,
+        training,
+        torch.arange(len(setting.train)),
+        training.seed,
+        setting.steps,
+        save_points(training, setting.steps),
+        lambda model: kept.append(copy.deepcopy(model)),
+    )
+    return kept
+
+
+def logits_of(setting: Setting, model: nn.Module) -> Tensor:
+    """What a model says of every train point: `[n, C]`."""
+    parts = torch.arange(len(setting.train)).split(READ_BATCH)
+    with torch.no_grad():
+        return torch.cat([setting.workload.logits(model, setting.train.take(part)) for part in parts])

@@ -16,7 +16,7 @@ from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone
 from flows.validation.setting import Setting
-from influence import Blocks, Fisher, Influence, PairScores, Reader, Share, Task, each, select
+from influence import Blocks, Damping, Fisher, Influence, PairScores, Reader, Share, Task, each, grand, select
 from influence.factored import dots, total
 
 Score = Callable[[Sequence[nn.Module]], PairScores]
@@ -28,23 +28,52 @@ def configured(setting: Setting) -> Score:
 
     def score(checkpoints: Sequence[nn.Module]) -> PairScores:
         energies = _energies(setting, checkpoints[-1])
-        return reduce(add, [_pairs(setting, model, energies) for model in checkpoints])
+        return reduce(add, [_pairs(setting, model, energies, [1.0])[0] for model in checkpoints])
 
     return score
 
 
-def _pairs(setting: Setting, model: nn.Module, energies: Mapping[str, float]) -> PairScores:
+def swept(setting: Setting, checkpoints: Sequence[nn.Module], times: Sequence[float]) -> Tensor:
+    """Influence of the configured estimator at each checkpoint alone, with its damping and so many times it.
+
+    Returns:
+        `[checkpoints, times, n, m]`, nats, positive = helpful.
+    """
+    energies = _energies(setting, checkpoints[-1])
+    return torch.stack(
+        [
+            torch.stack([pairs.influence for pairs in _pairs(setting, model, energies, times, own=False)])
+            for model in checkpoints
+        ]
+    )
+
+
+def _pairs(
+    setting: Setting, model: nn.Module, energies: Mapping[str, float], times: Sequence[float], *, own: bool = True
+) -> list[PairScores]:
+    """With each damping; the curvature is fitted once."""
     config = setting.config
     scoring, training = config.scoring, config.training
     blocks = _blocks(setting, model, energies)
     curvature = ESTIMATORS[scoring.estimator].build(blocks, Share(0, 1))
     fisher = Fisher(scoring.fisher, seed=training.seed)
+    damping = damping_of(config, scoring.estimator, scoring.damping, setting.steps * training.learning_rate)
+    first, *others = (_times(damping, factor) for factor in times)
     with Influence(model, _task(setting), curvature, blocks, fisher) as influence:
         train, queries = _Batches(setting.train, scoring.chunk), _Batches(setting.queries, scoring.chunk)
-        influence.fit(
-            train, damping_of(config, scoring.estimator, scoring.damping, setting.steps * training.learning_rate)
-        )
-        return influence.pairs(train, queries)
+        influence.fit(train, first)
+        found = [influence.pairs(train, queries, own=own)]
+        for other in others:
+            curvature.finish(other)
+            found.append(influence.pairs(train, queries, own=own))
+    return found
+
+
+def _times(damping: Damping, factor: float) -> Damping:
+    """So many times what is added to the eigenvalues."""
+    if damping.kind == "horizon":
+        return Damping("horizon", damping.value / factor, factor * damping.weight_decay)
+    return Damping(damping.kind, factor * damping.value)
 
 
 def gradient_dot(setting: Setting, model: nn.Module) -> Tensor:
@@ -57,6 +86,14 @@ def gradient_dot(setting: Setting, model: nn.Module) -> Tensor:
             for batch in _Batches(setting.train, setting.config.scoring.chunk)
         ]
     return torch.cat(rows) * queries.doubt
+
+
+def gradient_norms(setting: Setting, model: nn.Module) -> Tensor:
+    """Of each point's loss on the same blocks (GraNd): `[n]`."""
+    with Reader(model, _task(setting), _blocks(setting, model, _energies(setting, model))) as reader:
+        return torch.cat(
+            [grand(reader.losses(batch).losses) for batch in _Batches(setting.train, setting.config.scoring.chunk)]
+        )
 
 
 def _energies(setting: Setting, model: nn.Module) -> Mapping[str, float]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from flows.validation.fragility import Fragility
 from flows.validation.results import Row, Study, Validation
 from flows.validation.setting import Setting
 from storage.files import atomic_write_bytes, sha256_json
 from storage.report import Interval
-from storage.study_figures import measure_panels, removal_curves
+from storage.study_figures import measure_panels, query_strips, removal_curves
 from storage.tracking import Tracker
 
 
-def publish(validation: Validation, setting: Setting) -> None:
+def publish(validation: Validation, setting: Setting, fragility: Fragility | None = None) -> None:
     """Write the files and log every study to MLflow; a study that is repeated writes to the run it has."""
     validation.write()
     tracker = Tracker(setting.config.workspace, validation.dataset)
     scoring = setting.config.scoring.model_dump(mode="json")
     identity = sha256_json(setting.inputs | {"scoring": scoring})
     for study in validation.studies:
-        png = figure(study)
+        png, metrics = figure(study), study.headline
+        if fragility is not None and study.name == "fragility":
+            fragility.verdict.write(validation.folder)
+            png, metrics = strips(fragility), fragility.verdict.metrics
         atomic_write_bytes(validation.folder / f"{study.name}.png", png)
         size = {"points": validation.points, "queries": validation.queries}
         run = tracker.validation_run(study.name, identity, {"estimator": validation.estimator, **size})
-        tracker.log_metrics(run, study.headline)
+        tracker.log_metrics(run, metrics)
         tracker.log_figure(run, study.name, png)
         tracker.describe(run, markdown(study))
         tracker.finish(run)
@@ -42,9 +46,17 @@ def figure(study: Study) -> bytes:
     )
 
 
+def strips(fragility: Fragility) -> bytes:
+    """How far the scores of every query move, as a PNG."""
+    panels = {
+        measure: {name: one.tolist() for name, one in values.items()} for measure, values in fragility.by_query.items()
+    }
+    return query_strips(panels, fragility.verdict.bound)
+
+
 def markdown(study: Study) -> str:
     """The study for the page of its MLflow run."""
-    lines = [f"**{study.name}**: {study.protocol}.", "", "| signal | measure | removed | value | 95 % interval |"]
+    lines = [f"**{study.name}**: {study.protocol}.", "", "| signal | measure | removed | value | low to high |"]
     lines.append("|---|---|---|---|---|")
     for row in study.rows:
         removed = "" if row.share is None else f"{row.share:.0%}"

@@ -14,7 +14,7 @@ from flows.dataset import digest
 from flows.errors import BadInput
 from flows.opening import workspace
 from flows.progress import progress_shown
-from flows.validation import exact, lds, loo, memorization, mislabeled, pruning
+from flows.validation import exact, fragility, lds, loo, memorization, mislabeled, pruning
 from flows.validation.bench import Bench, Extent
 from flows.validation.pool import Pool
 from flows.validation.publication import publish
@@ -41,13 +41,15 @@ REQUIREMENTS: Mapping[str, Callable[[Setting, Extent], object]] = {
 """What raises, before anything is trained, where a study cannot be done."""
 
 
-def validate_file(file: Path, studies: Sequence[str], extent: Extent) -> Validation:
+def validate_file(file: Path, studies: Sequence[str], extent: Extent, *, fragile: bool = False) -> Validation:
     """Run studies on the workload, recipe and estimator of a tamis.toml.
 
     Args:
         file: The tamis.toml.
         studies: Names from `STUDIES`; none for all but `exact-loo`, and `mislabeled` where the truth is known.
         extent: How much is retrained.
+        fragile: Ask whether the estimator is fragile, too, or alone where no study is named; beside `lds`, also by
+            that truth.
 
     Raises:
         BadInput: An unknown study, or one that the workload does not allow; nothing was written.
@@ -58,7 +60,7 @@ def validate_file(file: Path, studies: Sequence[str], extent: Extent) -> Validat
     config = load(file)
     require(config)
     setting = read_setting(config)
-    wanted = tuple(dict.fromkeys(studies)) or _usual(setting)
+    wanted = tuple(dict.fromkeys(studies)) or (() if fragile else _usual(setting))
     for name in wanted:
         if name in REQUIREMENTS:
             REQUIREMENTS[name](setting, extent)
@@ -67,15 +69,16 @@ def validate_file(file: Path, studies: Sequence[str], extent: Extent) -> Validat
         with Pool(setting, folder / "models", show) as pool:
             bench = Bench(setting, extent, pool, show, _suspicion(setting))
             found = tuple(STUDIES[name](bench) for name in wanted)
+            moved = fragility.measure(bench, truth="lds" in wanted) if fragile else None
         validation = Validation(
             dataset=config.name,
             estimator=f"{config.scoring.estimator}, summed over {len(config.training.checkpoints)} checkpoints",
             points=len(setting.train),
             queries=len(setting.queries),
             folder=folder,
-            studies=found,
+            studies=found if moved is None else (*found, fragility.study(moved)),
         )
-        publish(validation, setting)
+        publish(validation, setting, moved)
     return validation
 
 

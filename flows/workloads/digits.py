@@ -61,8 +61,7 @@ class Digits(ImageWorkload):
             split = _split_around(true[order] == source, order, points, queries)
             rows = split.train[true[split.train] == source]
             given = misled(true, rows, images[rows].sum(1), round(rate * points), target)  # the heaviest drawn
-        super().__init__(images, true, given, split)
-        self._hidden = tuple(hidden)
+        super().__init__(images, true, given, split, tuple(hidden))
 
     def model(self) -> nn.Module:
         """A multilayer perceptron with rectified linear units."""

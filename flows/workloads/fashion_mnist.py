@@ -70,9 +70,9 @@ class FashionMnist(ImageWorkload):
                 given = _misled_by_brightness(images, true, split.train, round(rate * points))
             case _:
                 raise ValueError(f"corruption = {corruption!r}: give 'flips', 'class_dependent' or 'systematic'")
-        super().__init__(images, true, given, split)
+        widths = tuple(hidden) if hidden is not None else {"mlp": (64, 32), "cnn": (128,)}[model]
+        super().__init__(images, true, given, split, widths)
         self._kind = model
-        self._hidden = tuple(hidden) if hidden is not None else {"mlp": (64, 32), "cnn": (128,)}[model]
 
     def model(self) -> nn.Module:
         """The network; both take the pixels of an image in one row."""

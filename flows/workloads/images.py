@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,10 +58,29 @@ class ImageWorkload:
         true: True labels `[N]`; queries and holdout points carry them.
         given: Labels `[N]` with the planted errors; train points carry them.
         split: Who is in which set.
+        hidden: Widths of the dense layers before the last.
     """
 
-    def __init__(self, images: Tensor, true: Tensor, given: Tensor, split: Split) -> None:
+    def __init__(self, images: Tensor, true: Tensor, given: Tensor, split: Split, hidden: tuple[int, ...]) -> None:
         self._images, self._true, self._given, self._split = images, true, given, split
+        self._hidden = hidden
+
+    def variants(self) -> Mapping[str, ImageWorkload]:
+        """The same data with a narrower, wider, shallower and deeper model; none of a model without hidden layers."""
+        widths = self._hidden
+        if not widths:
+            return {}
+        return {
+            "half the width": self._with(tuple(-(-width // 2) for width in widths)),
+            "twice the width": self._with(tuple(2 * width for width in widths)),
+            "a layer less": self._with(widths[:-1]),
+            "a layer more": self._with((*widths, widths[-1])),
+        }
+
+    def _with(self, hidden: tuple[int, ...]) -> ImageWorkload:
+        other = copy.copy(self)
+        other._hidden = hidden
+        return other
 
     def points(self) -> ImageSet:
         """The train set, errors included."""

@@ -22,7 +22,7 @@ from flows.errors import BadInput
 from flows.launch import Progress
 from flows.ranks.order import Order
 from flows.validation import lds, loo, memorization, mislabeled, pruning
-from flows.validation.bench import Bench, Extent, Scores
+from flows.validation.bench import Bench, Extent, Scores, trained
 from flows.validation.models import Outcome, retrain
 from flows.validation.pool import Pool
 from flows.validation.results import Study
@@ -69,7 +69,8 @@ def planted(folder: Path, scored: Tensor | None = None) -> tuple[Bench, Additive
     own = Own(torch.linspace(0, 2, POINTS, dtype=torch.float64))
     influence = table if scored is None else scored
     scores = Scores(PairScores(influence, influence, own), torch.randn(POINTS, QUERIES, generator=generator), {})
-    bench = SimpleNamespace(setting=blobs(folder), extent=Extent(), pool=pool, scores=scores)
+    setting = blobs(folder)
+    bench = SimpleNamespace(setting=setting, extent=Extent(), pool=pool, scores=scores, checkpoints=trained(setting))
     return cast(Bench, bench), pool
 
 
@@ -133,6 +134,29 @@ def test_memorization_of_planted_models_is_ranked_as_it_was_planted(tmp_path: Pa
     assert value(found, "self-influence", "Spearman with memorization") == pytest.approx(1)
     # the oracle's other points are noise about the mean of 60 queries: sd 1 against 10 per root of 100 models
     assert value(found, "influence", "Spearman with influence on the mean query") > 0.3
+
+
+def test_every_proxy_calls_wrong_labels_memorized(tmp_path: Path) -> None:
+    setting = blobs(tmp_path)
+    assert setting.wrong is not None
+    found = memorization.proxies(setting, trained(setting))
+    assert len(found) == 7
+    means = {name: (float(one[setting.wrong].mean()), float(one[~setting.wrong].mean())) for name, one in found.items()}
+    assert all(wrong > right for wrong, right in means.values()), means  # 25 epochs learn what three clouds can tell
+
+
+def test_proxies_leave_the_model_as_it_was(tmp_path: Path) -> None:
+    setting = blobs(tmp_path)
+    model = trained(setting)[-1]
+    before = [parameter.clone() for parameter in model.parameters()]
+    memorization.proxies(setting, [model])
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters()))
+
+
+def test_the_inputs_of_a_batch_are_its_only_floating_tensor() -> None:
+    pixels, tokens = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+    assert memorization._floating([tokens, pixels]) == 1
+    assert memorization._floating([tokens, tokens]) is memorization._floating([pixels, pixels]) is None
 
 
 def test_mislabeled_ranks_by_the_given_signals_larger_being_more_suspicious(tmp_path: Path) -> None:
