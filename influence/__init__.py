@@ -47,6 +47,7 @@ from influence.curvature.kronecker import EKFAC, KFAC
 from influence.curvature.products import Product, factor_product, model_product
 from influence.curvature.sweep import SweepPoint, damping_sweep
 from influence.discovery import Discovery, Influences, Trusted, harmful, mislabeled, trusted
+from influence.empirical import Desiderata, desiderata, empirical_influence
 from influence.engine import Influence
 from influence.ensemble import over_checkpoints, over_models
 from influence.errors import InfluenceError, NotFinite, NotPerPoint, UnknownBlock
@@ -54,6 +55,7 @@ from influence.factored import Factor, Factors, Gradients, materialise
 from influence.fisher import Fisher, FisherKind
 from influence.fitting import fit, subset
 from influence.gradients import FactorSource, check_cross_entropy, gradient_energy
+from influence.ignoring import ignoring_influence, soft_pruning
 from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, grand, memorization_labels
 from influence.queries import Groups, Queries, each, group_means
 from influence.reader import Reader
@@ -71,6 +73,7 @@ from influence.scores import (
 )
 from influence.sharding import ChunkGrid, Share
 from influence.suspicion import Suspicion, knn_votes, suspect, two_round
+from influence.turnover import TurnOver, turn_over_influence, turn_over_self_influence
 from influence.validation import (
     PrecisionRecall,
     auc,
@@ -99,6 +102,7 @@ __all__ = [
     "Curvature",
     "Damping",
     "DampingKind",
+    "Desiderata",
     "Diagnostics",
     "Discovery",
     "DualGaussNewton",
@@ -138,6 +142,7 @@ __all__ = [
     "Task",
     "TopQueries",
     "Trusted",
+    "TurnOver",
     "UnknownBlock",
     "agreement",
     "alone",
@@ -151,7 +156,9 @@ __all__ = [
     "conjugate_gradients",
     "coordinate_mask",
     "damping_sweep",
+    "desiderata",
     "each",
+    "empirical_influence",
     "exact_influence",
     "factor_mask",
     "factor_product",
@@ -164,6 +171,7 @@ __all__ = [
     "harmful",
     "head",
     "holding",
+    "ignoring_influence",
     "inner_products",
     "knn_votes",
     "last",
@@ -185,6 +193,7 @@ __all__ = [
     "relative_influence",
     "select",
     "sjlt",
+    "soft_pruning",
     "spearman",
     "stratified_error",
     "subset",
@@ -192,6 +201,8 @@ __all__ = [
     "summarize_chunk",
     "suspect",
     "trusted",
+    "turn_over_influence",
+    "turn_over_self_influence",
     "two_round",
     "within",
 ]

@@ -94,6 +94,10 @@ class _Skipping:
     def __init__(self, setting: Setting, place: int) -> None:
         self._setting, self._place = setting, place
 
+    @property
+    def keys(self) -> Tensor:
+        return self._setting.train.keys
+
     def model(self) -> nn.Module:
         return self._setting.workload.model()
 

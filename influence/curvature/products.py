@@ -5,18 +5,17 @@ factors, or through a model, for any of its parameters.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence.curvature.joint import add_up, runs
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients, materialise
 from influence.matmul import product
+from influence.unfused import unfused
 
 Batch = TypeVar("Batch")
 Product = Callable[[Gradients], Gradients]
@@ -183,23 +182,11 @@ def _of_batch(logits: _Logits[Batch], values: Gradients, batch: Batch, tangents:
         pulled: tuple[Gradients] = pull(weighted - p * weighted.sum(1, keepdim=True))
         return pulled[0]
 
-    with torch.no_grad(), _unfused():  # or the constant parameters would keep the graph
+    with torch.no_grad(), unfused():  # or the constant parameters would keep the graph
         z, pull = vjp(outputs, values)[:2]
         p = z.softmax(1)  # [B, C]
         sums: Gradients = vmap(one, chunk_size=COLUMNS)(tangents)
     return len(z), sums
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    """Fused attention and the fused transformer layer have no forward derivative."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _forms(roots: Factor, k: int) -> bool:

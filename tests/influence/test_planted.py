@@ -2,6 +2,8 @@ from importlib import import_module
 
 import pytest
 
+import tests.planted_attime
+import tests.planted_compression
 import tests.planted_curvature
 import tests.planted_solvers  # noqa: F401, enters its plants
 from tests.planted import PLANTS, Plant
