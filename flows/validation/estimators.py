@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flows.estimators import ESTIMATORS, damping_of, selections
+from flows.estimators import approximation, damping_of, selections
 from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone
@@ -51,20 +51,20 @@ def swept(setting: Setting, checkpoints: Sequence[nn.Module], times: Sequence[fl
 def _pairs(
     setting: Setting, model: nn.Module, energies: Mapping[str, float], times: Sequence[float], *, own: bool = True
 ) -> list[PairScores]:
-    """With each damping; the curvature is fitted once."""
+    """Under so many times the configured damping each; the curvature is fitted once."""
     config = setting.config
     scoring, training = config.scoring, config.training
     blocks = _blocks(setting, model, energies)
-    curvature = ESTIMATORS[scoring.estimator].build(blocks, Share(0, 1))
+    chosen = approximation(config, blocks, Share(0, 1))
     fisher = Fisher(scoring.fisher, seed=training.seed)
     damping = damping_of(config, scoring.estimator, scoring.damping, setting.steps * training.learning_rate)
     first, *others = (_times(damping, factor) for factor in times)
-    with Influence(model, _task(setting), curvature, blocks, fisher) as influence:
+    with Influence(model, _task(setting), chosen.curvature, blocks, fisher, None, chosen.compressor) as influence:
         train, queries = _Batches(setting.train, scoring.chunk), _Batches(setting.queries, scoring.chunk)
         influence.fit(train, first)
         found = [influence.pairs(train, queries, own=own)]
         for other in others:
-            curvature.finish(other)
+            chosen.curvature.finish(other)
             found.append(influence.pairs(train, queries, own=own))
     return found
 

@@ -128,6 +128,14 @@ def test_a_sweep_is_the_configured_estimator_at_other_dampings(tmp_path: Path) -
             torch.testing.assert_close(found.sum(0), configured(setting)(models).influence)
 
 
+def test_the_compression_of_a_cycle_is_that_of_its_validation(tmp_path: Path) -> None:
+    whole = blobs(tmp_path)
+    small = blobs(tmp_path, scoring={"compression": {"kind": "sjlt", "ratio": 2.0}, "exact_head": False})
+    models = trained(whole)
+    agreement = rank_agreement(configured(small)(models).influence, configured(whole)(models).influence)
+    assert 0 < agreement.median() < 0.999
+
+
 def test_three_times_the_horizon_damping_is_three_times_what_is_added(tmp_path: Path) -> None:
     setting = blobs(tmp_path, scoring={"estimator": "dense"})
     training = setting.config.training
