@@ -18,6 +18,10 @@ Without momentum this is the data value embedding of Wang et al. 2024 (arXiv 241
 P need not begin as I: with the gradients of m queries for its rows, the effects are influence on those queries, in the
 memory of m gradients; with I they are embeddings, for any query, in that of k^2 numbers.
 
+In networks trained fast, leaving one point out of one early step is followed by another course of training: there the
+exact derivative in the point's weight says little of the real run, and this, its Gauss-Newton form, no more. What one
+point did is to be trusted for the last steps; summed over steps it predicts the removal of many points from all.
+
     trajectory = Trajectory(Reader(model, task, blocks), momentum=0.9)
     for batch, points in batches:
         trajectory.record(batch, points, rate)
