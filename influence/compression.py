@@ -12,10 +12,14 @@ more entries than the data determine directions; a mean eigenvalue is that of `r
     small = factor_mask(blocks, ratio=4)
     with Influence(model, task, EKFAC(small.blocks), blocks, compressor=small) as influence: ...
 
+Vectors are for the exact curvatures; EK-FAC on them is the exact Gauss-Newton matrix of a block, at the cost of its
+eigenvectors. Where factors are kept it costs what it costs on a small layer.
+
 | compressor | keeps factors | source |
 |---|---|---|
 | coordinate_mask | no | dropout as compression: Zhang & Amiri 2025, arXiv 2509.15651 |
 | factor_mask | yes | the same on layers; Random Mask of GraSS, arXiv 2505.18976 |
+| input_mask | yes | the same on a layer's inputs alone |
 | gaussian | no | Johnson & Lindenstrauss 1984; small blocks only |
 | sjlt | no | sparse Johnson-Lindenstrauss, one entry per column |
 | masked_sjlt | no | GraSS: a factor mask that leaves four times too much, then SJLT |
@@ -99,6 +103,16 @@ def factor_mask(blocks: Blocks, ratio: float, seed: int = 0) -> Compressor:
     return _drawn(blocks, ratio, seed, FactorMask.drawn)
 
 
+def input_mask(blocks: Blocks, ratio: float, seed: int = 0) -> Compressor:
+    """Dropout of inputs alone, at random: outputs carry the classes, and inputs have more of the same to say.
+
+    Pairs scored by EK-FAC and so compressed agree better with those that are not than with a mask on both sides (rank
+    correlation .78, .63, .52 against .65, .50, .39 at ratios of 4, 16, 64; three draws, digits, 64-128-64-10), at the
+    price of the outputs' whole basis.
+    """
+    return _drawn(blocks, ratio, seed, FactorMask.drawn_inputs)
+
+
 def gaussian(blocks: Blocks, ratio: float, seed: int = 0) -> Compressor:
     """A dense Gaussian matrix for each block.
 
@@ -157,7 +171,7 @@ def inner_products(compressor: Compressor, left: Gradients, right: Gradients) ->
     without replacement. For SJLT this is too much by sum_j g_j^2 g'_j^2 on average, as buckets share a fixed number of
     entries. With a matrix or mask on each side the estimate is, by Hoeffding's decomposition into what rows, columns
     and both do, of variance R + C + RC. Row sums, given the columns, tell R + RC; column sums tell C + RC. Their sum
-    is too much by RC.
+    is too much by RC. Of fewer than some 20 terms, normal intervals are too narrow.
 
     Args:
         compressor: of both.

