@@ -1,5 +1,7 @@
 """Planted errors in Arnoldi, LiSSA and DataInf; see `planted`."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -28,16 +30,17 @@ def complement_dropped(patch: pytest.MonkeyPatch) -> None:
 
 @seen_by("test_arnoldi", FLAT)
 def rest_taken_for_the_damping_alone(patch: pytest.MonkeyPatch) -> None:
-    after(patch, Arnoldi, "_of_the_rest", lambda _: 0.0)
+    after(patch, arnoldi, "_of_the_rest", lambda _: 0.0)
 
 
 @seen_by("test_arnoldi", FLAT)
 @seen_by("test_arnoldi", "test_what_the_complement_takes_for_the_rest_is_the_mean_that_its_roots_see")
 def rest_averaged_over_directions_without_curvature(patch: pytest.MonkeyPatch) -> None:
-    def wrong(self: Arnoldi, probe: Tensor) -> float:
-        return (self._trace - float(self.spectrum.values.sum())) / (probe.shape[1] - len(self.spectrum.values))
+    def wrong(times: Callable[[Tensor], Tensor], vectors: Tensor, signs: Tensor, trace: float) -> float:
+        kept, size = vectors.shape
+        return (trace - float((times(vectors) * vectors).sum())) / (size - kept)
 
-    patch.setattr(Arnoldi, "_of_the_rest", wrong)
+    patch.setattr(arnoldi, "_of_the_rest", wrong)
 
 
 @seen_by("test_arnoldi", "test_the_basis_stays_orthogonal_where_plain_lanczos_loses_it", 1)

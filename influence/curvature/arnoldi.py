@@ -21,7 +21,8 @@ from torch import Tensor
 
 from influence.blocks import Block
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
-from influence.curvature.products import factor_product
+from influence.curvature.joint import Joint
+from influence.curvature.products import Product, factor_product
 from influence.curvature.roots import KeptRoots, squared_sizes
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients, dots, squared_norms, total
@@ -53,12 +54,17 @@ def arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int,
     Args:
         product: x -> H x on [k, p]; H is symmetric, of any sign.
         start: [k, p]; its dtype is that of the computation.
-        iterations: vectors that are multiplied, which is the dimension of the space; not below k.
+        iterations: vectors that are multiplied, which is the dimension of the space.
         rank: at most so many values; None: all that are positive.
+
+    Raises:
+        InfluenceError: the start is 0 or not finite.
     """
     size = min(iterations, start.shape[1])
     basis, projected = start.new_empty(size, start.shape[1]), torch.zeros(size, size, dtype=torch.float64)
     filled, largest, fresh = 0, 0.0, _fresh(start, basis[:0], float(start.norm()))
+    if not len(fresh):
+        raise InfluenceError("Arnoldi's iteration starts from 0 or what is not finite: is there any curvature?")
     while len(fresh) and filled < size:
         fresh = fresh[: size - filled]
         run = slice(filled, filled + len(fresh))
@@ -132,8 +138,9 @@ class Arnoldi:
         self._trace = float(sizes.sum(dtype=torch.float64)) / len(sizes)
         columns = min(COLUMNS, self._joint.parameters)
         first, second = self._joint.probe(2 * columns).to(sizes.dtype).split(columns)
-        self.spectrum = arnoldi(self._times, self._times(first), self._iterations, self._rank)
-        self._others = self._of_the_rest(second)
+        times = _flat(self._joint, factor_product(self._roots, 0.0))
+        self.spectrum = arnoldi(times, times(first), self._iterations, self._rank)
+        self._others = _of_the_rest(times, self.spectrum.vectors, second, self._trace)
 
     def finish(self, damping: Damping) -> None:
         """Fix the damping; again for another one."""
@@ -188,16 +195,16 @@ class Arnoldi:
         rest = 1 / (self.damping + self._others) if self._complement else 0.0
         return rest, 1 / (self.spectrum.values + self.damping) - rest
 
-    def _of_the_rest(self, probe: Tensor) -> float:
-        """From random signs z, sum ||R z||^2 / sum z' R z for tr R^2 / tr R; 0 if R is only rounding."""
-        vectors = self.spectrum.vectors
-        outside = probe - (probe @ vectors.T) @ vectors
-        image = self._times(outside)
-        image -= (image @ vectors.T) @ vectors
-        trace = float((outside * image).sum())
-        rounding = ROUNDING * torch.finfo(image.dtype).eps * self._trace * len(probe)
-        return float(image.square().sum()) / trace if trace > rounding else 0.0
 
-    def _times(self, x: Tensor) -> Tensor:
-        """H x for x [k, p]."""
-        return self._joint.join(factor_product(self._roots, 0.0)(self._joint.split(x)), x.dtype)
+def _of_the_rest(times: Callable[[Tensor], Tensor], vectors: Tensor, signs: Tensor, trace: float) -> float:
+    """From random signs z [k, p], sum ||R z||^2 / sum z' R z for tr R^2 / tr R; 0 if R is only rounding."""
+    outside = signs - (signs @ vectors.T) @ vectors
+    image = times(outside)
+    image -= (image @ vectors.T) @ vectors
+    seen = float((outside * image).sum())
+    rounding = ROUNDING * torch.finfo(image.dtype).eps * trace * len(signs)
+    return float(image.square().sum()) / seen if seen > rounding else 0.0
+
+
+def _flat(joint: Joint, product: Product) -> Callable[[Tensor], Tensor]:
+    return lambda x: joint.join(product(joint.split(x)), x.dtype)

@@ -107,6 +107,12 @@ def test_negative_and_negligible_values_are_dropped() -> None:
     torch.testing.assert_close((spectrum.vectors @ basis[:, :2]).abs(), torch.eye(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_start_without_a_direction_is_refused(value: float) -> None:
+    with pytest.raises(InfluenceError, match="starts from 0 or what is not finite"):
+        arnoldi(lambda x: x, torch.full((2, 5), value), 3)
+
+
 def test_a_float32_operator_is_iterated_on_in_float32() -> None:
     full, _ = known(SPREAD)
     spectrum = found(full.float(), 60, rank=20, columns=4)
