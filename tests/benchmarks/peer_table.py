@@ -11,9 +11,9 @@ import json
 import os
 import platform
 import subprocess
+import tomllib
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -151,11 +151,12 @@ def _line(one: Judged) -> str:
 def _head() -> list[str]:
     pinned = [line.strip() for line in (ROOT / "tests/benchmarks/peers.txt").read_text().splitlines()]
     versions = ", ".join(line.replace("==", " ") for line in pinned if line and not line.startswith("#"))
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     return [
         "# Side by side with other libraries",
         "",
         f"Measured {date.today().isoformat()}, {platform.machine()}, one of {os.cpu_count()} cores; "
-        f"Tamis {version('tamis')}, {versions}; `make bench-peers`.",
+        f"Tamis {ours}, {versions}; `make bench-peers`.",
         "",
         *PROTOCOL.splitlines(),
         "",
