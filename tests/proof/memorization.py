@@ -34,8 +34,8 @@ the oracle's expectation itself would reach, from the agreement of two halves of
 
 Signals are means over four checkpoints (25, 50, 75 and 100 % of the steps), then of the last alone; larger = more
 memorized. Self-influence: EK-FAC, damping = weight decay. Held-out retrain: half the symmetric KL between the
-model's predictions and those after the recipe once more, from there, on {HELD_OUT} held-out points. `-`: at no seed is
-there a ranking, or not at each (no point is predicted wrongly), or the signal knows no checkpoint but the last."""
+model's predictions and those after the recipe once more, from there, on {HELD_OUT} held-out points. `-`: at
+some seed no point is predicted wrongly, which ranks nothing."""
 
 
 def main() -> None:
