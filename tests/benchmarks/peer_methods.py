@@ -48,7 +48,7 @@ ROWS = (
     Row("pydvl", "Nystroem, rank 50", "Hessian", TOGETHER),
     Row("pydvl", "CG", "Hessian; all queries together, tolerance 1e-3, at most 200 iterations", TOGETHER, ONE),
     Row("pydvl", "Arnoldi, rank 50", "Hessian; its default, 0 outside of the 50 directions", ALONE, ONE),
-    Row("pydvl", "Arnoldi, rank 50, with the complement", "Hessian; `use_woodbury`", ALONE, ONE),
+    Row("pydvl", "Arnoldi, rank 50, with the complement", "Hessian; `use_woodbury`", TOGETHER, ONE),
     Row("pydvl", "LiSSA", "Hessian; 200 steps of 50 points, scale 20", ALONE, ONE),
     Row("pydvl", "direct", "Hessian in memory: 11 GB for 52,650 parameters", ALONE, ONE),
     Row("captum", "TracInCPFast, 4 checkpoints", "last layer only", NONE),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from influence.validation import lds, noise_ceiling, spearman
-from tests.benchmarks.peer_methods import LIBRARIES, REFERENCE, ROWS, Row
+from tests.benchmarks.peer_methods import LIBRARIES, NONE, REFERENCE, ROWS, Row
 from tests.benchmarks.peer_problem import Handed
 from tests.benchmarks.setups import ROOT
 from tests.proof.flips import digest
@@ -140,7 +140,7 @@ def _judge(task: str, row: Row, losses: Tensor, folder: Path) -> Judged:
 
 def _line(one: Judged) -> str:
     quality = interval(one.quality) if len(one.quality) > 1 else f"{one.quality[0]:.3f} (one model)"
-    damping = f"{one.damping:g}" if len(one.row.dampings) > 1 or one.row.models == 1 else ""
+    damping = "" if one.row.dampings == NONE else f"{one.damping:g}"
     library, mark = LIBRARIES[one.row.library], "**" * (one.row.library == "ours")
     return (
         f"| {mark}{library}{mark} | {one.row.method} | {damping} | {quality} | {one.seconds:.2f} | {one.floors:.0f} | "
@@ -164,9 +164,9 @@ def _head() -> list[str]:
 
 
 def _settings() -> list[str]:
-    lines = ["## Settings", "", "| method | dampings tried | said |", "|---|---|---|"]
+    lines = ["## Settings", "", "| method | dampings tried | as |", "|---|---|---|"]
     for row in ROWS:
-        tried = ", ".join(f"{one:g}" for one in row.dampings) if row.dampings != (1.0,) else ""
+        tried = ", ".join(f"{one:g}" for one in row.dampings) if row.dampings != NONE else ""
         lines.append(f"| {_name(row)} | {tried} | {row.said} |")
     return [*lines, ""]
 
