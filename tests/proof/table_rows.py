@@ -1,0 +1,97 @@
+"""The rows of the estimators' tables, in the order in which they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import nn
+
+from influence import EKFAC, KFAC, PCG, Blocks, DualGaussNewton, Fisher, GaussNewton, Identity
+from influence.compression import (
+    Compressor,
+    coordinate_mask,
+    factor_mask,
+    gaussian,
+    input_mask,
+    masked_sjlt,
+    principal_logra,
+    random_logra,
+    sjlt,
+)
+from influence.curvature.arnoldi import Arnoldi
+from influence.curvature.datainf import DataInf
+from influence.curvature.diagonal import Diagonal
+from influence.curvature.lissa import LiSSA
+from tests.proof.lds_estimators import CUT
+from tests.proof.table_trained import data_values, fine_tuned, ignored, segmented, turned_over
+from tests.proof.table_ways import ALONE, MULTIPLES, Case, Engine, Way, cosine, decay, fitted_kfac, horizon
+
+Compress = Callable[[Blocks, Case, nn.Module, int], Compressor]
+RANK = 100
+dual = partial(DualGaussNewton, cut=CUT)
+published = partial(Arnoldi, rank=RANK, complement=False)
+completed = partial(Arnoldi, rank=RANK)
+
+
+def _by(make: Callable[..., Compressor], ratio: float) -> Compress:
+    return lambda blocks, case, model, seed: make(blocks, ratio, seed)
+
+
+def _principal(ratio: float) -> Compress:
+    return lambda blocks, case, model, seed: principal_logra(blocks, ratio, fitted_kfac(blocks, case, model))
+
+
+def _unit(recipe: object) -> float:
+    return 1.0
+
+
+FULL: Mapping[str, Way] = {
+    "gradient dot": Way(Engine(Identity, _unit), "a baseline to compare the others with", ALONE),
+    "gradient cosine": Way(cosine, "", ALONE),
+    "TracIn, 4 checkpoints": Way(Engine(Identity, _unit, checkpoints=4, rates=True), "", ALONE),
+    "diagonal": Way(Engine(Diagonal, horizon), ""),
+    "DataInf": Way(Engine(DataInf, horizon), ""),
+    "K-FAC": Way(Engine(KFAC, decay), "where a second pass is too dear"),
+    "EK-FAC": Way(Engine(EKFAC, decay), "the default: models of any size"),
+    "EK-FAC, 4 checkpoints": Way(Engine(EKFAC, decay, checkpoints=4), "the default of a cycle"),
+    "EK-FAC, empirical Fisher": Way(Engine(EKFAC, decay, fisher=Fisher("empirical")), ""),
+    "input mask 4 x, EK-FAC": Way(Engine(EKFAC, decay, _by(input_mask, 4)), ""),
+    "LoGra PCA 4 x, EK-FAC": Way(Engine(EKFAC, decay, _principal(4)), ""),
+    "exact GGN on the head": Way(Engine(GaussNewton, horizon, only_head=True), ""),
+    "dual GGN": Way(Engine(dual, horizon), "few points, single pairs", ALONE),
+    "dual GGN, 4 checkpoints": Way(Engine(dual, horizon, checkpoints=4), "few points, the best there is", ALONE),
+    "PCG": Way(Engine(PCG, horizon), "more points than the dual takes", ALONE, lds_alone=True),
+    "LiSSA, 100 products": Way(Engine(partial(LiSSA, iterations=100), horizon), "", ALONE, lds_alone=True),
+    f"Arnoldi as published, rank {RANK}": Way(Engine(published, horizon), ""),
+    f"Arnoldi with complement, rank {RANK}": Way(Engine(completed, horizon), ""),
+    "data value embedding": Way(data_values, "what a point did at its steps", ALONE),
+    "SOURCE, 4 segments": Way(segmented, "", ALONE),
+    "turn-over dropout, 4 families": Way(turned_over, "", ALONE),
+    "learning by ignoring": Way(ignored, "", ALONE),
+    "empirical influence": Way(fine_tuned, "", ALONE),
+}
+SMALLER: Mapping[str, Way] = {
+    f"{name} {ratio} x, {kind}": Way(
+        Engine(curvature, damping, compress(ratio)), "", MULTIPLES if curvature is EKFAC else ALONE, lds_alone=True
+    )
+    for name, kind, curvature, damping, compress, ratios in (
+        ("input mask", "EK-FAC", EKFAC, decay, partial(_by, input_mask), (16, 64)),
+        ("factor mask", "EK-FAC", EKFAC, decay, partial(_by, factor_mask), (4, 16, 64)),
+        ("LoGra random", "EK-FAC", EKFAC, decay, partial(_by, random_logra), (4, 16, 64)),
+        ("LoGra PCA", "EK-FAC", EKFAC, decay, _principal, (16, 64)),
+        ("input mask", "dual GGN", dual, horizon, partial(_by, input_mask), (4, 16, 64)),
+        ("coordinate mask", "dual GGN", dual, horizon, partial(_by, coordinate_mask), (4, 16, 64)),
+        ("SJLT", "dual GGN", dual, horizon, partial(_by, sjlt), (4, 16, 64)),
+        ("mask + SJLT", "dual GGN", dual, horizon, partial(_by, masked_sjlt), (4, 16, 64)),
+        ("LoGra random", "dual GGN", dual, horizon, partial(_by, random_logra), (4, 16, 64)),
+        ("Gaussian", "dual GGN", dual, horizon, partial(_by, gaussian), (64,)),
+    )
+    for ratio in ratios
+}
+ENSEMBLES: Mapping[str, Way] = {
+    f"4 input masks {ratio} x, EK-FAC": Way(Engine(EKFAC, decay, _by(input_mask, ratio), masks=4), "", lds_alone=True)
+    for ratio in (4, 16)
+}
+ROWS: Mapping[str, Way] = {**FULL, **SMALLER, **ENSEMBLES}
+LEFT_OUT: Mapping[str, str] = {}
