@@ -33,17 +33,22 @@ from influence.compression import (
     factor_mask,
     gaussian,
     inner_products,
+    input_mask,
     masked_sjlt,
     principal_logra,
     random_logra,
     sjlt,
 )
+from influence.curvature.arnoldi import Arnoldi, Spectrum, arnoldi
 from influence.curvature.base import AllReduce, Curvature, Damping, DampingKind, Diagnostics, Own, alone
+from influence.curvature.datainf import DataInf
 from influence.curvature.dense import GaussNewton
+from influence.curvature.diagonal import Diagonal
 from influence.curvature.dual import DualGaussNewton
 from influence.curvature.identity import Identity
 from influence.curvature.iterative import PCG, Solution, conjugate_gradients
 from influence.curvature.kronecker import EKFAC, KFAC
+from influence.curvature.lissa import LiSSA, lissa
 from influence.curvature.products import Product, factor_product, model_product
 from influence.curvature.sweep import SweepPoint, damping_sweep
 from influence.discovery import Discovery, Influences, Trusted, harmful, mislabeled, trusted
@@ -56,7 +61,9 @@ from influence.fisher import Fisher, FisherKind
 from influence.fitting import fit, subset
 from influence.gradients import FactorSource, check_cross_entropy, gradient_energy
 from influence.ignoring import ignoring_influence, soft_pruning
+from influence.learning import LearningSignals, learning_signals
 from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, grand, memorization_labels
+from influence.proxies import LearningEvents, held_out_retrain, learning_events, loss_curvature
 from influence.queries import Groups, Queries, each, group_means
 from influence.reader import Reader
 from influence.reading import Reading, Task
@@ -73,7 +80,9 @@ from influence.scores import (
 )
 from influence.sharding import ChunkGrid, Share
 from influence.suspicion import Suspicion, knn_votes, suspect, two_round
+from influence.trajectory import Step, Trajectory, removal_effects, step_effects
 from influence.turnover import TurnOver, turn_over_influence, turn_over_self_influence
+from influence.unrolling import Segment, unroll, unrolled_influence
 from influence.validation import (
     PrecisionRecall,
     auc,
@@ -92,6 +101,7 @@ __all__ = [
     "PCG",
     "Agreement",
     "AllReduce",
+    "Arnoldi",
     "Block",
     "BlockSummary",
     "Blocks",
@@ -102,8 +112,10 @@ __all__ = [
     "Curvature",
     "Damping",
     "DampingKind",
+    "DataInf",
     "Desiderata",
     "Diagnostics",
+    "Diagonal",
     "Discovery",
     "DualGaussNewton",
     "Factor",
@@ -122,6 +134,9 @@ __all__ = [
     "InfluenceError",
     "Influences",
     "InnerProducts",
+    "LearningEvents",
+    "LearningSignals",
+    "LiSSA",
     "MemorizationLabel",
     "NotFinite",
     "NotPerPoint",
@@ -134,18 +149,23 @@ __all__ = [
     "Reader",
     "Reading",
     "RelativeInfluence",
+    "Segment",
     "Selection",
     "Share",
     "Solution",
+    "Spectrum",
+    "Step",
     "Suspicion",
     "SweepPoint",
     "Task",
     "TopQueries",
+    "Trajectory",
     "Trusted",
     "TurnOver",
     "UnknownBlock",
     "agreement",
     "alone",
+    "arnoldi",
     "auc",
     "available",
     "average_precision",
@@ -170,14 +190,20 @@ __all__ = [
     "group_means",
     "harmful",
     "head",
+    "held_out_retrain",
     "holding",
     "ignoring_influence",
     "inner_products",
+    "input_mask",
     "knn_votes",
     "last",
     "lds",
+    "learning_events",
+    "learning_signals",
     "linear_blocks",
+    "lissa",
     "loo_correlation",
+    "loss_curvature",
     "masked_sjlt",
     "materialise",
     "memorization_labels",
@@ -191,10 +217,12 @@ __all__ = [
     "principal_logra",
     "random_logra",
     "relative_influence",
+    "removal_effects",
     "select",
     "sjlt",
     "soft_pruning",
     "spearman",
+    "step_effects",
     "stratified_error",
     "subset",
     "summarize",
@@ -204,5 +232,7 @@ __all__ = [
     "turn_over_influence",
     "turn_over_self_influence",
     "two_round",
+    "unroll",
+    "unrolled_influence",
     "within",
 ]

@@ -2,10 +2,12 @@ from importlib import import_module
 
 import pytest
 
+import tests.planted_arnoldi
 import tests.planted_attime
 import tests.planted_compression
 import tests.planted_curvature
-import tests.planted_solvers  # noqa: F401, enters its plants
+import tests.planted_solvers
+import tests.planted_trajectory  # noqa: F401, enters its plants
 from tests.planted import PLANTS, Plant
 
 
