@@ -38,6 +38,8 @@ class Block:
 
 
 Blocks = tuple[Block, ...]
+Shapes = Mapping[str, tuple[int, ...]]
+"""Block name to the shape of one gradient, (o, i)."""
 Selection = Callable[[Sequence[Block]], Blocks]
 
 
@@ -56,6 +58,11 @@ class BlockSummary:
     parameters: int
     share: float
     energy: float | None = None
+
+
+def shapes_of(blocks: Sequence[Block]) -> Shapes:
+    """Of the blocks, in their order."""
+    return {block.name: block.weight_shape for block in blocks}
 
 
 def available(model: nn.Module) -> Blocks:

@@ -35,16 +35,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from influence.blocks import Block, Blocks
+from influence.blocks import Block, Blocks, Shapes, shapes_of
 from influence.curvature.base import Curvature
-from influence.curvature.joint import Joint, add_up
+from influence.curvature.joint import add_up
 from influence.curvature.kronecker import KFAC
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients
 from influence.layouts import Layout
 from influence.sketches import Buckets, Chain, CoordinateMask, Dense, FactorMask, Sides, Sketch, SmallLayout, sides
 
-Shapes = Mapping[str, tuple[int, ...]]
 BLOW_UP = 4  # times too much is left by the mask of mask + SJLT
 
 
@@ -75,7 +74,7 @@ class Compressor:
 
     def refuse_others(self, blocks: Blocks) -> None:
         """Refuse blocks of other names or shapes than the compressor was made for."""
-        known, given = _shapes_of(self.of), _shapes_of(blocks)
+        known, given = shapes_of(self.of), shapes_of(blocks)
         if known != given:
             raise InfluenceError(f"the compressor was made for {_listed(known)}, and is to take {_listed(given)}")
 
@@ -190,25 +189,12 @@ def inner_products(compressor: Compressor, left: Gradients, right: Gradients) ->
 
 def refuse_other_blocks(curvature: Curvature, blocks: Blocks) -> None:
     """Refuse a curvature that was made for blocks of other names or shapes."""
-    given = _shapes_of(blocks)
-    known = {name: shape or given.get(name, ()) for name, shape in _shapes_taken(curvature).items()}
+    known, given = curvature.shapes, shapes_of(blocks)
     if known != given:
         raise InfluenceError(
             f"the curvature was made for {_listed(known)}, and is to take {_listed(given)}; make it for those: with a "
             "compressor, for compressor.blocks"
         )
-
-
-def _shapes_taken(curvature: Curvature) -> Shapes:
-    """Of the blocks that a curvature was made for; () where it takes any."""
-    if isinstance(curvature, KFAC):
-        return {name: tuple(block.eigenvalues.value.shape) for name, block in curvature.state.items()}
-    joint = getattr(curvature, "joint", getattr(curvature, "_joint", None))
-    return joint.shapes if isinstance(joint, Joint) else dict.fromkeys(curvature.blocks, ())
-
-
-def _shapes_of(blocks: Blocks) -> Shapes:
-    return {block.name: block.weight_shape for block in blocks}
 
 
 def _listed(shapes: Shapes) -> str:

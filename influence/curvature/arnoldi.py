@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, Shapes
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.joint import Joint
 from influence.curvature.products import Product, factor_product
@@ -126,6 +126,11 @@ class Arnoldi:
     def blocks(self) -> tuple[str, ...]:
         """The names of the blocks."""
         return self._joint.names
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the blocks."""
+        return self._joint.shapes
 
     def accumulate(self, batch: Factors, weights: Tensor) -> None:
         """Keep the Fisher roots of a batch."""

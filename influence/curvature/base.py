@@ -14,6 +14,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from influence.blocks import Shapes
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients, dots, total
 
@@ -141,6 +142,10 @@ class Curvature(Protocol):
     @property
     def blocks(self) -> tuple[str, ...]:
         """The names of the blocks that it was made for."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """And their shapes."""
 
     @property
     def passes(self) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, Shapes
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.joint import runs
 from influence.curvature.own import own_by_solving
@@ -46,6 +46,11 @@ class DataInf:
     def blocks(self) -> tuple[str, ...]:
         """The names of the blocks."""
         return self._joint.names
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the blocks."""
+        return self._joint.shapes
 
     def accumulate(self, batch: Factors, weights: Tensor) -> None:
         """Keep the Fisher roots of a batch."""

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, Shapes
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved, train_points
 from influence.curvature.joint import Joint, runs
 from influence.curvature.moments import ProductSum
@@ -54,6 +54,11 @@ class GaussNewton:
     def blocks(self) -> tuple[str, ...]:
         """The names of the blocks."""
         return self.joint.names
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the blocks."""
+        return self.joint.shapes
 
     @cached_property
     def eigenvalues(self) -> Tensor:

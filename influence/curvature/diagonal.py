@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, shapes_of
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved, train_points
 from influence.curvature.moments import ProductSum
 from influence.errors import InfluenceError
@@ -26,6 +26,7 @@ class Diagonal:
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = tuple(block.name for block in blocks)
+        self.shapes = shapes_of(blocks)
         self._sums = {block.name: ProductSum(*block.weight_shape) for block in blocks}
         self._count = torch.zeros((), dtype=torch.float64)
         self._diagonal: Mapping[str, Tensor] = {}  # [o, i], float64

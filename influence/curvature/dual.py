@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, Shapes
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.gram import Rows, cross, gram
 from influence.curvature.joint import add_up, runs
@@ -63,6 +63,11 @@ class DualGaussNewton:
     def blocks(self) -> tuple[str, ...]:
         """The names of the blocks."""
         return self._joint.names
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the blocks."""
+        return self._joint.shapes
 
     def accumulate(self, batch: Factors, weights: Tensor) -> None:
         """Keep the Fisher roots of a batch."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, shapes_of
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients, squared_norms, total
@@ -21,6 +21,7 @@ class Identity:
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = tuple(block.name for block in blocks)
+        self.shapes = shapes_of(blocks)
         self.damping = 0.0
 
     def accumulate(self, batch: Factors, weights: Tensor) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, Shapes
 from influence.curvature.base import AllReduce, Curvature, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.dual import DualGaussNewton
 from influence.curvature.joint import Joint, runs
@@ -125,6 +125,11 @@ class PCG:
     def blocks(self) -> tuple[str, ...]:
         """The names of the blocks."""
         return self._joint.names
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the blocks."""
+        return self._joint.shapes
 
     def accumulate(self, batch: Factors, weights: Tensor) -> None:
         """Keep the Fisher roots of a batch."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, Shapes, shapes_of
 from influence.errors import InfluenceError
 from influence.factored import DENSE_ELEMENTS, Factors, Gradients, materialise
 
@@ -23,12 +23,12 @@ class Joint:
         shapes: of one gradient of each block.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Shapes
 
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> "Joint":
         """The blocks in their order."""
-        return cls({block.name: block.weight_shape for block in blocks})
+        return cls(shapes_of(blocks))
 
     @property
     def names(self) -> tuple[str, ...]:

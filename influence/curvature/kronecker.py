@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, shapes_of
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved, train_points
 from influence.curvature.eigenbasis import Eigenbasis, RotatedQueries
 from influence.curvature.moments import ProductSum
@@ -75,6 +75,7 @@ class KFAC:
         if cut is not None and not 0 < cut < 1:
             raise InfluenceError(f"cut = {cut}: give a share of the trace between 0 and 1, or None")
         self.blocks = tuple(block.name for block in blocks)
+        self.shapes = shapes_of(blocks)
         self.state = {block.name: _empty(block) for block in blocks}
         self._share = share
         self._cut = cut
