@@ -3,6 +3,8 @@
 A compressor maps the factors of every block to factors of a smaller one, so any curvature takes them as they are; it is
 made for `compressor.blocks`. Train points, queries and Fisher roots go through the same linear map C, and over its
 seeds inner products are unbiased, E <Cg, Cg'> = <g, g'> (not those of `principal_logra`, which draws nothing).
+`ratio` is that of all blocks together: the largest are brought to one size, and those below it stay whole, since a
+network's last layers are small and say most.
 
 Damping is ADDED after projection, C F C' + damping I, never projected: an empty bucket leaves no singular matrix. The
 trace of C F C' is on average that of F. So `absolute` and `horizon` damping keep their meaning while a block keeps well
@@ -19,7 +21,6 @@ eigenvectors. Where factors are kept it costs what it costs on a small layer.
 |---|---|---|
 | coordinate_mask | no | dropout as compression: Zhang & Amiri 2025, arXiv 2509.15651 |
 | factor_mask | yes | the same on layers; Random Mask of GraSS, arXiv 2505.18976 |
-| input_mask | yes | the same on a layer's inputs alone |
 | gaussian | no | Johnson & Lindenstrauss 1984; small blocks only |
 | sjlt | no | sparse Johnson-Lindenstrauss, one entry per column |
 | masked_sjlt | no | GraSS: a factor mask that leaves four times too much, then SJLT |
@@ -102,16 +103,6 @@ def factor_mask(blocks: Blocks, ratio: float, seed: int = 0) -> Compressor:
     return _drawn(blocks, ratio, seed, FactorMask.drawn)
 
 
-def input_mask(blocks: Blocks, ratio: float, seed: int = 0) -> Compressor:
-    """Dropout of inputs alone, at random: outputs carry the classes, and inputs have more of the same to say.
-
-    Pairs scored by EK-FAC and so compressed agree better with those that are not than with a mask on both sides (rank
-    correlation .78, .63, .52 against .65, .50, .39 at ratios of 4, 16, 64; three draws, digits, 64-128-64-10), at the
-    price of the outputs' whole basis.
-    """
-    return _drawn(blocks, ratio, seed, FactorMask.drawn_inputs)
-
-
 def gaussian(blocks: Blocks, ratio: float, seed: int = 0) -> Compressor:
     """A dense Gaussian matrix for each block.
 
@@ -150,17 +141,17 @@ def principal_logra(blocks: Blocks, ratio: float, fitted: KFAC) -> Compressor:
         ratio: how many times smaller.
         fitted: its passes over; on these blocks.
     """
-    _refuse_ratio(ratio)
+    shared = _shared(blocks, ratio)
     refuse_other_blocks(fitted, blocks)
     if not all(state.outputs.basis.any() for state in fitted.state.values()):
         raise InfluenceError("K-FAC has no eigenvectors before its passes: fit it on the train points first")
 
-    def leading(block: Block) -> Sketch:
-        (o, i), state = sides(block.layout, ratio), fitted.state[block.name]
+    def leading(block: Block, times: float) -> Sketch:
+        (o, i), state = sides(block.layout, times), fitted.state[block.name]
         inputs = None if state.inputs is None else state.inputs.basis[:, -i:]  # ascending
         return Sides(state.outputs.basis[:, -o:], inputs, SmallLayout((o, i), block.layout.free), None)
 
-    return Compressor(blocks, {block.name: leading(block) for block in blocks})
+    return Compressor(blocks, {block.name: leading(block, times) for block, times in shared})
 
 
 def inner_products(compressor: Compressor, left: Gradients, right: Gradients) -> InnerProducts:
@@ -222,16 +213,28 @@ def _spread(terms: Tensor, share: float) -> Tensor:
 
 
 def _drawn(blocks: Blocks, ratio: float, seed: int, draw: Callable[[Layout, float, Generator], Sketch]) -> Compressor:
-    _refuse_ratio(ratio)
-    return Compressor(blocks, {block.name: draw(block.layout, ratio, _generator(seed, block.name)) for block in blocks})
+    def sketch(block: Block, times: float) -> Sketch:
+        generator = _generator(seed, block.name)
+        return draw(block.layout, times, generator) if times > 1 else FactorMask.drawn(block.layout, 1, generator)
+
+    return Compressor(blocks, {block.name: sketch(block, times) for block, times in _shared(blocks, ratio)})
+
+
+def _shared(blocks: Blocks, ratio: float) -> list[tuple[Block, float]]:
+    """How many times smaller each block is to be: those above one size are brought to it, the others stay whole."""
+    if not (math.isfinite(ratio) and ratio >= 1):
+        raise InfluenceError(f"ratio {ratio}: give how many times smaller gradients become, at least 1")
+    sizes = sorted(block.parameters for block in blocks)
+    left, level = sum(sizes) / ratio, 0.0
+    for index, size in enumerate(sizes):
+        level = left / (len(sizes) - index)
+        if size > level:
+            break
+        left -= size
+    return [(block, max(1.0, block.parameters / level)) for block in blocks]
 
 
 def _generator(seed: int, name: str) -> Generator:
     """Of a block, the same on every rank and in every process."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _refuse_ratio(ratio: float) -> None:
-    if not (math.isfinite(ratio) and ratio >= 1):
-        raise InfluenceError(f"ratio {ratio}: give how many times smaller gradients become, at least 1")

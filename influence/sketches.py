@@ -82,18 +82,7 @@ class FactorMask:
     @classmethod
     def drawn(cls, layout: Layout, ratio: float, generator: Generator) -> "FactorMask":
         """At random, of both sides alike."""
-        return cls._keeping(sides(layout, ratio), layout, generator)
-
-    @classmethod
-    def drawn_inputs(cls, layout: Layout, ratio: float, generator: Generator) -> "FactorMask":
-        """At random, of inputs as long as one is left; a free block's outputs."""
-        (o, i), few = layout.shape, fewer(layout.shape[1], ratio)
-        if layout.free:
-            return cls.drawn(layout, ratio, generator)
-        return cls._keeping((o if few > 1 else min(o, fewer(o * i, ratio)), few), layout, generator)
-
-    @classmethod
-    def _keeping(cls, small: tuple[int, int], layout: Layout, generator: Generator) -> "FactorMask":
+        small = sides(layout, ratio)
         outputs, inputs = (_some(count, of, generator) for count, of in zip(small, layout.shape))
         return cls(outputs, inputs, layout.shape, SmallLayout(small, layout.free))
 

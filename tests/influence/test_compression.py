@@ -44,7 +44,6 @@ from influence.compression import (
     factor_mask,
     gaussian,
     inner_products,
-    input_mask,
     masked_sjlt,
     principal_logra,
     random_logra,
@@ -73,7 +72,6 @@ SCORES = {"rtol": 1e-9, "atol": 1e-9}  # through inverses of order 100
 DRAWN: dict[str, Make] = {
     "coordinate mask": coordinate_mask,
     "factor mask": factor_mask,
-    "input mask": input_mask,
     "gaussian": gaussian,
     "sjlt": sjlt,
     "mask + sjlt": masked_sjlt,
@@ -220,12 +218,6 @@ def test_a_size_is_so_many_times_smaller_up_to_rounding(kind: str) -> None:
     assert one.parameters == 384
 
 
-@pytest.mark.parametrize(("ratio", "shape"), [(1, (6, 8)), (3, (6, 3)), (4, (6, 2)), (8, (6, 1)), (24, (2, 1))])
-def test_an_input_mask_takes_outputs_only_when_one_input_is_left(ratio: float, shape: tuple[int, int]) -> None:
-    (one,) = input_mask(block(6, 8), ratio).blocks
-    assert one.weight_shape == shape
-
-
 @every_drawn
 def test_one_seed_is_one_map_and_blocks_and_seeds_have_their_own(kind: str) -> None:
     twins = (replace(block(6, 7)[0], name="a"), replace(block(6, 7)[0], name="b"))
@@ -245,7 +237,7 @@ def test_a_draw_depends_on_seed_and_name_and_not_on_the_process() -> None:
 
 
 @every_model
-@pytest.mark.parametrize("make", [coordinate_mask, factor_mask, input_mask])
+@pytest.mark.parametrize("make", [coordinate_mask, factor_mask])
 @pytest.mark.parametrize("curvature", [GaussNewton, DualGaussNewton, PCG, Identity])
 def test_a_mask_that_keeps_everything_changes_no_score(
     make: Make, curvature: Callable[..., Curvature], case: str
@@ -554,3 +546,10 @@ def test_an_error_that_cannot_be_told_is_refused(kind: str) -> None:
     some = {name: normal(2, *shape) for name, shape in shapes.items()}
     with pytest.raises(InfluenceError, match="does not tell its error"):
         inner_products(small, some, some)
+
+
+def test_all_blocks_together_are_so_many_times_smaller_and_the_small_ones_stay_whole() -> None:
+    torch.manual_seed(0)
+    blocks = select(nn.Sequential(nn.Linear(399, 100), nn.Linear(99, 100), nn.Linear(99, 3)))  # 40,000, 10,000 and 300
+    small = coordinate_mask(blocks, 4)
+    assert [block.parameters for block in small.blocks] == [6138, 6138, 300]  # (50,300 / 4 - 300) / 2, rounded up

@@ -13,7 +13,6 @@ from influence.compression import (
     coordinate_mask,
     factor_mask,
     gaussian,
-    input_mask,
     masked_sjlt,
     principal_logra,
     random_logra,
@@ -56,7 +55,8 @@ FULL: Mapping[str, Way] = {
     "EK-FAC": Way(Engine(EKFAC, decay), "the default: models of any size"),
     "EK-FAC, 4 checkpoints": Way(Engine(EKFAC, decay, checkpoints=4), "the default of a cycle"),
     "EK-FAC, empirical Fisher": Way(Engine(EKFAC, decay, fisher=Fisher("empirical")), ""),
-    "input mask 4 x, EK-FAC": Way(Engine(EKFAC, decay, _by(input_mask, 4)), ""),
+    "factor mask 4 x, EK-FAC": Way(Engine(EKFAC, decay, _by(factor_mask, 4)), ""),
+    "factor mask 4 x, EK-FAC, 4 checkpoints": Way(Engine(EKFAC, decay, _by(factor_mask, 4), checkpoints=4), ""),
     "LoGra PCA 4 x, EK-FAC": Way(Engine(EKFAC, decay, _principal(4)), ""),
     "exact GGN on the head": Way(Engine(GaussNewton, horizon, only_head=True), ""),
     "dual GGN": Way(Engine(dual, horizon), "few points, single pairs", ALONE),
@@ -76,11 +76,10 @@ SMALLER: Mapping[str, Way] = {
         Engine(curvature, damping, compress(ratio)), "", MULTIPLES if curvature is EKFAC else ALONE, lds_alone=True
     )
     for name, kind, curvature, damping, compress, ratios in (
-        ("input mask", "EK-FAC", EKFAC, decay, partial(_by, input_mask), (16, 64)),
-        ("factor mask", "EK-FAC", EKFAC, decay, partial(_by, factor_mask), (4, 16, 64)),
+        ("factor mask", "EK-FAC", EKFAC, decay, partial(_by, factor_mask), (16, 64)),
         ("LoGra random", "EK-FAC", EKFAC, decay, partial(_by, random_logra), (4, 16, 64)),
         ("LoGra PCA", "EK-FAC", EKFAC, decay, _principal, (16, 64)),
-        ("input mask", "dual GGN", dual, horizon, partial(_by, input_mask), (4, 16, 64)),
+        ("factor mask", "dual GGN", dual, horizon, partial(_by, factor_mask), (4, 16, 64)),
         ("coordinate mask", "dual GGN", dual, horizon, partial(_by, coordinate_mask), (4, 16, 64)),
         ("SJLT", "dual GGN", dual, horizon, partial(_by, sjlt), (4, 16, 64)),
         ("mask + SJLT", "dual GGN", dual, horizon, partial(_by, masked_sjlt), (4, 16, 64)),
@@ -90,7 +89,7 @@ SMALLER: Mapping[str, Way] = {
     for ratio in ratios
 }
 ENSEMBLES: Mapping[str, Way] = {
-    f"4 input masks {ratio} x, EK-FAC": Way(Engine(EKFAC, decay, _by(input_mask, ratio), masks=4), "", lds_alone=True)
+    f"4 factor masks {ratio} x, EK-FAC": Way(Engine(EKFAC, decay, _by(factor_mask, ratio), masks=4), "", lds_alone=True)
     for ratio in (4, 16)
 }
 ROWS: Mapping[str, Way] = {**FULL, **SMALLER, **ENSEMBLES}

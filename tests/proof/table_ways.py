@@ -104,7 +104,7 @@ class Engine:
         rates: whether checkpoints are weighted by their learning rates.
         fisher: roots that the curvature is fitted on.
         only_head: whether the head is the only block.
-        masks: how many compressors are drawn, whose scores are averaged.
+        masks: how many compressors are drawn at every checkpoint, whose scores are averaged.
     """
 
     curvature: Callable[[Blocks], Curvature]
@@ -119,7 +119,10 @@ class Engine:
     def __call__(self, case: Case, multiples: Sequence[float], own: bool) -> list[Found]:
         """Score every pair under each damping."""
         models = case.checkpoints[-self.checkpoints :]
-        each = [[self._at(case, model, multiples, seed, own) for seed in range(self.masks)] for model in models]
+        each = [
+            [self._at(case, model, multiples, number * self.masks + mask, own) for mask in range(self.masks)]
+            for number, model in enumerate(models)
+        ]
         return [self._joined(case, [[mask[d] for mask in masks] for masks in each]) for d in range(len(multiples))]
 
     def _joined(self, case: Case, found: Sequence[Sequence[Found]]) -> Found:
