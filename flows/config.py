@@ -74,7 +74,7 @@ class DampingConfig(_Section):
         return self
 
 
-EstimatorName = Literal["ekfac", "kfac", "dense", "dual", "pcg", "identity"]
+EstimatorName = Literal["ekfac", "kfac", "dense", "dual", "arnoldi", "pcg", "identity"]
 
 
 class BlocksConfig(_Section):

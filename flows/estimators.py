@@ -12,6 +12,7 @@ from influence import (
     EKFAC,
     KFAC,
     PCG,
+    Arnoldi,
     Blocks,
     Compressor,
     Curvature,
@@ -94,6 +95,14 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
         cost="1 pass, r^3 for r large roots, 2 to 6 per point",
         memory="2 r^2 numbers, and the factors of all points",
         use="few points, any number of parameters: at most 12,000 roots",
+    ),
+    "arnoldi": Estimator(
+        build=lambda blocks, share: Arnoldi(blocks, share=share),
+        damping="horizon",
+        exactness="blocks together; 100 directions exact, the others by the mean of their eigenvalues",
+        cost="1 pass; 200 products with n points",
+        memory="100 gradients, and the factors of all points",
+        use="more points than dual takes: between ekfac and dual in quality, and in cost",
     ),
     "pcg": Estimator(
         build=_pcg,

@@ -42,7 +42,8 @@ def test_every_estimator_is_fitted_and_solves_what_it_multiplies(name: Estimator
     fit([curvature], lambda: iter([(reading, torch.ones(40))]))
     curvature.finish(Damping("absolute", 0.1))
     found = curvature.diagnostics().values()
-    assert all(one.residual < 1e-5 for one in found)  # float64 throughout; conjugate gradients stop at 1e-6
+    bound = 1e-4 if name == "arnoldi" else 1e-5  # float32 iterations; float64, and conjugate gradients stop at 1e-6
+    assert all(one.residual < bound for one in found), found
     assert {one.damping for one in found} == {0.1}
 
 
@@ -53,6 +54,7 @@ def test_every_estimator_is_fitted_and_solves_what_it_multiplies(name: Estimator
         ("kfac", Damping("absolute", 0.1)),
         ("dense", Damping("horizon", 7.0, 0.1)),
         ("dual", Damping("horizon", 7.0, 0.1)),
+        ("arnoldi", Damping("horizon", 7.0, 0.1)),
         ("pcg", Damping("horizon", 7.0, 0.1)),
         ("identity", Damping("absolute", 1.0)),
     ],
