@@ -6,7 +6,8 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data test test-all lint format proof proof-flips proof-lds proof-uses bench clean
+.PHONY: demo data test test-all lint format proof proof-flips proof-lds proof-uses proof-estimators proof-memorization \
+	bench bench-peers clean
 
 demo: $(STAMP)
 	$(BIN)/tamis run $(DEMO)
@@ -43,8 +44,17 @@ proof-lds: $(STAMP) $(PEERS)/.installed data
 proof-uses: $(STAMP) data
 	$(BIN)/python -m tests.proof.uses
 
+proof-estimators: $(STAMP) data
+	$(BIN)/python -m tests.proof.table
+
+proof-memorization: $(STAMP) data
+	$(BIN)/python -m tests.proof.memorization
+
 bench: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python -m tests.benchmarks.run
+
+bench-peers: $(STAMP) $(PEERS)/.installed data
+	$(BIN)/python -m tests.benchmarks.peer_table
 
 clean:
 	rm -rf .venv build *.egg-info deploy/digits/workspace
@@ -54,7 +64,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
-# The libraries that `make bench` compares with: pyDVL asks for a numpy that Tamis does not run with.
+# The libraries that `make bench` and `make bench-peers` compare with: pyDVL asks for a numpy that Tamis does not run with.
 $(PEERS)/.installed: tests/benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --requirement tests/benchmarks/peers.txt
