@@ -166,7 +166,7 @@ def print_validation(validation: Validation, *, as_json: bool) -> None:
     out = _console()
     out.print(
         f"[bold]{validation.estimator}[/bold] on {validation.dataset}: {validation.points:,} points, "
-        f"{validation.queries:,} queries; value \\[95 % interval]"
+        f"{validation.queries:,} queries; value \\[95 % interval, or what the study says]"
     )
     for study in validation.studies:
         out.print(f"\n[bold]{study.name}[/bold]: {study.protocol}")
