@@ -104,7 +104,7 @@ class DualGaussNewton:
     def own(self, factors: Factors, *, step: bool = False) -> Own:
         """The own terms of B points, from inner products with the roots alone."""
         blocks = dict(zip(self.blocks, self._joint.parts(factors)))
-        width = max(len(self.gram), *(factor.elements for factor in blocks.values()))
+        width = max(len(self.gram), *(factor.elements for factor in blocks.values() if factor.a.shape[1] > 1), 1)
         return Own.join(
             [
                 self._own({name: Factor(f.a[run].double(), f.g[run].double()) for name, f in blocks.items()}, step)
