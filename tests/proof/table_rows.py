@@ -65,7 +65,7 @@ FULL: Mapping[str, Way] = {
     "LiSSA, 100 products": Way(Engine(partial(LiSSA, iterations=100), horizon), "", ALONE, lds_alone=True),
     f"Arnoldi as published, rank {RANK}": Way(Engine(published, horizon), ""),
     f"Arnoldi with complement, rank {RANK}": Way(Engine(completed, horizon), ""),
-    "data value embedding": Way(data_values, "what a point did at its steps", ALONE),
+    "data value embedding, second half": Way(data_values, "what a point did at its steps", ALONE),
     "SOURCE, 4 segments": Way(segmented, "", ALONE),
     "turn-over dropout, 4 families": Way(turned_over, "", ALONE),
     "learning by ignoring": Way(ignored, "", ALONE),

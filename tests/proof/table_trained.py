@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flows.workloads.images import perceptron
-from influence import EKFAC, Damping, Fisher, Influence, Reader, features, materialise
+from influence import EKFAC, Damping, Influence, Reader, features, materialise
 from influence.blocks import available
-from influence.compression import factor_mask
 from influence.empirical import empirical_influence
 from influence.ignoring import ignoring_influence
 from influence.trajectory import Trajectory
@@ -36,18 +35,17 @@ def network(case: Case) -> Callable[[], nn.Module]:
 
 
 def data_values(case: Case, multiples: Sequence[float], own: bool) -> list[Found]:
-    """Leave-one-out of one step each, along a training that is recorded; larger networks compressed 16 times."""
-    large = TASKS[case.task].network is not None
+    """Leave-one-out of one step each, along the second half of a training that is recorded."""
     recorded: list[Trajectory[tuple[Tensor, Tensor]]] = []
+    half = case.recipe.rates(POINTS)[len(case.recipe.rates(POINTS)) // 2]
 
     @contextmanager
     def around(model: nn.Module, inputs: Tensor, rows: Tensor, rate: float) -> Iterator[None]:
         if not recorded:
-            blocks = features(available(model))
-            compressor = factor_mask(blocks, 16) if large else None
-            reader = Reader(model, TASK, blocks, Fisher("sampled") if large else None, compressor=compressor)
+            reader = Reader(model, TASK, features(available(model)))
             recorded.append(Trajectory(reader, MOMENTUM, case.recipe.weight_decay))
-        recorded[0].record((inputs, case.points.labels[rows]), rows, rate)
+        if rate <= half:
+            recorded[0].record((inputs, case.points.labels[rows]), rows, rate)
         yield
 
     _trained(case, case.seed, around)
