@@ -99,9 +99,9 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
     "arnoldi": Estimator(
         build=lambda blocks, share: Arnoldi(blocks, share=share),
         damping="horizon",
-        exactness="blocks together; 100 directions exact, the others by the mean of their eigenvalues",
+        exactness="blocks together; the 100 largest directions, the others by the mean of their eigenvalues",
         cost="1 pass; 200 products with n points",
-        memory="100 gradients, and the factors of all points",
+        memory="300 gradients, and the factors of all points",
         use="more points than dual takes: between ekfac and dual in quality, and in cost",
     ),
     "pcg": Estimator(

@@ -62,7 +62,7 @@ from influence.gradients import FactorSource, check_cross_entropy, gradient_ener
 from influence.ignoring import ignoring_influence, soft_pruning
 from influence.learning import LearningSignals, learning_signals
 from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, grand, memorization_labels
-from influence.proxies import LearningEvents, held_out_retrain, learning_events, loss_curvature
+from influence.proxies import held_out_retrain, loss_curvature
 from influence.queries import Groups, Queries, each, group_means
 from influence.reader import Reader
 from influence.reading import Reading, Task
@@ -133,7 +133,6 @@ __all__ = [
     "InfluenceError",
     "Influences",
     "InnerProducts",
-    "LearningEvents",
     "LearningSignals",
     "LiSSA",
     "MemorizationLabel",
@@ -196,7 +195,6 @@ __all__ = [
     "knn_votes",
     "last",
     "lds",
-    "learning_events",
     "learning_signals",
     "linear_blocks",
     "lissa",

@@ -3,8 +3,8 @@
 A compressor maps the factors of every block to factors of a smaller one, so any curvature takes them as they are; it is
 made for `compressor.blocks`. Train points, queries and Fisher roots go through the same linear map C, and over its
 seeds inner products are unbiased, E <Cg, Cg'> = <g, g'> (not those of `principal_logra`, which draws nothing).
-`ratio` is that of all blocks together: the largest are brought to one size, and those below it stay whole, since a
-network's last layers are small and say most.
+`ratio` is that of all blocks together, but for the rounding of two sides (59 for 64 on 784-64-32-10): the largest are
+brought to one size, and those below it stay whole, since a network's last layers are small and say most.
 
 Damping is ADDED after projection, C F C' + damping I, never projected: an empty bucket leaves no singular matrix. The
 trace of C F C' is on average that of F. So `absolute` and `horizon` damping keep their meaning while a block keeps well
@@ -143,8 +143,7 @@ def principal_logra(blocks: Blocks, ratio: float, fitted: KFAC) -> Compressor:
     """
     shared = _shared(blocks, ratio)
     refuse_other_blocks(fitted, blocks)
-    if not all(state.outputs.basis.any() for state in fitted.state.values()):
-        raise InfluenceError("K-FAC has no eigenvectors before its passes: fit it on the train points first")
+    fitted.refuse_unfitted()
 
     def leading(block: Block, times: float) -> Sketch:
         (o, i), state = sides(block.layout, times), fitted.state[block.name]

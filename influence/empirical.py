@@ -10,6 +10,7 @@ inner product of the gradients. `desiderata` says how far influence behaves as i
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Generic
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from influence.errors import InfluenceError
 from influence.reading import Batch, Task
+from influence.refusals import refuse_training
 from influence.unfused import unfused
 from influence.validation import spearman
 
@@ -66,8 +68,11 @@ def empirical_influence(
     Returns:
         Nats, positive = helpful, [n, m].
     """
-    if rate <= 0 or steps < 1:
+    refuse_training(model)
+    if not (isfinite(rate) and rate > 0) or steps < 1:
         raise InfluenceError(f"rate {rate}, {steps} steps: fine-tuning needs a positive rate and at least 1 step")
+    if not queries:
+        raise InfluenceError("no query given to read the loss of")
     losses = _Losses(model, task)
     start = {name: value.detach() for name, value in losses.named_parameters()}
     chunk = max(1, COPIES // sum(value.numel() for value in start.values()))
@@ -85,7 +90,10 @@ def empirical_influence(
 
     with unfused():
         before = all_queries(start)
-        return torch.cat([vmap(falls, chunk_size=chunk)(batch) for batch in points])
+        found = [vmap(falls, chunk_size=chunk)(batch) for batch in points]
+    if not found:
+        raise InfluenceError("no point given to fine-tune on")
+    return torch.cat(found)
 
 
 def desiderata(influence: Tensor, distances: Tensor, noisy: Tensor) -> Desiderata:

@@ -22,7 +22,7 @@ def over_checkpoints(scores: Sequence[Tensor], rates: Sequence[float] | None = N
 
     Args:
         scores: influence at each checkpoint, [n, m].
-        rates: the learning rate at each checkpoint, at least 0; None: all 1.
+        rates: for each checkpoint, the sum of the learning rates of the steps that it stands for; None: all 1.
 
     Returns:
         [n, m].

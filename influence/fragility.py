@@ -36,12 +36,14 @@ def rank_agreement(varied: Tensor, given: Tensor) -> Tensor:
         [m]; 0 where one of them is the same for all points.
 
     Raises:
-        InfluenceError: the scores are of other points or queries.
+        InfluenceError: the scores are of other points or queries, or not finite.
     """
     if varied.shape != given.shape or varied.ndim != 2:
         raise InfluenceError(
             f"scores {list(varied.shape)} and {list(given.shape)}: give both [n, m], of the same points and queries"
         )
+    if not (varied.isfinite().all() and given.isfinite().all()):
+        raise InfluenceError("scores that are NaN or infinite have no ranks: find out which point gave them")
     found = [spearman(one, other) for one, other in zip(varied.T, given.T, strict=True)]
     return torch.tensor(found, dtype=torch.float64).nan_to_num(0)
 

@@ -11,6 +11,7 @@ nats. For a small rate it is the rate times gradient dot; no curvature of more t
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from influence.factored import Gradients, dots, total
 from influence.queries import group_means
 from influence.reader import Reader
 from influence.reading import Batch, Task
+from influence.refusals import refuse_training
 
 
 def ignoring_influence(
@@ -49,13 +51,16 @@ def ignoring_influence(
     Returns:
         Nats, positive = helpful, [n, groups], float64.
     """
-    if rate <= 0:
+    refuse_training(model)
+    if not (isfinite(rate) and rate > 0):
         raise InfluenceError(f"rate {rate}: a step of training needs a positive learning rate")
+    if not len(groups) or len(groups.unique()) != int(groups.max()) + 1:
+        raise InfluenceError("groups of queries count from 0 without gaps; give at least one query")
     labels = [task.labels(batch) for batch in train]
     count = sum(map(len, labels))
     a = torch.ones(count) if weights is None else weights
-    if len(a) != count:
-        raise InfluenceError(f"{len(a)} weights for {count} train points: give one each")
+    if not count or len(a) != count:
+        raise InfluenceError(f"{len(a)} weights for {count} train points: give points, and a weight for each")
     parameters = list(dict.fromkeys(p for block in blocks for p in block.module.parameters(recurse=False)))
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
     for batch, y, part in zip(train, labels, a.split([len(y) for y in labels]), strict=True):
@@ -92,6 +97,8 @@ def soft_pruning(
         steps: how often the weights are changed.
         change: root mean square of each change, before weights that leave [0, 1] are brought back.
     """
+    if steps < 1 or not (isfinite(change) and change > 0):
+        raise InfluenceError(f"{steps} steps of size {change}: give at least 1, and a positive size")
     groups = torch.zeros(sum(len(task.labels(batch)) for batch in queries), dtype=torch.int64)
     weights = torch.ones(sum(len(task.labels(batch)) for batch in train), dtype=torch.float64)
     for _ in range(steps):

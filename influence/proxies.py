@@ -1,61 +1,15 @@
-"""Proxies of memorization: what one training tells of it, without models trained on subsets.
+"""Proxies of memorization that cost more than a forward pass; LARGER = more memorized, and only ranks mean much.
 
-Learning events, held-out retraining and loss curvature as compared by Zhao and Triantafillou (arXiv 2410.16516, after
-RUM, arXiv 2406.01257). All are turned round where they must be, so that LARGER = more memorized; only ranks mean much.
+Held-out retraining and loss curvature as compared by Zhao and Triantafillou (arXiv 2410.16516, after RUM, arXiv
+2406.01257); the others they compare are means over checkpoints (`learning`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from influence.errors import InfluenceError
-
 STEP = 1e-3  # along a direction of norm 1; Garg et al. (arXiv 2307.05831)
-
-
-@dataclass(frozen=True)
-class LearningEvents:
-    """Means over the checkpoints of one training, each [B], float64, larger = more memorized.
-
-    Attributes:
-        confidence: 1 - p_y.
-        max_probability: 1 - max_c p_c.
-        entropy: of p, nats.
-        accuracy: share of the checkpoints that give another label: 1 - rate of learned events.
-    """
-
-    confidence: Tensor
-    max_probability: Tensor
-    entropy: Tensor
-    accuracy: Tensor
-
-
-def learning_events(logits: Tensor, labels: Tensor) -> LearningEvents:
-    """How late and how unsurely points were learned.
-
-    Args:
-        logits: at K checkpoints, [K, B, C].
-        labels: given labels, [B], int64.
-
-    Raises:
-        InfluenceError: no checkpoint, or labels of other points.
-    """
-    if logits.ndim != 3 or not len(logits) or labels.shape != logits.shape[1:2]:
-        raise InfluenceError(
-            f"logits {list(logits.shape)} and labels {list(labels.shape)}: give logits [K, B, C] of at least one "
-            "checkpoint, and labels [B]"
-        )
-    log_p = logits.double().log_softmax(2)
-    p = log_p.exp()
-    given = labels.expand(len(logits), -1)[..., None]  # [K, B, 1]
-    return LearningEvents(
-        confidence=1 - p.gather(2, given)[..., 0].mean(0),
-        max_probability=1 - p.amax(2).mean(0),
-        entropy=-torch.xlogy(p, p).sum(2).mean(0),
-        accuracy=(logits.argmax(2) != labels).double().mean(0),
-    )
 
 
 def held_out_retrain(logits: Tensor, retrained: Tensor) -> Tensor:

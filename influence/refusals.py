@@ -24,3 +24,9 @@ def refuse_batch_statistics(model: nn.Module) -> None:
                 f"{name or 'the model'} is a {type(module).__name__} without running statistics, so that the points of "
                 "a batch interact and none has a gradient of its own"
             )
+
+
+def refuse_training(model: nn.Module) -> None:
+    """Raise InfluenceError if a module is in training mode: points may interact, and dropout draws anew every time."""
+    if any(module.training for module in model.modules()):
+        raise InfluenceError("the model is in training mode, so points may interact; call eval() on it")

@@ -31,6 +31,7 @@ point did is to be trusted for the last steps; summed over steps it predicts the
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Generic
 
 import torch
@@ -42,6 +43,8 @@ from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients, dots, materialise, total
 from influence.reader import Reader
 from influence.reading import Batch
+
+LARGEST = 8192  # numbers of an embedding: two matrices of 256 MB in float32
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,9 @@ def removal_effects(
 class Trajectory(Generic[Batch]):
     """Records the steps of a training loop in one process, as factors; readings are in evaluation mode (no dropout).
 
+    A step holds, for each of its points, the inputs and 1 + R gradients at the outputs of every block: 40 kB on
+    784-512-256-10 with ten labels. A sampled Fisher, a compressor and recording later steps alone make it less.
+
     Args:
         reader: of the model in training; needs no cache. It is opened for a recording alone, between steps.
         momentum: of the optimizer, torch's SGD without dampening and Nesterov.
@@ -119,7 +125,7 @@ class Trajectory(Generic[Batch]):
     """
 
     def __init__(self, reader: Reader[Batch], momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        if not 0 <= momentum < 1 or weight_decay < 0:
+        if not (0 <= momentum < 1 and 0 <= weight_decay < inf):
             raise InfluenceError(
                 f"momentum {momentum}, weight decay {weight_decay}: give a momentum in [0, 1) and a weight decay of at "
                 "least 0"
@@ -136,6 +142,10 @@ class Trajectory(Generic[Batch]):
             points: row of each among all points, [B], int64.
             rate: the learning rate of this step.
         """
+        if not 0 < rate < inf:
+            raise InfluenceError(f"learning rate {rate}: give a positive number")
+        if points.dtype != torch.int64:
+            raise InfluenceError(f"rows of type {points.dtype}: give int64, each point's place among all")
         with self._reader as reader:
             reading = reader.train(batch, len(self.steps), points)
         if len(points) != len(reading.labels):
@@ -162,6 +172,10 @@ class Trajectory(Generic[Batch]):
         takes k^2 numbers: for a few thousand parameters, or a reader that compresses.
         """
         factors = self._recorded()[0].losses
+        if (size := sum(factor.elements for factor in factors.values())) > LARGEST:
+            raise InfluenceError(
+                f"embeddings of {size} parameters: {LARGEST} at most; compress in the reader, or call influence()"
+            )
         joint = Joint({name: (factor.g.shape[-1], factor.a.shape[-1]) for name, factor in factors.items()})
         [dtype] = {factor.g.dtype for factor in factors.values()}
         return self._effects(joint.split(torch.eye(joint.parameters, dtype=dtype)), count)

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from influence.errors import InfluenceError, UnknownBlock
 from influence.fisher import uniforms
 from influence.reading import Batch, Task
-from influence.refusals import refuse_compiled
+from influence.refusals import refuse_compiled, refuse_training
 from influence.unfused import unfused
 
 KEEP = 0.5  # the share at which a mask and its flip are alike
@@ -129,6 +129,7 @@ def turn_over_influence(
     Returns:
         Nats of query loss, positive = helpful, [n, m].
     """
+    refuse_training(model)
     turnover = TurnOver(model, layers, seed)
 
     def of_batch(batch: Batch) -> Tensor:
@@ -137,7 +138,10 @@ def turn_over_influence(
         return rises
 
     with torch.no_grad(), unfused():
-        return torch.cat([of_batch(batch) for batch in queries], 1)
+        found = [of_batch(batch) for batch in queries]
+    if not found or not len(keys):
+        raise InfluenceError(f"{len(keys)} train points and {len(found)} batches of queries: give at least one of each")
+    return torch.cat(found, 1)
 
 
 def turn_over_self_influence(
@@ -153,6 +157,7 @@ def turn_over_self_influence(
         points: batches of the same n points, in their order.
         seed: as in training.
     """
+    refuse_training(model)
     turnover, found, seen = TurnOver(model, layers, seed), [], 0
     with torch.no_grad(), unfused():
         for batch in points:

@@ -12,7 +12,7 @@ is influence without damping. Weight decay adds to every eigenvalue.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Segment:
     """A part of a training in which the curvature stands still.
 
     Attributes:
-        curvature: finished; fitted on readings of the train points at each of the segment's checkpoints.
+        curvature: its passes over; fitted on readings of the train points at each of the segment's checkpoints.
         horizon: sum of its learning rates / (1 - momentum).
     """
 
@@ -53,10 +53,15 @@ def unroll(segments: Sequence[Segment], queries: Gradients, weight_decay: float 
     Returns:
         For each segment, name -> [k, o, i].
     """
-    if weight_decay < 0:
+    if not 0 <= weight_decay < inf:
         raise InfluenceError(f"weight_decay {weight_decay}: give at least 0")
+    if not segments:
+        raise InfluenceError("no segment given: cut the training into at least one")
     for segment in segments:
-        segment.curvature.solve({name: one[:0] for name, one in queries.items()})  # refuses what is not fitted
+        segment.curvature.refuse_unfitted()
+        if queries.keys() != segment.curvature.shapes.keys():
+            known = ", ".join(segment.curvature.blocks)
+            raise InfluenceError(f"gradients of {', '.join(queries)} given, a segment was fitted on {known}")
     passed: Gradients = queries
     met: list[Gradients] = []
     for segment in reversed(segments):
@@ -74,6 +79,8 @@ def unrolled_influence(checkpoints: Sequence[Sequence[Factors]], met: Sequence[G
         met: of `unroll`.
         points: n.
     """
+    if points < 1 or not checkpoints or not all(checkpoints):
+        raise InfluenceError(f"{points} points: give at least one, and at least one checkpoint of each segment")
     return add_up(
         _dots(factors, queries) / (len(inside) * points)
         for inside, queries in zip(checkpoints, met, strict=True)

@@ -24,8 +24,9 @@ from flows.validation.results import Row, Study, row
 from flows.validation.setting import Setting
 from flows.validation.subsets import draw_subsets, subset_retrainings
 from flows.workload import Workload
+from influence.learning import learning_signals
 from influence.oracle import check_subsets, subset_influence, subset_memorization
-from influence.proxies import held_out_retrain, learning_events, loss_curvature
+from influence.proxies import held_out_retrain, loss_curvature
 from influence.validation import bootstrap, spearman
 
 SHARE = 0.7
@@ -71,13 +72,13 @@ def proxies(setting: Setting, checkpoints: Sequence[nn.Module]) -> dict[str, Ten
         checkpoints: Of one training, the last being the model.
     """
     logits = torch.stack([logits_of(setting, model) for model in checkpoints])  # [K, n, C]
-    events = learning_events(logits, setting.train.labels)
+    learned = learning_signals(logits, setting.train.labels)
     found = {
         "GraNd": gradient_norms(setting, checkpoints[-1]),
-        "1 - confidence": events.confidence,
-        "1 - largest probability": events.max_probability,
-        "entropy": events.entropy,
-        "1 - accuracy": events.accuracy,
+        "1 - confidence": 1 - learned.confidence,
+        "1 - largest probability": 1 - learned.max_probability,
+        "entropy": learned.entropy,
+        "1 - accuracy": 1 - learned.accuracy,
         "held-out retrain": held_out_retrain(logits[-1], logits_of(setting, _trained_on(setting, checkpoints[-1]))),
     }
     if _floating(tree_leaves(setting.train.take(range(1)))) is not None:

@@ -20,6 +20,7 @@ from influence.blocks import Block, Shapes
 from influence.curvature.base import AllReduce, Curvature, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.dual import DualGaussNewton
 from influence.curvature.joint import Joint, runs
+from influence.curvature.own import own_by_solving
 from influence.curvature.products import Product, factor_product, largest_eigenvalue
 from influence.curvature.roots import KeptRoots, squared_sizes
 from influence.errors import InfluenceError
@@ -177,11 +178,7 @@ class PCG:
 
     def own(self, factors: Factors, *, step: bool = False) -> Own:
         """The own terms of B points; as costly as solving for B queries."""
-        joint, parts = self._joint, []
-        for full in joint.by_runs(factors):  # [b, p]
-            moved = joint.join(self.solve(joint.split(full)))
-            parts.append(Own((full * moved).sum(1), moved.square().sum(1) if step else None))
-        return Own.join(parts)
+        return own_by_solving(self, self._joint, factors, step=step)
 
     def against(self, gradients: Gradients, *, own: bool = False, step: bool = False) -> Preconditioned:
         """Solve the gradients of k queries and hold them."""

@@ -103,14 +103,18 @@ class KFAC:
 
     def finish(self, damping: Damping) -> None:
         """Fix the damping of every block; again for another one."""
-        if self._reduced < self.passes:
-            raise InfluenceError(f"{type(self).__name__} has made {self._reduced} of its {self.passes} passes")
+        self.refuse_unfitted()
         self._bases, self._damping = {}, {}
         for name, block in self.state.items():
             inputs = None if block.inputs is None else block.inputs.basis
             values = block.eigenvalues.value
             self._damping[name] = damping.resolve(float(values.mean()))
             self._bases[name] = Eigenbasis.of(inputs, block.outputs.basis, values, self._damping[name], self._cut)
+
+    def refuse_unfitted(self) -> None:
+        """Raise InfluenceError while the bases or eigenvalues are not known."""
+        if self._reduced < self.passes:
+            raise InfluenceError(f"{type(self).__name__} has made {self._reduced} of its {self.passes} passes")
 
     def solve(self, gradients: Gradients) -> Gradients:
         """Damped inverse times k gradients, in their dtype."""

@@ -15,6 +15,7 @@ from influence.curvature.joint import add_up, runs
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients, materialise
 from influence.matmul import product
+from influence.refusals import refuse_training
 from influence.unfused import unfused
 
 Batch = TypeVar("Batch")
@@ -120,8 +121,7 @@ def model_product(
     Raises:
         InfluenceError: the model is in training mode, or a name is unknown.
     """
-    if any(module.training for module in model.modules()):
-        raise InfluenceError("the model is in training mode, so points may interact; call eval() on it")
+    refuse_training(model)
     known = {name: value.detach() for name, value in model.named_parameters()}
     if not known.keys() >= set(parameters):
         raise InfluenceError(f"the model has no parameter {', '.join(sorted(set(parameters) - known.keys()))}")

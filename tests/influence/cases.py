@@ -67,18 +67,18 @@ class OverPositions(nn.Module):
 def mlp(classes: int = 3, *, bias: bool = True, inplace: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
     layers = nn.Linear(5, 6, bias=bias), nn.ReLU(inplace=inplace), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, classes)
-    return nn.Sequential(*layers).double()
+    return nn.Sequential(*layers).double().eval()
 
 
 def over_positions(classes: int = 3, *, padding: float | None = None) -> OverPositions:
     torch.manual_seed(0)
-    return OverPositions(5, 4, classes, padding).double()
+    return OverPositions(5, 4, classes, padding).double().eval()
 
 
 def normed(classes: int = 3) -> nn.Sequential:
     """With a block whose input basis is the identity."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, classes)).double()
+    return nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, classes)).double().eval()
 
 
 def conv_net(classes: int = 3) -> nn.Sequential:
@@ -86,7 +86,7 @@ def conv_net(classes: int = 3) -> nn.Sequential:
     torch.manual_seed(0)
     first, second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, stride=2, bias=False)
     layers = first, nn.Tanh(), second, nn.Tanh(), nn.Flatten(), nn.Linear(16, classes)
-    return nn.Sequential(*layers).double()
+    return nn.Sequential(*layers).double().eval()
 
 
 def points(count: int, classes: int = 3, *, positions: int | None = None, seed: int = 1) -> Batch:
@@ -280,7 +280,7 @@ def softmax_regression(n: int = 240, m: int = 40, l2: float = 1e-2) -> Softmax:
     x = torch.tensor(x / 16).view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, y = x[order], torch.tensor(y)[order]
-    start = nn.Linear(16, 10).double()
+    start = nn.Linear(16, 10).double().eval()
     nn.init.zeros_(start.weight)
     nn.init.zeros_(start.bias)
     train = x[:n], y[:n]
@@ -305,7 +305,7 @@ def newton(start: nn.Linear, train: Batch, l2: float, weights: Tensor) -> nn.Lin
         hessian += l2 * torch.eye(c * i, dtype=w.dtype)
         w = w - torch.linalg.solve(hessian, gradient.flatten()).view_as(w)
     assert gradient.norm() < 1e-10
-    model = nn.Linear(i - 1, c).double()
+    model = nn.Linear(i - 1, c).double().eval()
     model.load_state_dict({"weight": w[:, :-1].clone(), "bias": w[:, -1].clone()})
     return model
 

@@ -484,7 +484,7 @@ def test_a_gaussian_matrix_that_would_fill_the_memory_is_refused_before_it_is_dr
 
 def test_principal_logra_takes_a_fitted_kfac_of_its_blocks() -> None:
     blocks = select(MODELS["mlp"][0])
-    with pytest.raises(InfluenceError, match="fit it"):
+    with pytest.raises(InfluenceError, match="KFAC has made 0 of its 1 passes"):
         principal_logra(blocks, 4, KFAC(blocks))
     with pytest.raises(InfluenceError, match="made for"):
         principal_logra(blocks, 4, KFAC(blocks[:1]))

@@ -148,7 +148,7 @@ def state(model: nn.Module) -> tuple[list[bool], list[bool], list[int], bool]:
 
 
 def test_the_model_is_restored_on_exit_and_after_an_error() -> None:
-    model = mlp()
+    model = mlp().train()
     model[2].eval()
     model[0].weight.requires_grad_(False)
     before = state(model)

@@ -1,5 +1,7 @@
 """Learning by ignoring: one bilevel step."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -106,9 +108,19 @@ def test_soft_pruning_keeps_what_helps_the_step_and_ignores_what_harms_it() -> N
     assert after < before
 
 
-def test_no_step_leaves_all_weights_at_one() -> None:
+@pytest.mark.parametrize(("steps", "change"), [(0, 0.1), (1, float("nan")), (1, 0.0)])
+def test_no_step_and_a_step_of_no_size_are_refused(steps: int, change: float) -> None:
     model, train, queries = MODELS["mlp"]
-    assert soft_pruning(model, TASK, select(model), [train], [queries], RATE, steps=0).eq(1).all()
+    with pytest.raises(InfluenceError, match="give at least 1, and a positive size"):
+        soft_pruning(model, TASK, select(model), [train], [queries], RATE, steps, change)
+
+
+def test_a_model_in_training_mode_and_groups_with_gaps_are_refused() -> None:
+    model, train, queries = MODELS["mlp"]
+    with pytest.raises(InfluenceError, match="training mode"):
+        ignoring_influence(deepcopy(model).train(), TASK, select(model), [train], [queries], EACH, RATE)
+    with pytest.raises(InfluenceError, match="without gaps"):
+        ignoring_influence(model, TASK, select(model), [train], [queries], 2 * EACH, RATE)
 
 
 def test_a_rate_that_is_not_positive_and_missing_weights_are_refused() -> None:

@@ -139,7 +139,7 @@ def memorizing(seed: int) -> tuple[nn.Sequential, Batch, Tensor]:
         with masks.own(keys):
             loss(model, batch).mean().backward()
         solver.step()
-    return model, batch, keys
+    return model.eval(), batch, keys
 
 
 def test_a_point_memorized_by_its_own_half_has_positive_self_influence() -> None:

@@ -17,8 +17,9 @@ from flows.workloads.digits import Digits
 from flows.workloads.fashion_mnist import FashionMnist
 from flows.workloads.images import ImageWorkload
 from influence import EKFAC, Damping, Influence, cheap_signals, grand, linear_blocks, spearman
+from influence.learning import learning_signals
 from influence.oracle import subset_memorization
-from influence.proxies import held_out_retrain, learning_events, loss_curvature
+from influence.proxies import held_out_retrain, loss_curvature
 from influence.reader import Reader
 from tests.proof.lds_estimators import TASK, Batch
 from tests.proof.lds_models import BATCH, MOMENTUM, Recipe, losses, module, train
@@ -108,17 +109,17 @@ def _signals(recipe: Recipe, points: Labelled, models: Sequence[nn.Module]) -> d
     """Means over the models, [n] each, larger = more memorized."""
     with torch.no_grad():
         logits = torch.stack([model(points.inputs) for model in models])  # [K, n, C]
-    events = learning_events(logits, points.labels)
+    learned = learning_signals(logits, points.labels)
     cheap = [cheap_signals(one, points.labels) for one in logits]
     return {
         "self-influence": _mean([_self_influence(recipe, points, model) for model in models]),
         "loss": _mean([one.loss for one in cheap]),
         "EL2N": _mean([one.el2n for one in cheap]),
         "GraNd": _mean([_gradient_norms(points, model) for model in models]),
-        "1 - confidence": events.confidence,
-        "1 - largest probability": events.max_probability,
-        "entropy": events.entropy,
-        "1 - accuracy": events.accuracy,
+        "1 - confidence": 1 - learned.confidence,
+        "1 - largest probability": 1 - learned.max_probability,
+        "entropy": learned.entropy,
+        "1 - accuracy": 1 - learned.accuracy,
         "loss curvature": _mean([_curvature(points, model) for model in models]),
     }
 
