@@ -26,6 +26,7 @@ from influence.errors import InfluenceError
 from influence.gradients import check_cross_entropy, head_outputs
 from influence.reader import Reader
 from influence.reading import Task
+from influence.turnover import TurnOver
 from storage.errors import StorageError
 
 SAMPLE = 32
@@ -97,6 +98,8 @@ class _Checker:
         losses = self.workload.loss(self.model, batch)
         check_losses(losses, rows, points.ids)
         check_cross_entropy(losses, logits, labels)
+        with TurnOver(self.model, self.config.training.turn_over, seed=0).own(rows):
+            self.workload.loss(self.model, batch)
 
     @cached_property
     def points(self) -> Points:

@@ -148,9 +148,14 @@ class ScoringConfig(_Section):
     neighbours: Count = 15
 
     @model_validator(mode="after")
-    def _head_in_full(self) -> ScoringConfig:
+    def _compressed(self) -> ScoringConfig:
         if self.compression is not None and self.exact_head:
-            raise ValueError("exact_head reads the head's gradients in full, compression makes them small: set one off")
+            raise ValueError("compression needs exact_head = false, which reads the head's gradients in full")
+        if self.compression is not None and "sjlt" in self.compression.kind and self.estimator in ("ekfac", "kfac"):
+            raise ValueError(
+                f"compression by {self.compression.kind!r} leaves {self.estimator} no layers: take 'mask' or 'logra', "
+                "or the estimator dual, arnoldi or pcg"
+            )
         return self
 
     @field_validator("probe")

@@ -139,6 +139,12 @@ class Approximation:
     compressor: Compressor | None
 
 
+def named(config: Config) -> str:
+    """The configured estimator as it is named in what it leaves behind."""
+    small = config.scoring.compression
+    return config.scoring.estimator if small is None else f"{config.scoring.estimator}, {small.kind} {small.ratio:g} x"
+
+
 def approximation(config: Config, blocks: Blocks, share: Share) -> Approximation:
     """The configured estimator on the selected blocks; compression is drawn by the training's seed."""
     small, scoring = config.scoring.compression, config.scoring

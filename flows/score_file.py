@@ -14,7 +14,7 @@ from torch import nn
 
 from flows.check import require
 from flows.config import Config, load
-from flows.estimators import damping_of
+from flows.estimators import damping_of, named
 from flows.launch import Progress
 from flows.progress import progress_shown
 from flows.ranks.attribution import Attribution, Setting
@@ -89,10 +89,10 @@ def score_file(file: Path, checkpoint: Path, out: Path) -> ScoredFile:
         file=out,
         points=len(points),
         queries=len(queries),
-        estimator=config.scoring.estimator,
+        estimator=named(config),
         blocks=described(attribution.summary),
         damping={name: found.damping for name, found in attribution.diagnostics.items()},
-        probe="" if probed is None else probed.verdict(config.scoring.estimator),
+        probe="" if probed is None else probed.verdict(named(config)),
         left_out=(SUSPICION, HEAD) if config.scoring.exact_head and not setting.exact_head else (SUSPICION,),
     )
 
@@ -114,7 +114,7 @@ def _table(attribution: Attribution, points: Points, queries: Points, chunk: int
 
 def _made(attribution: Attribution, config: Config, checkpoint: Path, probed: Probe | None) -> dict[str, JSON]:
     return {
-        "estimator": config.scoring.estimator,
+        "estimator": named(config),
         "blocks": [block.name for block in attribution.blocks],
         "damping": {name: found.damping for name, found in attribution.diagnostics.items()},
         "checkpoint_sha256": sha256_file(checkpoint),

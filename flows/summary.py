@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from flows.conclusion import Concluded
+from flows.estimators import named
 from flows.guardrail import ArmOutcome, Check, Verdict
 from flows.pruning import Proposed
 from flows.recipe import steps_for
@@ -118,7 +119,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         proposed=proposed.size,
         removed=proposed.size if state == "promoted" else 0,
         blocks=described(done.scored.blocks),
-        probe=_verdict(cycle, done),
+        probe=_verdict(cycle, workload, done),
         candidates=proposed.candidates,
         dropped={name: count for name, count in proposed.dropped.items() if count},
         known_errors=_known_errors(cycle, workload, points),
@@ -131,10 +132,10 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
     )
 
 
-def _verdict(cycle: Cycle, done: Progression) -> str:
+def _verdict(cycle: Cycle, workload: Workload, done: Progression) -> str:
     probe = done.scored.probe
-    said = "" if probe is None else probe.verdict(cycle.config.scoring.estimator)
-    return "; ".join(filter(None, (warning(cycle.config), said)))
+    said = "" if probe is None else probe.verdict(named(cycle.config))
+    return "; ".join(filter(None, (warning(cycle.config, workload), said)))
 
 
 def _open_reason(cycle: Cycle, proposed: Proposed) -> str:

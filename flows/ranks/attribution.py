@@ -45,6 +45,7 @@ from influence import (
     select,
     subset,
     summarize,
+    turn_over_self_influence,
 )
 from storage.files import JSON
 
@@ -165,6 +166,16 @@ class Attribution:
         places = self._grid.rows(chunk)
         with self._points.named(places):
             return self._score(self._reader.losses(self._points.take(places), chunk))
+
+    def turn_over(self, chunk: int) -> Tensor | None:
+        """Each point's loss in the sub-network that never saw it, less that in its own; None without such masks."""
+        training = self._setting.config.training
+        if not training.turn_over:
+            return None
+        places = torch.as_tensor(self._grid.rows(chunk))
+        points = [self._points.take(places)]
+        keys = self._points.keys[places]
+        return turn_over_self_influence(self._model, self._task, training.turn_over, keys, points, training.seed)
 
     def check_losses(self, chunk: int, reading: Reading) -> None:
         """Refuse losses of a chunk that are not finite, or not the cross-entropy that influence is computed of."""

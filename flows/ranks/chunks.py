@@ -55,18 +55,19 @@ def score_chunks(
     for done, chunk in enumerate(mine, start=1):
         pairs = score_trajectory([one.score_chunk(chunk) for one in attributions])
         attributions[-1].check_losses(chunk, pairs.last)
-        chunks[chunk] = _columns(pairs, attributions[-1], queries)
+        chunks[chunk] = _columns(pairs, attributions[-1], queries, attributions[-1].turn_over(chunk))
         place.progress("scoring", done, len(mine))
     return chunks
 
 
-def _columns(pairs: ChunkPairs, last: Attribution, queries: Points) -> ChunkColumns:
+def _columns(pairs: ChunkPairs, last: Attribution, queries: Points, turn_over: Tensor | None) -> ChunkColumns:
     classes = pairs.last.logits.shape[1]
     return ChunkColumns(
         scores=summarize_chunk(pairs.blocks, queries.labels, classes),
         head=None if pairs.head is None else summarize_chunk(pairs.head, queries.labels, classes),
         cheap=cheap_signals(pairs.last.logits, pairs.last.labels),
         grand=grand(subset(pairs.last.losses, last.curvature.blocks)),
+        turn_over=turn_over,
     )
 
 

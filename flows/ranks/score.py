@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from flows.dataset import check_unchanged
+from flows.estimators import named
 from flows.plans import ScorePlan, read_plan
 from flows.ranks.attribution import QUERY_BATCH, Attribution, Setting, score_trajectory
 from flows.ranks.blocks import measure_energies
@@ -125,7 +126,7 @@ class Scoring:
         plan = self._plan
         return ScoreMetadata(
             cycle=plan.cycle,
-            estimator=f"{plan.config.scoring.estimator}, summed over {len(plan.checkpoints)} checkpoints",
+            estimator=f"{named(plan.config)}, summed over {len(plan.checkpoints)} checkpoints",
             blocks=[block.name for block in last.blocks],
             damping={name: found.damping for name, found in last.diagnostics.items()},
             checkpoint_digest=plan.checkpoint_digest,

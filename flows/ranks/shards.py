@@ -23,6 +23,7 @@ class ChunkColumns:
     head: ChunkScores | None
     cheap: CheapSignals
     grand: Tensor
+    turn_over: Tensor | None
 
 
 def shard_table(
@@ -63,6 +64,8 @@ def shard_table(
     columns["memorization"] = pa.array(memorization_labels(scores.influence, scores.influence_se))
     signals = {"confidence": cheap.confidence, "entropy": cheap.entropy, "el2n": cheap.el2n, "grand": chunk.grand}
     columns |= {f"signal_{name}": _numbers(values) for name, values in signals.items()}
+    if chunk.turn_over is not None:
+        columns["signal_turn_over"] = _numbers(chunk.turn_over)
     if chunk.head is not None:
         columns["signal_influence_head"] = _numbers(chunk.head.influence)
         columns["signal_self_influence_head"] = _numbers(chunk.head.own.self_influence)

@@ -69,8 +69,9 @@ class Trainer:
         started = time.monotonic()
         for step in range(1, job.steps + 1):
             batch = order.next()
-            taken.append(batch.int().numpy())
-            rates.append(engine.learning_rate)
+            if self._recorded(job):
+                taken.append(batch.int().numpy())
+                rates.append(engine.learning_rate)
             rows = batch[self._rank.index :: self._rank.world]
             with masks.own(self._keys[rows]):
                 losses = self._workload.loss(engine.model, self._batches.take(rows))  # [B / world]
@@ -97,8 +98,12 @@ class Trainer:
             job.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_json(job.folder / "timing.json", {"seconds_per_step": seconds / job.steps})
 
+    def _recorded(self, job: Job) -> bool:
+        """Whether this rank leaves what the job's training did."""
+        return self._rank.index == 0 and job.role == "baseline"
+
     def _record(self, job: Job, taken: Sequence[NDArray[Any]], rates: Sequence[float]) -> None:
-        if self._rank.index == 0 and job.role == "baseline":
+        if self._recorded(job):
             kind = self._manifest.table.schema.field("point_id").type
             trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates)
 

@@ -22,7 +22,7 @@ from flows.validation.setting import Setting
 from flows.validation.subsets import draw_subsets, subset_retrainings
 from flows.validation.verdict import Verdict, settings_digest
 from flows.workload import Workload
-from influence import UnknownBlock
+from influence import InfluenceError
 from influence.fragility import rank_agreement, spread
 from influence.validation import bootstrap, lds
 
@@ -64,11 +64,11 @@ def measure(bench: Bench, *, truth: bool) -> Fragility:
         try:
             scores = bench.sweep(other, trained(other), (1.0,))[:, 0].sum(0)
             agreement[name] = rank_agreement(scores, configured)
-        except UnknownBlock as error:
+        except InfluenceError as error:
             skipped.append(f"{name} ({error})")
         bench.show(Progress("fragility, other models", done, len(others)))
     verdict = Verdict(
-        settings=settings_digest(setting.config),
+        settings=settings_digest(setting.config, setting.workload),
         bound=BOUND,
         judged=tuple(name for name in agreement if name.startswith(JUDGED)),
         agreement={name: spread(found, BOUND) for name, found in agreement.items()},
@@ -127,7 +127,7 @@ def _other_models(setting: Setting, skipped: list[str]) -> dict[str, Setting]:
     variants: Mapping[str, Workload] = getattr(setting.workload, "variants", dict)()
     if not variants:
         skipped.append("depth and width (the workload offers no variants())")
-    return found | {name: replace(setting, workload=workload) for name, workload in variants.items()}
+    return found | {f"model, {name}": replace(setting, workload=workload) for name, workload in variants.items()}
 
 
 def _half_truth(bench: Bench) -> Callable[[Tensor], Tensor]:

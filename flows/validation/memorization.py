@@ -113,7 +113,7 @@ class _Continued:
         self._model, self.loss = model, workload.loss
 
     def model(self) -> nn.Module:
-        return copy.deepcopy(self._model)
+        return copy.deepcopy(self._model).train()
 
 
 def _curvature(setting: Setting, model: nn.Module) -> Tensor:

@@ -15,8 +15,8 @@ def publish(validation: Validation, setting: Setting, fragility: Fragility | Non
     """Write the files and log every study to MLflow; a study that is repeated writes to the run it has."""
     validation.write()
     tracker = Tracker(setting.config.workspace, validation.dataset)
-    scoring = setting.config.scoring.model_dump(mode="json")
-    identity = sha256_json(setting.inputs | {"scoring": scoring})
+    settings = setting.config.model_dump(mode="json", include={"training", "scoring"})
+    identity = sha256_json(setting.inputs | settings)
     for study in validation.studies:
         png, metrics = figure(study), study.headline
         if fragility is not None and study.name == "fragility":

@@ -12,6 +12,7 @@ from flows.check import require
 from flows.config import load
 from flows.dataset import digest
 from flows.errors import BadInput
+from flows.estimators import named
 from flows.opening import workspace
 from flows.progress import progress_shown
 from flows.validation import exact, fragility, lds, loo, memorization, mislabeled, pruning
@@ -72,7 +73,7 @@ def validate_file(file: Path, studies: Sequence[str], extent: Extent, *, fragile
             moved = fragility.measure(bench, truth="lds" in wanted) if fragile else None
         validation = Validation(
             dataset=config.name,
-            estimator=f"{config.scoring.estimator}, summed over {len(config.training.checkpoints)} checkpoints",
+            estimator=f"{named(config)}, summed over {len(config.training.checkpoints)} checkpoints",
             points=len(setting.train),
             queries=len(setting.queries),
             folder=folder,

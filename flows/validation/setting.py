@@ -68,14 +68,19 @@ class Setting:
         training = settings["training"]
         for key in ("ranks", "zero_stage", "checkpoints", "epochs", "seed"):  # not of plain training, or in its job
             del training[key]
-        sources = [sha256_file(Path(inspect.getfile(kind))) for kind in type(self.workload).__mro__[:-1]]
         return {
             "workload": settings["workload"],
             "training": training,
             "train": digest(self.train.manifest),
             "query": digest(self.queries.manifest),
-            "code": sha256_json([sources, version("tamis"), torch.__version__]),
+            "code": code_digest(self.workload),
         }
+
+
+def code_digest(workload: Workload) -> str:
+    """Of the files that the workload's class is made of, and of the versions."""
+    sources = [sha256_file(Path(inspect.getfile(kind))) for kind in type(workload).__mro__[:-1]]
+    return sha256_json([sources, version("tamis"), torch.__version__])
 
 
 def read_setting(config: Config) -> Setting:

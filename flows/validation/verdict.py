@@ -1,6 +1,6 @@
 """What `tamis validate --fragility` found, kept in the workspace, and the warning that a cycle shows for it.
 
-A verdict holds for the settings it was found with: workload, training recipe and estimator.
+A verdict holds for the settings it was found with: workload and its code, training recipe and estimator.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flows.config import Config
+from flows.validation.setting import code_digest
+from flows.workload import Workload
 from influence.fragility import Spread
 from storage.files import JSON, atomic_write_json, read_json, sha256_json
 
@@ -74,23 +76,27 @@ class Verdict:
         return {"fragile": float(self.fragile), "median Spearman of the worst": self.agreement[self.worst].median}
 
     def write(self, folder: Path) -> None:
-        """Write fragility.json."""
+        """Write fragility-<digest of the settings>.json."""
         said: dict[str, JSON] = {"fragile": self.fragile, "worst": self.worst, "sentence": self.sentence}
-        atomic_write_json(folder / "fragility.json", said | asdict(self))
+        atomic_write_json(folder / _name(self.settings), said | asdict(self))
 
 
-def settings_digest(config: Config) -> str:
-    """Of everything that a verdict holds for."""
+def settings_digest(config: Config, workload: Workload) -> str:
+    """Of everything that a verdict holds for; the data move from cycle to cycle, and are not in it."""
     given = config.model_dump(
         mode="json", by_alias=True, include={"workload", "training", "scoring"}, exclude=ELSEWHERE
     )
-    return sha256_json(given)
+    return sha256_json([given, code_digest(workload)])
 
 
-def warning(config: Config) -> str:
-    """One line where the newest verdict of the workspace is on these very settings and says fragile, else nothing."""
-    path = config.workspace / "validation" / "fragility.json"
+def warning(config: Config, workload: Workload) -> str:
+    """One line where the workspace has a verdict on these very settings that says fragile, else nothing."""
+    path = config.workspace / "validation" / _name(settings_digest(config, workload))
     kept = read_json(path) if path.exists() else {"fragile": False}
-    if not kept["fragile"] or kept["settings"] != settings_digest(config):
+    if not kept["fragile"]:
         return ""
-    return f"WARNING, {kept['sentence']}"
+    return f"WARNING, {kept['sentence']}; average over seeds or raise scoring.damping"
+
+
+def _name(settings: str) -> str:
+    return f"fragility-{settings[:12]}.json"

@@ -48,7 +48,11 @@ def test_the_smallest_file_names_only_a_workload(tmp_path: Path) -> None:
         ("[scoring]\ndamping = { kind = 'mean_eig' }", ("'mean_eig' needs a value",)),
         ("[scoring]\nhead_damping = { kind = 'horizon', value = 1.0 }", ("'horizon' takes no value",)),
         ("[scoring]\ndamping = { kind = 'l2', value = 1.0 }", ("scoring.damping.kind = 'l2'", "'horizon'")),
-        ("[scoring]\ncompression = { kind = 'mask' }", ("exact_head reads the head's gradients in full",)),
+        ("[scoring]\ncompression = { kind = 'mask' }", ("compression needs exact_head = false",)),
+        (
+            "[scoring]\nexact_head = false\ncompression = { kind = 'sjlt' }",
+            ("compression by 'sjlt' leaves ekfac no layers", "take 'mask' or 'logra'"),
+        ),
         ("[scoring]\ncompression = { kind = 'pca', ratio = 4 }", ("scoring.compression.kind = 'pca'", "'logra'")),
         ("[scoring]\ncompression = { ratio = 1 }", ("scoring.compression.ratio = 1", "greater than 1")),
         ("[training]\nweight_decay = 0", ("scoring.damping defaults to the weight decay, which is 0",)),

@@ -25,7 +25,7 @@ def plainly(folder: Path, steps: int = STEPS, **training: object) -> tuple[nn.Mo
     points = Points("train", workload.points(), workload)
     saved: list[nn.Module] = []
     train_plainly(workload, points, config.training, torch.arange(len(points)), 3, steps, {steps}, saved.append)
-    return saved[0], points
+    return saved[0].eval(), points
 
 
 def arrays(model: nn.Module) -> dict[str, object]:
