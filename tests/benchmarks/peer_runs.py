@@ -61,6 +61,8 @@ def main() -> None:
             _attempt(methods[job["method"]], job["dampings"], job["models"], [Path(path) for path in job["out"]])
             os._exit(0)
         _, ended = os.waitpid(child, 0)
+        if ended:  # killed: out of memory or of time
+            Path(job["out"][0]).with_suffix(".error").write_text(f"ended by signal {os.waitstatus_to_exitcode(ended)}")
         print(f"{library} {job['method']}: {'done' if not ended else f'ended with {ended}'}", flush=True)
 
 

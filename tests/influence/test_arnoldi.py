@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence import Damping, Factor, InfluenceError, alone, select
+from influence import Damping, DualGaussNewton, Factor, Influence, InfluenceError, alone, select, spearman
 from influence.curvature import arnoldi as module
 from influence.curvature.arnoldi import Arnoldi, Spectrum, arnoldi
 from influence.curvature.joint import Joint
-from tests.influence.cases import ABSOLUTE, fitted
+from tests.influence.cases import ABSOLUTE, TASK, drawn, fitted
 from tests.influence.test_exact import MODELS, damped_inverse, inverse, matrix
 
 SPREAD = torch.logspace(1, -2, 60, dtype=torch.float64)  # distinct eigenvalues
@@ -197,3 +197,28 @@ def test_fewer_columns_at_a_time_find_the_same(monkeypatch: pytest.MonkeyPatch) 
 def test_a_rank_that_iterations_cannot_give_is_refused(rank: int, iterations: int) -> None:
     with pytest.raises(InfluenceError, match=f"rank {rank} of 10 iterations: give a rank of at least 1"):
         Arnoldi(select(MODELS["mlp"][0]), rank, iterations)
+
+
+def of_wide(complement: bool) -> tuple[Tensor, Tensor]:
+    """Scores of 60 iterations on 1,255 parameters, rank 20, and the exact ones: most directions are not seen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 5)).double().eval()
+    train, queries = drawn(200, (20,), 5, seed=1), drawn(20, (20,), 5, seed=2)
+    blocks, scores = select(model), []
+    for curvature in (Arnoldi(blocks, 20, 60, complement=complement), DualGaussNewton(blocks)):
+        with Influence(model, TASK, curvature, blocks) as influence:
+            influence.fit([train], ABSOLUTE)
+            scores.append(influence.pairs([train], [queries], own=False).influence.flatten())
+    return scores[0], scores[1]
+
+
+def test_far_from_the_whole_spectrum_the_complement_keeps_the_scores_and_the_published_form_does_not() -> None:
+    assert spearman(*of_wide(complement=True)) > 0.85  # .91; the published form .36
+    assert spearman(*of_wide(complement=False)) < 0.5
+
+
+@pytest.mark.parametrize("columns", [1, 8])
+def test_the_largest_values_are_found_in_a_small_part_of_the_space(columns: int) -> None:
+    full, _ = known(torch.arange(1, 401).double() ** -1.5)
+    values = found(full, 80, rank=5, columns=columns).values
+    torch.testing.assert_close(values, torch.arange(1, 6).double() ** -1.5, rtol=1e-6, atol=0)

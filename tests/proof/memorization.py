@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from itertools import product
 from pathlib import Path
+from statistics import mean
 
 import torch
 
@@ -91,25 +92,34 @@ def _table(title: str, cells: Mapping[Setting, Sequence[Cell]], way: str) -> lis
 
 
 def _verdict(cells: Mapping[Setting, Sequence[Cell]]) -> list[str]:
-    """For each setting the signal of the largest mean, and where self-influence stands."""
+    """For each setting how far self-influence is from the best other signal, seed by seed, each at its better way."""
     lines = ["## Which wins", ""]
     for setting, column in cells.items():
-        means = {
-            f"{name}, {'last checkpoint' if way == LAST else 'four checkpoints'}": sum(
-                cell.spearman[name][way] for cell in column
-            )
-            / len(column)
-            for name, ways in column[0].spearman.items()
-            for way in ways
-        }
-        ranked = sorted((name for name in means if not math.isnan(means[name])), key=lambda name: -means[name])
-        own = next(name for name in ranked if name.startswith("self-influence"))
-        best = ", ".join(f"{name} {means[name]:.3f}" for name in ranked[:3])
-        aim = f"; aim of self-influence {AIM}, {'met' if means[own] >= AIM else 'not met'}" * (setting[0] == "digits")
+        own, others = _best(column, own=True), _best(column, own=False)
+        lead = [a - b for a, b in zip(own[1], others[1], strict=True)]
+        said = _interval(lead)
+        known = "" if abs(mean(lead)) > float(said.split(" ± ")[1]) else ", not told apart by these seeds"
+        aim = f"; aim {AIM}, {'met' if mean(own[1]) >= AIM else 'not met'}" * (setting[0] == "digits")
         lines.append(
-            f"- {_named(setting)}: {best}; self-influence {means[own]:.3f}, place {ranked.index(own) + 1}{aim}."
+            f"- {_named(setting)}: {own[0]} {mean(own[1]):.3f}{aim}; next {others[0]} {mean(others[1]):.3f}, "
+            f"difference {said}{known}."
         )
     return [*lines, ""]
+
+
+def _best(column: Sequence[Cell], *, own: bool) -> tuple[str, list[float]]:
+    """The signal and way of the largest mean, and its figures by seed."""
+    found = {
+        f"{name}, {'last checkpoint' if way == LAST else 'four checkpoints'}": [
+            one.spearman[name][way] for one in column
+        ]
+        for name, ways in column[0].spearman.items()
+        for way in ways
+        if (name == "self-influence") is own
+    }
+    known = {name: figures for name, figures in found.items() if not math.isnan(mean(figures))}
+    name = max(known, key=lambda name: mean(known[name]))
+    return name, known[name]
 
 
 def _named(setting: Setting) -> str:
