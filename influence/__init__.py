@@ -40,14 +40,11 @@ from influence.compression import (
 )
 from influence.curvature.arnoldi import Arnoldi, Spectrum, arnoldi
 from influence.curvature.base import AllReduce, Curvature, Damping, DampingKind, Diagnostics, Own, alone
-from influence.curvature.datainf import DataInf
 from influence.curvature.dense import GaussNewton
-from influence.curvature.diagonal import Diagonal
 from influence.curvature.dual import DualGaussNewton
 from influence.curvature.identity import Identity
 from influence.curvature.iterative import PCG, Solution, conjugate_gradients
 from influence.curvature.kronecker import EKFAC, KFAC
-from influence.curvature.lissa import LiSSA, lissa
 from influence.curvature.products import Product, factor_product, model_product
 from influence.curvature.sweep import SweepPoint, damping_sweep
 from influence.discovery import Discovery, Influences, Trusted, harmful, mislabeled, trusted
@@ -59,7 +56,6 @@ from influence.factored import Factor, Factors, Gradients, materialise
 from influence.fisher import Fisher, FisherKind
 from influence.fitting import fit, subset
 from influence.gradients import FactorSource, check_cross_entropy, gradient_energy
-from influence.ignoring import ignoring_influence, soft_pruning
 from influence.learning import LearningSignals, learning_signals
 from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, grand, memorization_labels
 from influence.proxies import held_out_retrain, loss_curvature
@@ -111,10 +107,8 @@ __all__ = [
     "Curvature",
     "Damping",
     "DampingKind",
-    "DataInf",
     "Desiderata",
     "Diagnostics",
-    "Diagonal",
     "Discovery",
     "DualGaussNewton",
     "Factor",
@@ -134,7 +128,6 @@ __all__ = [
     "Influences",
     "InnerProducts",
     "LearningSignals",
-    "LiSSA",
     "MemorizationLabel",
     "NotFinite",
     "NotPerPoint",
@@ -190,14 +183,12 @@ __all__ = [
     "head",
     "held_out_retrain",
     "holding",
-    "ignoring_influence",
     "inner_products",
     "knn_votes",
     "last",
     "lds",
     "learning_signals",
     "linear_blocks",
-    "lissa",
     "loo_correlation",
     "loss_curvature",
     "masked_sjlt",
@@ -216,7 +207,6 @@ __all__ = [
     "removal_effects",
     "select",
     "sjlt",
-    "soft_pruning",
     "spearman",
     "step_effects",
     "stratified_error",

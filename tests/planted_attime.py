@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from influence import empirical, ignoring, turnover
+from influence import empirical, turnover
 from influence.turnover import TurnOver
+from tests.left_out import ignoring
 from tests.planted import after, seen_by
 
 SGD = "test_it_is_minus_the_derivative_through_one_step_of_sgd"

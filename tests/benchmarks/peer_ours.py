@@ -20,10 +20,10 @@ from influence import (
     over_checkpoints,
 )
 from influence.curvature.arnoldi import Arnoldi
-from influence.curvature.datainf import DataInf
-from influence.curvature.diagonal import Diagonal
-from influence.curvature.lissa import LiSSA
 from tests.benchmarks.peer_problem import Batch, Method, Problem
+from tests.left_out.datainf import DataInf
+from tests.left_out.diagonal import Diagonal
+from tests.left_out.lissa import LiSSA
 
 BATCH = 250
 RANK, KRYLOV = 50, 200  # of Arnoldi

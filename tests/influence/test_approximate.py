@@ -22,12 +22,12 @@ from influence import (
     select,
 )
 from influence.curvature.arnoldi import Arnoldi
-from influence.curvature.datainf import DataInf
-from influence.curvature.diagonal import Diagonal
 from influence.curvature.joint import Joint
-from influence.curvature.lissa import LiSSA
 from tests.influence.cases import ABSOLUTE, fitted, loss_factors, on_two_ranks, per_point_gradients
 from tests.influence.test_exact import MODELS, inverse
+from tests.left_out.datainf import DataInf
+from tests.left_out.diagonal import Diagonal
+from tests.left_out.lissa import LiSSA
 
 ROUNDING = {"rtol": 1e-9, "atol": 1e-8}  # float64; inverses of order 100, and Ritz vectors of clustered eigenvalues
 

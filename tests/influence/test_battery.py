@@ -37,11 +37,7 @@ from influence import (
 )
 from influence.compression import Compressor
 from influence.curvature.arnoldi import Arnoldi
-from influence.curvature.datainf import DataInf
-from influence.curvature.diagonal import Diagonal
-from influence.curvature.lissa import LiSSA
 from influence.empirical import empirical_influence
-from influence.ignoring import ignoring_influence
 from influence.trajectory import Trajectory
 from influence.unrolling import Segment, unroll, unrolled_influence
 from tests.influence.cases import (
@@ -56,6 +52,10 @@ from tests.influence.cases import (
     query_gradients,
     split,
 )
+from tests.left_out.datainf import DataInf
+from tests.left_out.diagonal import Diagonal
+from tests.left_out.ignoring import ignoring_influence
+from tests.left_out.lissa import LiSSA
 
 Score = Callable[[Batch, Batch, int], Tensor]  # train points, queries, batch size -> [n, m]
 Build = Callable[[Blocks, Share], Curvature]

@@ -3,9 +3,9 @@ import torch
 from torch import Tensor
 
 from influence import Damping, Fisher, Gradients, Reader, alone, select
-from influence.curvature.datainf import DataInf
 from tests.influence.cases import ABSOLUTE, TASK, fitted, gauss_newton, label_gradients
 from tests.influence.test_exact import MODELS
+from tests.left_out.datainf import DataInf
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from influence import Damping, InfluenceError, select
-from influence.curvature.diagonal import Diagonal
 from tests.influence.cases import ABSOLUTE, fitted, gauss_newton
 from tests.influence.test_exact import MODELS
+from tests.left_out.diagonal import Diagonal
 
 
 @pytest.mark.parametrize("case", MODELS)

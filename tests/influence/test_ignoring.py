@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from influence import InfluenceError, linear_blocks, select
-from influence.ignoring import ignoring_influence, soft_pruning
 from tests.influence.cases import (
     TASK,
     Batch,
@@ -22,6 +21,7 @@ from tests.influence.cases import (
     points,
     split,
 )
+from tests.left_out.ignoring import ignoring_influence, soft_pruning
 
 RATE = 0.5
 MODELS = {

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from influence import Damping, InfluenceError, select
-from influence.curvature.lissa import LiSSA, lissa
 from tests.influence.cases import fitted, query_gradients, softmax_regression
 from tests.influence.test_exact import MODELS, damped_inverse, inverse, matrix
 from tests.influence.test_iterative import drawn, known
+from tests.left_out.lissa import LiSSA, lissa
 
 PROBLEM = softmax_regression()
 

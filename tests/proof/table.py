@@ -20,7 +20,7 @@ from tests.proof.run import ROOT
 from tests.proof.table_cells import BASELINES, Cell, Retrained, kept
 from tests.proof.table_cost import Cost
 from tests.proof.table_cost import kept as cost
-from tests.proof.table_rows import LEFT_OUT, ROWS
+from tests.proof.table_rows import LEFT_OUT, ROWS, USES
 from tests.proof.table_tasks import TASKS
 
 SEEDS = 5
@@ -122,8 +122,14 @@ def _row(name: str, cells: Sequence[Cell], spent: Cost | None) -> str:
 
 def _uses() -> list[str]:
     lines = ["## When to take which", "", "| estimator | use |", "|---|---|"]
-    lines += [f"| {name} | {way.use} |" for name, way in ROWS.items() if name not in LEFT_OUT]
-    lines += ["", "Not part of Tamis, since they win in no column:", "", "| estimator | why |", "|---|---|"]
+    lines += [f"| {name} | {use} |" for name, use in USES.items()]
+    lines += [
+        "",
+        "Not part of Tamis (`tests/left_out`), since they win nowhere:",
+        "",
+        "| estimator | why |",
+        "|---|---|",
+    ]
     return [*lines, *(f"| {name} | {why} |" for name, why in LEFT_OUT.items()), ""]
 
 

@@ -19,9 +19,9 @@ from influence.compression import (
     sjlt,
 )
 from influence.curvature.arnoldi import Arnoldi
-from influence.curvature.datainf import DataInf
-from influence.curvature.diagonal import Diagonal
-from influence.curvature.lissa import LiSSA
+from tests.left_out.datainf import DataInf
+from tests.left_out.diagonal import Diagonal
+from tests.left_out.lissa import LiSSA
 from tests.proof.lds_estimators import CUT
 from tests.proof.table_trained import data_values, fine_tuned, ignored, segmented, turned_over
 from tests.proof.table_ways import ALONE, MULTIPLES, Case, Engine, Way, cosine, decay, fitted_kfac, horizon
@@ -46,34 +46,34 @@ def _unit(recipe: object) -> float:
 
 
 FULL: Mapping[str, Way] = {
-    "gradient dot": Way(Engine(Identity, _unit), "a baseline to compare the others with", ALONE),
-    "gradient cosine": Way(cosine, "", ALONE),
-    "TracIn, 4 checkpoints": Way(Engine(Identity, _unit, checkpoints=4, rates=True), "", ALONE),
-    "diagonal": Way(Engine(Diagonal, horizon), ""),
-    "DataInf": Way(Engine(DataInf, horizon), ""),
-    "K-FAC": Way(Engine(KFAC, decay), "where a second pass is too dear"),
-    "EK-FAC": Way(Engine(EKFAC, decay), "the default: models of any size"),
-    "EK-FAC, 4 checkpoints": Way(Engine(EKFAC, decay, checkpoints=4), "the default of a cycle"),
-    "EK-FAC, empirical Fisher": Way(Engine(EKFAC, decay, fisher=Fisher("empirical")), ""),
-    "factor mask 4 x, EK-FAC": Way(Engine(EKFAC, decay, _by(factor_mask, 4)), ""),
-    "factor mask 4 x, EK-FAC, 4 checkpoints": Way(Engine(EKFAC, decay, _by(factor_mask, 4), checkpoints=4), ""),
-    "LoGra PCA 4 x, EK-FAC": Way(Engine(EKFAC, decay, _principal(4)), ""),
-    "exact GGN on the head": Way(Engine(GaussNewton, horizon, only_head=True), ""),
-    "dual GGN": Way(Engine(dual, horizon), "few points, single pairs", ALONE),
-    "dual GGN, 4 checkpoints": Way(Engine(dual, horizon, checkpoints=4), "few points, the best there is", ALONE),
-    "PCG": Way(Engine(PCG, horizon), "more points than the dual takes", ALONE, lds_alone=True),
-    "LiSSA, 100 products": Way(Engine(partial(LiSSA, iterations=100), horizon), "", ALONE, lds_alone=True),
-    f"Arnoldi as published, rank {RANK}": Way(Engine(published, horizon), ""),
-    f"Arnoldi with complement, rank {RANK}": Way(Engine(completed, horizon), ""),
-    "data value embedding, second half": Way(data_values, "what a point did at its steps", ALONE),
-    "SOURCE, 4 segments": Way(segmented, "", ALONE),
-    "turn-over dropout, 4 families": Way(turned_over, "", ALONE),
-    "learning by ignoring": Way(ignored, "", ALONE),
-    "empirical influence": Way(fine_tuned, "", ALONE),
+    "gradient dot": Way(Engine(Identity, _unit), ALONE),
+    "gradient cosine": Way(cosine, ALONE),
+    "TracIn, 4 checkpoints": Way(Engine(Identity, _unit, checkpoints=4, rates=True), ALONE),
+    "diagonal": Way(Engine(Diagonal, horizon)),
+    "DataInf": Way(Engine(DataInf, horizon)),
+    "K-FAC": Way(Engine(KFAC, decay)),
+    "EK-FAC": Way(Engine(EKFAC, decay)),
+    "EK-FAC, 4 checkpoints": Way(Engine(EKFAC, decay, checkpoints=4)),
+    "EK-FAC, empirical Fisher": Way(Engine(EKFAC, decay, fisher=Fisher("empirical"))),
+    "factor mask 4 x, EK-FAC": Way(Engine(EKFAC, decay, _by(factor_mask, 4))),
+    "factor mask 4 x, EK-FAC, 4 checkpoints": Way(Engine(EKFAC, decay, _by(factor_mask, 4), checkpoints=4)),
+    "LoGra PCA 4 x, EK-FAC": Way(Engine(EKFAC, decay, _principal(4))),
+    "exact GGN on the head": Way(Engine(GaussNewton, horizon, only_head=True)),
+    "dual GGN": Way(Engine(dual, horizon), ALONE),
+    "dual GGN, 4 checkpoints": Way(Engine(dual, horizon, checkpoints=4), ALONE),
+    "PCG": Way(Engine(PCG, horizon), ALONE, lds_alone=True),
+    "LiSSA, 100 products": Way(Engine(partial(LiSSA, iterations=100), horizon), ALONE, lds_alone=True),
+    f"Arnoldi as published, rank {RANK}": Way(Engine(published, horizon)),
+    f"Arnoldi with complement, rank {RANK}": Way(Engine(completed, horizon)),
+    "data value embedding, second half": Way(data_values, ALONE),
+    "SOURCE, 4 segments": Way(segmented, ALONE),
+    "turn-over dropout, 4 families": Way(turned_over, ALONE),
+    "learning by ignoring": Way(ignored, ALONE),
+    "empirical influence": Way(fine_tuned, ALONE),
 }
 SMALLER: Mapping[str, Way] = {
     f"{name} {ratio} x, {kind}": Way(
-        Engine(curvature, damping, compress(ratio)), "", MULTIPLES if curvature is EKFAC else ALONE, lds_alone=True
+        Engine(curvature, damping, compress(ratio)), MULTIPLES if curvature is EKFAC else ALONE, lds_alone=True
     )
     for name, kind, curvature, damping, compress, ratios in (
         ("factor mask", "EK-FAC", EKFAC, decay, partial(_by, factor_mask), (16, 64)),
@@ -89,8 +89,33 @@ SMALLER: Mapping[str, Way] = {
     for ratio in ratios
 }
 ENSEMBLES: Mapping[str, Way] = {
-    f"4 factor masks {ratio} x, EK-FAC": Way(Engine(EKFAC, decay, _by(factor_mask, ratio), masks=4), "", lds_alone=True)
+    f"4 factor masks {ratio} x, EK-FAC": Way(Engine(EKFAC, decay, _by(factor_mask, ratio), masks=4), lds_alone=True)
     for ratio in (4, 16)
 }
 ROWS: Mapping[str, Way] = {**FULL, **SMALLER, **ENSEMBLES}
-LEFT_OUT: Mapping[str, str] = {}
+USES: Mapping[str, str] = {
+    "EK-FAC": "the default: models of any size; over checkpoints, where the last has fitted its points",
+    "K-FAC": "where a second pass is too dear",
+    "EK-FAC, empirical Fisher": "many classes: one backward pass a point",
+    "factor mask": "dropout as compression: EK-FAC in a quarter of its time and memory; a mask for each checkpoint",
+    "LoGra random": "a little better than a mask of that size, a little slower",
+    "LoGra PCA": "queries and points 16 times smaller at no loss, after one K-FAC pass",
+    "SJLT, mask + SJLT": "for the exact curvatures, which need no layers; the mask first where gradients are large",
+    "exact GGN on the head": "self-influence: the best signal of flips that one model gives, at the least cost",
+    "dual GGN": "few points; single pairs and chosen queries",
+    "Arnoldi with complement": "more points than the dual takes: near it in quality, near EK-FAC in cost",
+    "PCG": "the oracle of the others; more points than the dual takes, where exactness is worth hours",
+    "data value embedding": "what a point did at each step of one training, models that have not converged",
+    "SOURCE": "no damping to choose; ahead of EK-FAC only where that is not chosen either",
+    "turn-over dropout": "self-influence without gradients, for whoever can change the training",
+    "empirical influence": "the oracle without theory, on small models",
+    "gradient dot, TracIn": "baselines",
+}
+LEFT_OUT: Mapping[str, str] = {
+    "gradient cosine": "below gradient dot or beside it, and no unit",
+    "diagonal": "gradient dot's quality at more cost",
+    "DataInf": "a little above gradient dot, at the cost of the exact dual",
+    "LiSSA": "conjugate gradients need the square root of as many products",
+    "learning by ignoring": "one bilevel step is gradient dot at the model one step ahead",
+    "Arnoldi as published": "the complement costs nothing and is better at every rank",
+}

@@ -13,10 +13,10 @@ from flows.workloads.images import perceptron
 from influence import EKFAC, Damping, Influence, Reader, features, materialise
 from influence.blocks import available
 from influence.empirical import empirical_influence
-from influence.ignoring import ignoring_influence
 from influence.trajectory import Trajectory
 from influence.turnover import TurnOver, turn_over_influence, turn_over_self_influence
 from influence.unrolling import Segment, unroll, unrolled_influence
+from tests.left_out.ignoring import ignoring_influence
 from tests.proof.lds_estimators import TASK
 from tests.proof.lds_models import CLASSES, HIDDEN, MOMENTUM
 from tests.proof.lds_truth import POINTS

@@ -71,13 +71,11 @@ class Way:
 
     Attributes:
         score: what it does.
-        use: when to take it.
         multiples: of its damping that may be chosen among; one where it has none.
         lds_alone: whether nothing else is measured.
     """
 
     score: Score
-    use: str
     multiples: tuple[float, ...] = MULTIPLES
     lds_alone: bool = False
 
@@ -155,9 +153,10 @@ def _own(masks: Sequence[Found]) -> list[Tensor]:
 
 
 def _rates(case: Case, count: int) -> list[float]:
-    """The learning rate at each of the last checkpoints."""
+    """Of each of the last checkpoints, the sum of the learning rates of the quarter of the steps that it ends."""
     rates = case.recipe.rates(POINTS)
-    return [rates[round((4 - number) / 4 * len(rates)) - 1] for number in reversed(range(count))]
+    quarter = len(rates) // 4
+    return [sum(rates[number * quarter : (number + 1) * quarter]) for number in range(4 - count, 4)]
 
 
 def batches(points: Labelled) -> list[Batch]:
