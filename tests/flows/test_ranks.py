@@ -215,6 +215,20 @@ def test_one_and_two_ranks_give_the_same_scores(scored: Scored, estimator: str) 
         assert one[name].equals(two[name]), name
 
 
+@pytest.mark.slow
+def test_one_and_two_ranks_compress_alike(trained: Path, tmp_path: Path) -> None:
+    small = {"compression": {"kind": "mask", "ratio": 2}, "exact_head": False, "probe": 0}
+    tables = []
+    for ranks in (1, 2):
+        plan = score_plan(tmp_path / str(ranks), trained, ranks=ranks, **small)
+        here("score", plan) if ranks == 1 else launch("score", plan, ranks)
+        score_store.finish(plan.folder, 5)
+        tables.append(score_store.read(plan.folder, ["influence", "self_influence"]))
+    for name in ("influence", "self_influence"):
+        a, b = (table[name].to_numpy() for table in tables)
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
+
+
 def test_the_columns_of_a_score_row_stand_in_their_order(scored: Scored) -> None:
     names = score_store.read(scored("ekfac")[1]).schema.names
     order = "point_id cycle in_train loss margin predicted label influence influence_se influence_class self_influence "
