@@ -35,9 +35,9 @@ one for dual and PCG, which keep to the recipe's). *Flips*: a tenth of the label
 influence on the queries, and by self-influence, damping as chosen on clean data. *Gain*: points of test accuracy when
 as many as are flipped, those most harmful to the queries, are removed and the model is trained anew for as many steps
 (2 models, beside 2 without removals of the same seeds). *Cost*: seconds of the processor on one thread for all pairs
-and self-influence of one model, in units of the floor (one plain forward and backward over the same points); *MB*:
-peak above what was resident. ± is half of the 95 % t interval over 5 seeds of training and flips, or as many as stand
-in the row's name."""
+of one model, and self-influence where it is told, in units of the floor (one plain forward and backward over the same
+points); *MB*: peak above what was resident. ± is half of the 95 % t interval over 5 seeds of training and flips, or
+as many as stand in the row's name."""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What a row costs, in a process of its own: `python -m tests.proof.table_cost TASK ROW`.
 
-Seconds of the processor are those of one thread, for every pair and self-influence under one damping, over as many
-checkpoints as the row reads. The floor is one plain forward and backward over the same train points and queries, all
+Seconds of the processor are those of one thread, for every pair under one damping, and self-influence where the row's
+flips are told, over as many checkpoints as it reads. The floor is one plain forward and backward over the same train points and queries, all
 weights trainable, at the fastest of a few batch sizes. Memory is the highest resident size above what is there before.
 """
 
@@ -41,8 +41,9 @@ def main() -> None:
     task, name = sys.argv[1:]
     case, way = clean(task, 0), ROWS[name]
     before = status("VmRSS")
-    way.score(case, way.multiples[:1], True)
-    seconds = cpu_seconds(lambda: way.score(case, way.multiples[:1], True))
+    own = not way.lds_alone
+    way.score(case, way.multiples[:1], own)
+    seconds = cpu_seconds(lambda: way.score(case, way.multiples[:1], own))
     memory = status("VmHWM") - before
     print(json.dumps(asdict(Cost(seconds, floor(case), memory / 1024))))
 
