@@ -1,8 +1,9 @@
 """What a row costs, in a process of its own: `python -m tests.proof.table_cost TASK ROW`.
 
 Seconds of the processor are those of one thread, for every pair under one damping, and self-influence where the row's
-flips are told, over as many checkpoints as it reads. The floor is one plain forward and backward over the same train points and queries, all
-weights trainable, at the fastest of a few batch sizes. Memory is the highest resident size above what is there before.
+flips are told, over as many checkpoints as it reads. The floor is one plain forward and backward over the same train
+points and queries, all weights trainable, at the fastest of a few batch sizes. Memory is the highest resident size
+above what is there before.
 """
 
 from __future__ import annotations
