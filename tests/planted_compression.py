@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from influence import Damping, Influence, Reader, Reading, compression, sketches
 from influence.compression import coordinate_mask
 from influence.sketches import CoordinateMask, FactorMask, Sides
-from tests.influence.test_compression import matrices
+from tests.influence.compressors import matrices
 from tests.planted import after, seen_by
 
 UNBIASED = "test_inner_products_are_unbiased_over_seeds"
@@ -18,9 +18,9 @@ FORMULA = "test_scores_are_the_formula_in_the_small_space_with_damping_added_aft
 COVERED = "test_intervals_of_95_percent_cover_the_true_inner_product"
 
 
-@seen_by("test_compression", UNBIASED, "coordinate mask", 3)
-@seen_by("test_compression", UNBIASED, "factor mask", 3)
-@seen_by("test_compression", UNBIASED, "mask + sjlt", 8)
+@seen_by("test_sketches", UNBIASED, "coordinate mask", 3)
+@seen_by("test_sketches", UNBIASED, "factor mask", 3)
+@seen_by("test_sketches", UNBIASED, "mask + sjlt", 8)
 def scale_of_a_mask_missing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sketches, "_scale", lambda whole, layout: 1.0)
 
@@ -56,7 +56,7 @@ def damping_projected(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Influence, "fit", wrong)
 
 
-@seen_by("test_compression", ADJOINT, "logra", "mlp")
+@seen_by("test_sketches", ADJOINT, "logra", "mlp")
 def inverse_taken_for_the_adjoint(patch: pytest.MonkeyPatch) -> None:
     def wrong(self: Sides, gradients: Tensor) -> Tensor:
         assert self.inputs is not None
@@ -66,14 +66,12 @@ def inverse_taken_for_the_adjoint(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sides, "adjoint", wrong)
 
 
-@seen_by("test_compression", ADJOINT, "coordinate mask", "conv")
+@seen_by("test_sketches", ADJOINT, "coordinate mask", "conv")
 def adjoint_read_by_columns(patch: pytest.MonkeyPatch) -> None:
     after(patch, CoordinateMask, "adjoint", lambda full: full.mT.reshape(full.shape))
 
 
-@seen_by(
-    "test_compression", "test_factors_are_compressed_as_the_gradients_they_stand_for", "coordinate mask", "positions"
-)
+@seen_by("test_sketches", "test_factors_are_compressed_as_the_gradients_they_stand_for", "coordinate mask", "positions")
 def positions_summed_before_they_are_multiplied(patch: pytest.MonkeyPatch) -> None:
     right = CoordinateMask.__call__
 
@@ -83,8 +81,8 @@ def positions_summed_before_they_are_multiplied(patch: pytest.MonkeyPatch) -> No
     patch.setattr(CoordinateMask, "__call__", wrong)
 
 
-@seen_by("test_compression", "test_one_seed_is_one_map_and_blocks_and_seeds_have_their_own", "sjlt")
-@seen_by("test_compression", "test_a_draw_depends_on_seed_and_name_and_not_on_the_process")
+@seen_by("test_sketches", "test_one_seed_is_one_map_and_blocks_and_seeds_have_their_own", "sjlt")
+@seen_by("test_sketches", "test_a_draw_depends_on_seed_and_name_and_not_on_the_process")
 def one_draw_for_all_blocks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(compression, "_generator", lambda seed, name: Generator().manual_seed(seed))
 
@@ -95,15 +93,15 @@ def drawn_anew_for_every_object(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(compression, "_generator", lambda seed, name: _unseeded())
 
 
-@seen_by("test_compression", "test_what_is_kept_entirely_has_no_error", "factor mask")
-@seen_by("test_compression", "test_what_is_kept_entirely_has_no_error", "coordinate mask")
+@seen_by("test_sketches", "test_what_is_kept_entirely_has_no_error", "factor mask")
+@seen_by("test_sketches", "test_what_is_kept_entirely_has_no_error", "coordinate mask")
 def finite_population_taken_for_an_infinite_one(patch: pytest.MonkeyPatch) -> None:
     for mask in (CoordinateMask, FactorMask):
         patch.setattr(mask, "sampled", (1.0, 1.0) if mask is FactorMask else (1.0, 0.0))
 
 
-@seen_by("test_compression", COVERED, "factor mask")
-@seen_by("test_compression", COVERED, "logra")
+@seen_by("test_sketches", COVERED, "factor mask")
+@seen_by("test_sketches", COVERED, "logra")
 def columns_taken_as_fixed(patch: pytest.MonkeyPatch) -> None:
     right = compression._products
     patch.setattr(compression, "_products", lambda name, sampled, x, y: right(name, (sampled[0], 0.0), x, y))

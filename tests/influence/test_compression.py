@@ -1,239 +1,68 @@
-"""Compressors on known gradients, on models, and under every curvature."""
+"""Compressors under every curvature, and what is refused."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from influence import (
     EKFAC,
     KFAC,
     PCG,
-    Blocks,
     Curvature,
     Damping,
     DualGaussNewton,
-    Factor,
     FactorCache,
-    Factors,
     Fisher,
     GaussNewton,
     Gradients,
     Identity,
     Influence,
     InfluenceError,
-    PairScores,
     Reader,
     Reading,
     Share,
-    compression,
     fit,
     last,
     materialise,
     select,
 )
-from influence.blocks import Block
 from influence.compression import (
     Compressor,
     coordinate_mask,
     factor_mask,
     gaussian,
-    inner_products,
-    masked_sjlt,
     principal_logra,
-    random_logra,
-    sjlt,
 )
 from influence.sketches import Buckets, SmallLayout
 from tests.influence.cases import (
     ABSOLUTE,
     TASK,
-    conv_net,
-    fitted,
-    images,
     label_gradients,
-    mlp,
-    normed,
     on_two_ranks,
-    over_positions,
     per_point_gradients,
-    points,
     split,
 )
-
-Make = Callable[..., Compressor]
-EXACT = {"rtol": 1e-10, "atol": 1e-10}  # float64, values of order 1
-SCORES = {"rtol": 1e-9, "atol": 1e-9}  # through inverses of order 100
-DRAWN: dict[str, Make] = {
-    "coordinate mask": coordinate_mask,
-    "factor mask": factor_mask,
-    "gaussian": gaussian,
-    "sjlt": sjlt,
-    "mask + sjlt": masked_sjlt,
-    "logra": random_logra,
-}
-VECTORS = ["coordinate mask", "gaussian", "sjlt"]
-SIDES = ["factor mask", "logra"]
-MODELS = {
-    "mlp": (mlp(), points(30), points(9, seed=2)),
-    "conv": (conv_net(), images(30), images(9, seed=2)),
-    "positions": (over_positions(), points(30, positions=4), points(9, positions=4, seed=2)),
-    "free": (normed(), points(30), points(9, seed=2)),
-}
-every_model = pytest.mark.parametrize("case", MODELS)
-every_drawn = pytest.mark.parametrize("kind", DRAWN)
-every_kind = pytest.mark.parametrize("kind", [*DRAWN, "principal"])
-
-
-def compressor(kind: str, case: str, ratio: float = 4, seed: int = 0) -> Compressor:
-    model, train, _ = MODELS[case]
-    blocks = select(model)
-    if kind != "principal":
-        return DRAWN[kind](blocks, ratio, seed)
-    kfac = KFAC(blocks)
-    fitted(kfac, model, train)
-    return principal_logra(blocks, ratio, kfac)
-
-
-def block(o: int, i: int) -> Blocks:
-    """One block of a shape, of no layer."""
-    return (Block("block", nn.Identity(), SmallLayout((o, i), free=False)),)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def compressed(small: Compressor, full: Tensor) -> Tensor:
-    """Gradients [B, o, i] of the only block: every column is a position."""
-    eye = torch.eye(full.shape[2], dtype=full.dtype).expand(len(full), -1, -1)
-    return materialise(small({"block": Factor(eye, full.mT)})["block"])
-
-
-def gradients(factors: Factors) -> Gradients:
-    return {name: materialise(factor) for name, factor in factors.items()}
-
-
-def inner(left: Gradients, right: Gradients) -> Tensor:
-    """Inner products of each with its like, [k]."""
-    return torch.stack([(left[name] * right[name]).flatten(1).sum(1) for name in left]).sum(0)
-
-
-def matrices(small: Compressor) -> dict[str, Tensor]:
-    """C of each block, by its adjoint on every unit vector, [o' i', o i]."""
-    shapes = {one.name: one.weight_shape for one in small.blocks}
-    units = {name: torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape) for name, shape in shapes.items()}
-    return {name: full.flatten(1) for name, full in small.adjoint(units).items()}
-
-
-def scores(
-    case: str, curvature: Curvature, small: Compressor | None, damping: Damping = ABSOLUTE, **how: Any
-) -> PairScores:
-    model, train, queries = MODELS[case]
-    size = how.pop("size", 7)
-    with Influence(model, TASK, curvature, select(model), compressor=small, **how) as influence:
-        influence.fit(split(train, size), damping)
-        return influence.pairs(split(train, size), split(queries, 4))
-
-
-def rows(full: Mapping[str, Tensor], keep: int) -> Tensor:
-    return torch.cat([one.flatten(keep) for one in full.values()], keep)
-
-
-# The map itself
-
-
-@every_kind
-@every_model
-def test_the_adjoint_is_the_transpose(kind: str, case: str) -> None:
-    model, train, _ = MODELS[case]
-    small = compressor(kind, case)
-    with Reader(model, TASK, select(model)) as reader:
-        x = reader.losses(train).losses
-    shapes = {one.name: one.weight_shape for one in small.blocks}
-    y = {name: normal(30, *shape) for name, shape in shapes.items()}
-    torch.testing.assert_close(inner(gradients(small(x)), y), inner(gradients(x), small.adjoint(y)), **EXACT)
-
-
-@every_kind
-@every_model
-def test_factors_are_compressed_as_the_gradients_they_stand_for(kind: str, case: str) -> None:
-    model, train, queries = MODELS[case]
-    small = compressor(kind, case)
-    matrix = matrices(small)
-    losses, roots = per_point_gradients(model, train), label_gradients(model, train)
-    with Reader(model, TASK, select(model), compressor=small) as reader:
-        reading, asked = reader.train(train, 0, torch.arange(30)), reader.queries(queries)
-    assert reading.roots is not None
-    for one in small.blocks:
-        of_losses = materialise(reading.losses[one.name])
-        of_roots = materialise(reading.roots[one.name])
-        assert of_losses.shape[1:] == one.weight_shape
-        c = matrix[one.name].T
-        torch.testing.assert_close(of_losses.flatten(1), losses[one.name].flatten(1) @ c, **EXACT)
-        wanted = roots[one.name].transpose(0, 1).flatten(2) @ c  # [C, B, o' i']
-        # Roots may differ in sign; what is fitted is the sum of their outer products.
-        found = of_roots.flatten(2)
-        moments = [torch.einsum("rbi,rbj->bij", full, full) for full in (found, wanted)]
-        torch.testing.assert_close(*moments, **EXACT)
-        assert materialise(asked.losses[one.name]).shape == (9, *one.weight_shape)
-
-
-@every_drawn
-@pytest.mark.parametrize("ratio", [3, 8])
-def test_inner_products_are_unbiased_over_seeds(kind: str, ratio: float) -> None:
-    full = normal(2, 6, 7)
-    full[1] += full[0]
-    truth = (full[0] * full[1]).sum()
-    found = []
-    for seed in range(2000):
-        x, y = compressed(DRAWN[kind](block(6, 7), ratio, seed), full)
-        found.append((x * y).sum())
-    values = torch.stack(found)
-    assert (values.mean() - truth).abs() < 4 * values.std() / math.sqrt(2000)  # 4 sigma
-
-
-@every_kind
-@pytest.mark.parametrize("ratio", [0.5, 0, -1, math.nan, math.inf])
-def test_a_ratio_below_one_or_no_number_is_refused(kind: str, ratio: float) -> None:
-    with pytest.raises(InfluenceError, match="how many times smaller"):
-        compressor(kind, "mlp", ratio)
-
-
-@every_kind
-def test_a_block_keeps_at_least_one_entry(kind: str) -> None:
-    small = compressor(kind, "mlp", 1e9)
-    assert all(one.weight_shape == (1, 1) for one in small.blocks)
-    assert torch.isfinite(scores("mlp", EKFAC(small.blocks), small).influence).all()
-
-
-@every_drawn
-def test_a_size_is_so_many_times_smaller_up_to_rounding(kind: str) -> None:
-    (one,) = DRAWN[kind](block(64, 96), 16).blocks
-    assert one.parameters == 384
-
-
-@every_drawn
-def test_one_seed_is_one_map_and_blocks_and_seeds_have_their_own(kind: str) -> None:
-    twins = (replace(block(6, 7)[0], name="a"), replace(block(6, 7)[0], name="b"))
-    first, again, other = (matrices(DRAWN[kind](twins, 4, seed)) for seed in (0, 0, 1))
-    assert first["a"].equal(again["a"])
-    assert not first["a"].equal(first["b"])
-    assert not first["a"].equal(other["a"])
-    assert matrices(DRAWN[kind](twins[1:], 4, 0))["b"].equal(first["b"])  # whatever other blocks there are
-
-
-def test_a_draw_depends_on_seed_and_name_and_not_on_the_process() -> None:
-    """Python's own hash would: every rank would draw its own mask."""
-    assert compression._generator(3, "block").initial_seed() == 3611547796026654  # of "3 block" by sha256sum
-
-
-# Under a curvature
+from tests.influence.compressors import (
+    DRAWN,
+    EXACT,
+    MODELS,
+    SCORES,
+    VECTORS,
+    Make,
+    block,
+    compressor,
+    every_drawn,
+    every_kind,
+    every_model,
+    gradients,
+    matrices,
+    rows,
+    scores,
+)
 
 
 @every_model
@@ -447,9 +276,6 @@ def test_a_query_that_is_a_train_point_has_self_influence_over_n_on_itself() -> 
         torch.testing.assert_close(found.influence.diagonal(), found.self_influence / 30, **SCORES)
 
 
-# What is refused
-
-
 @pytest.mark.parametrize("curvature", [EKFAC, KFAC, GaussNewton, DualGaussNewton, PCG])
 @every_kind
 def test_a_curvature_made_for_the_models_blocks_is_refused(curvature: Callable[..., Curvature], kind: str) -> None:
@@ -488,68 +314,3 @@ def test_principal_logra_takes_a_fitted_kfac_of_its_blocks() -> None:
         principal_logra(blocks, 4, KFAC(blocks))
     with pytest.raises(InfluenceError, match="made for"):
         principal_logra(blocks, 4, KFAC(blocks[:1]))
-
-
-# What they are good for
-
-
-def test_principal_logra_is_exact_on_gradients_within_its_eigenvectors() -> None:
-    model, train = over_positions(), points(3, positions=2)
-    blocks = select(model, last(1))  # 3 points have inputs in 3 of 5 dimensions
-    kfac = KFAC(blocks)
-    fitted(kfac, model, train)
-    small = principal_logra(blocks, (5 / 3) ** 2 * 0.99, kfac)
-    with Reader(model, TASK, blocks) as reader:
-        factors = reader.losses(train).losses
-    full, less = (materialise(one["head"]).flatten(1) for one in (factors, small(factors)))
-    assert less.shape[1] < full.shape[1]
-    torch.testing.assert_close(less @ less.T, full @ full.T, **EXACT)
-
-
-@pytest.mark.parametrize("kind", [*VECTORS, *SIDES])
-def test_intervals_of_95_percent_cover_the_true_inner_product(kind: str) -> None:
-    full = normal(2, 40, 50)
-    full[1] += 0.5 * full[0]
-    truth = float((full[0] * full[1]).sum())
-    inside, errors, values = 0, [], []
-    for seed in range(400):
-        small = DRAWN[kind](block(40, 50), 8, seed)
-        x, y = compressed(small, full)
-        found = inner_products(small, {"block": x[None]}, {"block": y[None]})
-        inside += abs(float(found.values) - truth) <= 1.96 * float(found.errors)
-        errors.append(float(found.errors))
-        values.append(float(found.values))
-    assert inside >= 0.9 * 400
-    spread = torch.tensor(values).std()  # known to 1 / sqrt(2 * 400) = 3.5 %
-    mean = torch.tensor(errors).square().mean().sqrt()
-    assert 0.88 * spread < mean < 1.5 * spread  # neither too narrow nor so wide that it says nothing
-
-
-@pytest.mark.parametrize("kind", ["coordinate mask", "factor mask"])
-def test_what_is_kept_entirely_has_no_error(kind: str) -> None:
-    small = DRAWN[kind](block(6, 7), 1)
-    x, y = compressed(small, normal(2, 6, 7))
-    assert float(inner_products(small, {"block": x[None]}, {"block": y[None]}).errors) == 0
-
-
-@pytest.mark.parametrize("kind", [*VECTORS, *SIDES])
-def test_one_term_tells_nothing_of_its_error(kind: str) -> None:
-    small = DRAWN[kind](block(6, 7), 1000)
-    x, y = compressed(small, normal(2, 6, 7))
-    assert float(inner_products(small, {"block": x[None]}, {"block": y[None]}).errors) == math.inf
-
-
-@pytest.mark.parametrize("kind", ["mask + sjlt", "principal"])
-def test_an_error_that_cannot_be_told_is_refused(kind: str) -> None:
-    small = compressor(kind, "mlp")
-    shapes = {one.name: one.weight_shape for one in small.blocks}
-    some = {name: normal(2, *shape) for name, shape in shapes.items()}
-    with pytest.raises(InfluenceError, match="does not tell its error"):
-        inner_products(small, some, some)
-
-
-def test_all_blocks_together_are_so_many_times_smaller_and_the_small_ones_stay_whole() -> None:
-    torch.manual_seed(0)
-    blocks = select(nn.Sequential(nn.Linear(399, 100), nn.Linear(99, 100), nn.Linear(99, 3)))  # 40,000, 10,000 and 300
-    small = coordinate_mask(blocks, 4)
-    assert [block.parameters for block in small.blocks] == [6138, 6138, 300]  # (50,300 / 4 - 300) / 2, rounded up
