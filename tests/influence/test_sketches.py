@@ -164,7 +164,8 @@ def test_intervals_of_95_percent_cover_the_true_inner_product(kind: str) -> None
     assert inside >= 0.9 * 400
     spread = torch.tensor(values).std()  # known to 1 / sqrt(2 * 400) = 3.5 %
     mean = torch.tensor(errors).square().mean().sqrt()
-    assert 0.88 * spread < mean < 1.5 * spread  # neither too narrow nor so wide that it says nothing
+    too_wide = 1.35 if kind in SIDES else 1.19  # as derived, 1.24 for sides; else 1.00 to 1.08, and chance 3 x 3.5 %
+    assert 0.88 * spread < mean < too_wide * spread
 
 
 @pytest.mark.parametrize("kind", ["coordinate mask", "factor mask"])
