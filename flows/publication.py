@@ -94,7 +94,7 @@ def describe(summary: Summary) -> str:
         f"({', '.join(f'{count:,} {policy}' for policy, count in summary.candidates.items())}), "
         f"{summary.removed:,} removed. Proposal `{summary.proposal[:12]}`.",
         "",
-        f"Influence on {summary.blocks}. {summary.probe}".rstrip(),
+        f"Influence on {summary.blocks}. {summary.probe} {summary.fragility}".rstrip(),
         "",
         "The report is under Artifacts, `review/00_report.html`.",
     ]
@@ -179,7 +179,7 @@ def _facts(summary: Summary, done: Progression) -> dict[str, str]:
         **{f"left out, budget {name}": f"{count:,}" for name, count in summary.dropped.items()},
         "estimator": str(estimator["estimator"]),
         "blocks": summary.blocks,
-        **({"probe": summary.probe} if summary.probe else {}),
+        **{name: said for name in ("probe", "fragility") if (said := getattr(summary, name))},
         "damping": ", ".join(f"{block}: {value:.4g}" for block, value in estimator["damping"].items()),
         "estimated noise rate": f"{estimator['noise_rate']:.3f}",
     }

@@ -46,7 +46,7 @@ class Savings:
 
 @dataclass(frozen=True)
 class Summary:
-    """One cycle; `blocks` and `probe` say in a line what influence was computed on and whether it can be trusted."""
+    """One cycle; `blocks`, `probe` and `fragility` tell what influence was computed on and how far to trust it."""
 
     cycle: int
     state: str
@@ -60,6 +60,7 @@ class Summary:
     removed: int
     blocks: str
     probe: str
+    fragility: str
     candidates: Mapping[str, int]
     dropped: Mapping[str, int]
     known_errors: KnownErrors | None
@@ -119,7 +120,8 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         proposed=proposed.size,
         removed=proposed.size if state == "promoted" else 0,
         blocks=described(done.scored.blocks),
-        probe=_verdict(cycle, workload, done),
+        probe="" if done.scored.probe is None else done.scored.probe.verdict(named(cycle.config)),
+        fragility=warning(cycle.config, workload),
         candidates=proposed.candidates,
         dropped={name: count for name, count in proposed.dropped.items() if count},
         known_errors=_known_errors(cycle, workload, points),
@@ -130,12 +132,6 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         report=cycle.folder / "report.html",
         next_commands=_commands(cycle, state, proposed),
     )
-
-
-def _verdict(cycle: Cycle, workload: Workload, done: Progression) -> str:
-    probe = done.scored.probe
-    said = "" if probe is None else probe.verdict(named(cycle.config))
-    return "; ".join(filter(None, (warning(cycle.config, workload), said)))
 
 
 def _open_reason(cycle: Cycle, proposed: Proposed) -> str:

@@ -233,10 +233,10 @@ def test_a_cycle_shows_the_warning_in_one_line_and_drops_it_when_the_settings_ch
     verdict_on(setting, 0.4).write(folder)
     said = "WARNING, fragile: with seed 1, the scores of a query keep a rank correlation of 0.40"
     summary = turn(file, dry_run=True)
-    assert summary.probe.startswith(said)
+    assert summary.fragility.startswith(said)
     assert summary.report.read_text().count(said) == 1
     changed = turn(write_toml(tmp_path, training={"epochs": 30}), dry_run=True)
-    assert "fragile" not in changed.probe
+    assert changed.fragility == ""
     assert "fragile" not in changed.report.read_text()
 
 
