@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -69,11 +70,13 @@ def main() -> None:
     """Measure what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=Path, default=ROOT / "build" / "bench" / "peer-cells")
-    folder: Path = parser.parse_args().cells
+    parser.add_argument("--page", action="store_true", help="measure nothing, write what is there")
+    asked = parser.parse_args()
+    folder: Path = asked.cells
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     lines = _head()
-    for library in LIBRARIES:
+    for library in () if asked.page else LIBRARIES:
         _run(library, folder)
     for task in TASKS:
         lines += _section(task, folder)
@@ -106,8 +109,10 @@ def _done(task: str, row: Row, folder: Path) -> bool:
 
 def _section(task: str, folder: Path) -> list[str]:
     setting, losses = SETTINGS[task], truth(task, _truths())
-    judged = [_judge(task, row, losses.mean(1), folder) for row in ROWS if not _error(task, row, folder)]
+    there = [row for row in ROWS if all(path.exists() for path in _cells(task, row, folder))]
     failed = [row for row in ROWS if _error(task, row, folder)]
+    missing = [_name(row) for row in ROWS if row not in there and row not in failed]
+    judged = [_judge(task, row, losses.mean(1), folder) for row in there]
     return [
         f"## {setting.network}: {setting.chosen}",
         "",
@@ -121,12 +126,13 @@ def _section(task: str, folder: Path) -> list[str]:
             ["Did not run:", "", *[f"- {_name(row)}: `{_error(task, row, folder)}`" for row in failed], ""]
             * bool(failed)
         ),
+        *([f"Not measured yet: {', '.join(missing)}.", ""] * bool(missing)),
     ]
 
 
 def _judge(task: str, row: Row, losses: Tensor, folder: Path) -> Judged:
     runs: list[dict[str, Any]] = [torch.load(path) for path in _cells(task, row, folder)]
-    exact = [torch.load(path)["scores"] for path in _cells(task, REFERENCE, folder)]
+    exact = [torch.load(path)["scores"] for path in _cells(task, REFERENCE, folder) if path.exists()]
     return Judged(
         row=row,
         quality=[float(lds(run["scores"].double(), subsets(), losses).mean()) for run in runs],
@@ -134,7 +140,9 @@ def _judge(task: str, row: Row, losses: Tensor, folder: Path) -> Judged:
         seconds=median(run["seconds"] for run in runs),
         floors=median(run["seconds"] / run["floor"] for run in runs),
         peak=runs[0]["peak"],
-        agreement=mean(spearman(run["scores"].flatten(), one.flatten()) for run, one in zip(runs, exact)),
+        agreement=mean(spearman(run["scores"].flatten(), one.flatten()) for run, one in zip(runs, exact))
+        if exact
+        else math.nan,
     )
 
 
