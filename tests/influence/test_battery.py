@@ -86,14 +86,20 @@ COMPRESSORS: dict[str, Callable[[Blocks, float], Compressor]] = {
 }
 
 
-def engine(build: Build, compress: Callable[[Blocks, float], Compressor] | None = None) -> Score:
+Compress = Callable[[Blocks, float], Compressor]
+
+
+def engine(build: Build, compress: Compress | None = None, *, own: bool = False) -> Score:
+    """Influence on the queries, or of every point on itself, [n]."""
+
     def score(train: Batch, queries: Batch, size: int) -> Tensor:
         blocks = select(MODEL)
         compressor = None if compress is None else compress(blocks, 2)
         curvature = build(blocks if compressor is None else compressor.blocks, Share())
         with Influence(MODEL, TASK, curvature, blocks, compressor=compressor) as influence:
             influence.fit(split(train, size), ABSOLUTE)
-            return influence.pairs(split(train, size), split(queries, 4), own=False).influence
+            found = influence.pairs(split(train, size), split(queries, 4), own=own)
+            return found.self_influence if own else found.influence
 
     return score
 
@@ -182,6 +188,24 @@ def test_order_does_not_matter(name: str) -> None:
 def test_duplicates_a_twin_has_its_twins_score(name: str) -> None:
     scores = ESTIMATORS[name](joined(TRAIN, (TRAIN[0][5:6], TRAIN[1][5:6])), QUERIES, 8)
     torch.testing.assert_close(scores[24], scores[5], **SAME)
+
+
+SELVES: dict[str, Score] = {
+    **{name: engine(build, own=True) for name, build in CURVATURES.items()},
+    **{f"{name}, ekfac": engine(EKFAC, compress, own=True) for name, compress in COMPRESSORS.items()},
+    **{f"{name}, dual": engine(DualGaussNewton, compress, own=True) for name, compress in COMPRESSORS.items()},
+}
+
+
+@pytest.mark.parametrize("name", SELVES)
+def test_self_influence_is_the_points_alone(name: str) -> None:
+    once = SELVES[name](TRAIN, QUERIES, 24)
+    assert (once >= 0).all()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
+    turned = SELVES[name]((TRAIN[0][order], TRAIN[1][order]), QUERIES, 7)
+    torch.testing.assert_close(turned, once[order], **SAME)
+    twice = SELVES[name](joined(TRAIN, TRAIN), QUERIES, 24)  # of the same mean curvature
+    torch.testing.assert_close(twice, torch.cat([once, once]), **SAME)
 
 
 @pytest.mark.parametrize("name", CURVATURES)

@@ -20,6 +20,7 @@ from tests.proof.run import ROOT
 from tests.proof.table_cells import BASELINES, Cell, Retrained, kept
 from tests.proof.table_cost import Cost
 from tests.proof.table_cost import kept as cost
+from tests.proof.table_desiderata import section
 from tests.proof.table_rows import LEFT_OUT, ROWS, USES
 from tests.proof.table_tasks import TASKS
 
@@ -82,7 +83,7 @@ def page(folder: Path) -> str:
     ]
     for task in TASKS:
         lines += _section(task, folder)
-    return "\n".join([*lines, *_uses()])
+    return "\n".join([*lines, *section(folder, SEEDS), *_uses()])
 
 
 def _section(task: str, folder: Path) -> list[str]:
