@@ -52,7 +52,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder: Path = arguments.cells
-    folder.mkdir(parents=True, exist_ok=True)
+    for needed in (folder, _retrained(folder).settled):
+        needed.mkdir(parents=True, exist_ok=True)
     if not arguments.page:
         for task in arguments.tasks:
             _measure(task, arguments.rows, arguments.seeds, folder)
