@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from influence.blocks import Block, Shapes
+from influence.blocks import Block
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.joint import Joint
 from influence.curvature.products import Product, factor_product
-from influence.curvature.roots import KeptRoots, squared_sizes
+from influence.curvature.roots import OnRoots, squared_sizes
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients, dots, squared_norms, total
 from influence.sharding import WHOLE, Share
@@ -91,7 +91,7 @@ def _fresh(image: Tensor, basis: Tensor, scale: float) -> Tensor:
     return image
 
 
-class Arnoldi:
+class Arnoldi(OnRoots):
     """The largest eigenvalues of Gauss-Newton on the blocks together, cross terms included, from kept Fisher roots.
 
     Args:
@@ -101,8 +101,6 @@ class Arnoldi:
         complement: whether the other directions count, or not at all, as published.
         share: this rank's; every rank then holds the roots of all points.
     """
-
-    passes = 1
 
     def __init__(
         self,
@@ -116,25 +114,10 @@ class Arnoldi:
             raise InfluenceError(f"rank {rank} of {iterations} iterations: give a rank of at least 1, at most as many")
         self.damping = 0.0
         self.spectrum = Spectrum(torch.empty(0), torch.empty(0, 0))
-        self._kept = KeptRoots(blocks, share)
-        self._joint = self._kept.joint
+        super().__init__(blocks, share)
         self._rank, self._iterations, self._complement = rank, iterations, complement
         self._roots: Factors = {}
         self._trace, self._others = 0.0, 0.0  # others: tr R^2 / tr R
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The names of the blocks."""
-        return self._joint.names
-
-    @property
-    def shapes(self) -> Shapes:
-        """Of the blocks."""
-        return self._joint.shapes
-
-    def accumulate(self, batch: Factors, weights: Tensor) -> None:
-        """Keep the Fisher roots of a batch."""
-        self._kept.add(batch, weights)
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """End the pass: gather the roots of all ranks and iterate on them."""

@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from influence.blocks import Block, Shapes
+from influence.blocks import Block
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.gram import Rows, cross, gram
 from influence.curvature.joint import add_up, runs
 from influence.curvature.products import combine, largest_eigenvalue, sum_of_blocks
-from influence.curvature.roots import KeptRoots, squared_sizes
+from influence.curvature.roots import OnRoots, squared_sizes
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients, squared_norms, total
 from influence.sharding import WHOLE, Share
@@ -31,7 +31,7 @@ from influence.sharding import WHOLE, Share
 LARGEST = 12_000  # rows: two matrices of 1.2 GB, and some 20 s for one Cholesky on one core
 
 
-class DualGaussNewton:
+class DualGaussNewton(OnRoots):
     """Damped Gauss-Newton on the blocks together, cross terms included.
 
     Args:
@@ -41,8 +41,6 @@ class DualGaussNewton:
         rows: at most so many roots, the largest; None: any number, refused above 12,000. For a preconditioner.
     """
 
-    passes = 1
-
     def __init__(
         self, blocks: Sequence[Block], share: Share = WHOLE, cut: float = 0.0, rows: int | None = None
     ) -> None:
@@ -50,28 +48,13 @@ class DualGaussNewton:
             raise InfluenceError(f"cut = {cut}: give a share of the trace, at least 0 and below 1")
         self.damping = 0.0
         self.gram = torch.empty(0, dtype=torch.float64)  # K, [N, N]
-        self._kept = KeptRoots(blocks, share)
-        self._joint = self._kept.joint
+        super().__init__(blocks, share)
         self._cut, self._most = cut, rows
         self._points = 0
         self._roots: Mapping[str, Factor] = {}  # of the points that have a row
         self._present = torch.empty(0, dtype=torch.bool)  # which of them are rows, [points, R]
         self._rows: Mapping[str, Rows] = {}
         self._cholesky = torch.empty(0, dtype=torch.float64)
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The names of the blocks."""
-        return self._joint.names
-
-    @property
-    def shapes(self) -> Shapes:
-        """Of the blocks."""
-        return self._joint.shapes
-
-    def accumulate(self, batch: Factors, weights: Tensor) -> None:
-        """Keep the Fisher roots of a batch."""
-        self._kept.add(batch, weights)
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """End the pass: gather the roots of all ranks, and multiply them with each other."""

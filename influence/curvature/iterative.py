@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from influence.blocks import Block, Shapes
+from influence.blocks import Block
 from influence.curvature.base import AllReduce, Curvature, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.dual import DualGaussNewton
 from influence.curvature.joint import Joint, runs
 from influence.curvature.own import own_by_solving
 from influence.curvature.products import Product, factor_product, largest_eigenvalue
-from influence.curvature.roots import KeptRoots, squared_sizes
+from influence.curvature.roots import OnRoots, squared_sizes
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients
 from influence.sharding import WHOLE, Share
@@ -92,7 +92,7 @@ def conjugate_gradients(
     return Solution(joint.split_like(x, gradients), iterations, residuals)
 
 
-class PCG:
+class PCG(OnRoots):
     """Gauss-Newton on the blocks together, cross terms included, solved by conjugate gradients on kept Fisher roots.
 
     Args:
@@ -104,8 +104,6 @@ class PCG:
         limit: of the iterations.
     """
 
-    passes = 1
-
     def __init__(
         self,
         blocks: Sequence[Block],
@@ -116,25 +114,10 @@ class PCG:
     ) -> None:
         self.damping = 0.0
         self._preconditioner = preconditioner or DualGaussNewton(blocks, share, rows=ROWS)
-        self._kept = KeptRoots(blocks, share)
-        self._joint = self._kept.joint
+        super().__init__(blocks, share)
         self._roots: Factors = {}
         self._mean_eigenvalue = 0.0
         self._tolerance, self._limit = tolerance, limit
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The names of the blocks."""
-        return self._joint.names
-
-    @property
-    def shapes(self) -> Shapes:
-        """Of the blocks."""
-        return self._joint.shapes
-
-    def accumulate(self, batch: Factors, weights: Tensor) -> None:
-        """Keep the Fisher roots of a batch."""
-        self._kept.add(batch, weights)
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """End the pass: fit the preconditioner on this rank's roots, then gather those of all ranks."""

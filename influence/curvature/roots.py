@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from influence.blocks import Block
+from influence.blocks import Block, Shapes
 from influence.curvature.base import AllReduce, train_points
 from influence.curvature.joint import Joint, add_up, runs
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, materialise
-from influence.sharding import Share
+from influence.sharding import WHOLE, Share
 
 
 class KeptRoots:
@@ -79,6 +79,35 @@ class KeptRoots:
         longest = [max((batch[b].a.shape[1] for batch in factors), default=0) for b in range(len(self.joint.names))]
         double = any(factor.a.dtype == torch.float64 for batch in factors for factor in batch)
         return [points, double, roots, *longest]
+
+
+class OnRoots:
+    """A curvature that keeps the Fisher roots of all points: what such ones share until the only pass ends.
+
+    Args:
+        blocks: the blocks.
+        share: this rank's; every rank then holds the roots of all points.
+    """
+
+    passes = 1
+
+    def __init__(self, blocks: Sequence[Block], share: Share = WHOLE) -> None:
+        self._kept = KeptRoots(blocks, share)
+        self._joint = self._kept.joint
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The names of the blocks."""
+        return self._joint.names
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the blocks."""
+        return self._joint.shapes
+
+    def accumulate(self, batch: Factors, weights: Tensor) -> None:
+        """Keep the Fisher roots of a batch."""
+        self._kept.add(batch, weights)
 
 
 def squared_sizes(roots: Factors) -> Tensor:

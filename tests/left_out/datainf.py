@@ -13,18 +13,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from influence.blocks import Block, Shapes
+from influence.blocks import Block
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.joint import runs
 from influence.curvature.own import own_by_solving
 from influence.curvature.products import combine, factor_product, largest_eigenvalue, project
-from influence.curvature.roots import KeptRoots
+from influence.curvature.roots import OnRoots
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients, materialise
 from influence.sharding import WHOLE, Share
 
 
-class DataInf:
+class DataInf(OnRoots):
     """The mean of the points' damped inverses, of each block by itself.
 
     Args:
@@ -32,29 +32,12 @@ class DataInf:
         share: this rank's; every rank then holds the roots of all points.
     """
 
-    passes = 1
-
     def __init__(self, blocks: Sequence[Block], share: Share = WHOLE) -> None:
-        self._kept = KeptRoots(blocks, share)
-        self._joint = self._kept.joint
+        super().__init__(blocks, share)
         self._roots: Factors = {}
         self._grams: Mapping[str, Tensor] = {}  # G_i G_i' of each block, [n, R, R]
         self._damping: Mapping[str, float] = {}
         self._inverses: Mapping[str, Tensor] = {}  # (G_i G_i' + damping I)^-1
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The names of the blocks."""
-        return self._joint.names
-
-    @property
-    def shapes(self) -> Shapes:
-        """Of the blocks."""
-        return self._joint.shapes
-
-    def accumulate(self, batch: Factors, weights: Tensor) -> None:
-        """Keep the Fisher roots of a batch."""
-        self._kept.add(batch, weights)
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """End the pass: gather the roots of all ranks, and multiply those of each point with each other."""

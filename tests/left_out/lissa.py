@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from influence.blocks import Block, Shapes
+from influence.blocks import Block
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
 from influence.curvature.iterative import PROBES, Solution
 from influence.curvature.joint import Joint
 from influence.curvature.own import own_by_solving
 from influence.curvature.products import Product, factor_product, largest_eigenvalue
-from influence.curvature.roots import KeptRoots, squared_sizes
+from influence.curvature.roots import OnRoots, squared_sizes
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients
 from influence.sharding import WHOLE, Share
@@ -63,7 +63,7 @@ def _diverged(residuals: Tensor) -> bool:
     return not bool((residuals <= 1).all())
 
 
-class LiSSA:
+class LiSSA(OnRoots):
     """Gauss-Newton on the blocks together, cross terms included, solved by LiSSA on kept Fisher roots.
 
     Args:
@@ -72,31 +72,14 @@ class LiSSA:
         share: this rank's; every rank then holds the roots of all points.
     """
 
-    passes = 1
-
     def __init__(self, blocks: Sequence[Block], iterations: int = 1000, share: Share = WHOLE) -> None:
         if iterations < 1:
             raise InfluenceError(f"{iterations} iterations of LiSSA: give at least 1")
         self.damping = 0.0
-        self._kept = KeptRoots(blocks, share)
-        self._joint = self._kept.joint
+        super().__init__(blocks, share)
         self._iterations = iterations
         self._roots: Factors = {}
         self._mean_eigenvalue, self._largest = 0.0, 0.0
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The names of the blocks."""
-        return self._joint.names
-
-    @property
-    def shapes(self) -> Shapes:
-        """Of the blocks."""
-        return self._joint.shapes
-
-    def accumulate(self, batch: Factors, weights: Tensor) -> None:
-        """Keep the Fisher roots of a batch."""
-        self._kept.add(batch, weights)
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """End the pass: gather the roots of all ranks, and find the largest eigenvalue."""
