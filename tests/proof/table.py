@@ -127,7 +127,7 @@ def _uses() -> list[str]:
     lines += [f"| {name} | {use} |" for name, use in USES.items()]
     lines += [
         "",
-        "Not part of Tamis (`tests/left_out`), since they win nowhere:",
+        "Not part of Tamis (`tests/left_out`, `tests/proof`), since they win nowhere:",
         "",
         "| estimator | why |",
         "|---|---|",
