@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from flows.config import BlocksConfig, CompressionKind, Config, DampingConfig, EstimatorName
+from flows.config import Config
 from flows.errors import BadInput
+from flows.sections.scoring import BlocksConfig, CompressionKind, DampingConfig, EstimatorName
 from influence import (
     EKFAC,
     KFAC,

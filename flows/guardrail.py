@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from flows.config import GuardrailConfig
 from flows.errors import BadInput
 from flows.pruning import Proposed
 from flows.retraining import Retrained
+from flows.sections.curation import GuardrailConfig
 from flows.stages import Cycle, once
 from storage.files import JSON, sha256_file
 

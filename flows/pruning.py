@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flows.config import PruningConfig
 from flows.scoring import Scored
+from flows.sections.curation import PruningConfig
 from flows.stages import Cycle, once
 from storage.points import PointId
 from storage.proposals import Proposal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from flows.config import TrainingConfig
+from flows.sections.training import TrainingConfig
 
 
 def steps_for(training: TrainingConfig, points: int) -> int:

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.check import Finding
-from flows.config import EstimatorName
 from flows.estimators import Estimator
 from flows.guardrail import Estimate
 from flows.inspection import Status
 from flows.score_file import ScoredFile
+from flows.sections.scoring import EstimatorName
 from flows.summary import Summary
 from flows.validation.results import Row, Study, Validation
 from storage.records import EventRecord, Explanation

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flows.config import TrainingConfig
 from flows.ranks.rank import COLLECTIVE_TIMEOUT
+from flows.sections.training import TrainingConfig
 
 
 def connect() -> None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flows.config import TrainingConfig
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.recipe import save_points, steps_for
+from flows.sections.training import TrainingConfig
 from flows.workload import Workload
 from influence.sharding import Share
 

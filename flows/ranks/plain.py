@@ -8,9 +8,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from flows.config import TrainingConfig
 from flows.ranks.order import Order
 from flows.ranks.points import Points
+from flows.sections.training import TrainingConfig
 from flows.workload import Workload
 from influence.turnover import TurnOver
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flows.config import TrainingConfig
 from flows.recipe import steps_for
+from flows.sections.training import TrainingConfig
 
 SPACING = 10_000
 """Between the seeds of the retrainings of one subset, so that more subsets or retrainings keep those there are."""

@@ -98,7 +98,7 @@ def _run(library: str, folder: Path) -> None:
 
 
 def _job(task: str, row: Row, folder: Path) -> dict[str, Any]:
-    models = [_handed(task, seed, folder) for seed in range(row.models)]
+    models = [_handed(task, seed, folder) for seed in range(SEEDS)]
     out = _cells(task, row, folder)
     return {"method": row.method, "dampings": row.dampings, "models": [*map(str, models)], "out": [*map(str, out)]}
 
@@ -147,12 +147,11 @@ def _judge(task: str, row: Row, losses: Tensor, folder: Path) -> Judged:
 
 
 def _line(one: Judged) -> str:
-    quality = interval(one.quality) if len(one.quality) > 1 else f"{one.quality[0]:.3f} (one model)"
     damping = "" if one.row.dampings == NONE else f"{one.damping:g}"
     library, mark = LIBRARIES[one.row.library], "**" * (one.row.library == "ours")
     return (
-        f"| {mark}{library}{mark} | {one.row.method} | {damping} | {quality} | {one.seconds:.2f} | {one.floors:.0f} | "
-        f"{one.peak:.0f} | {one.agreement:.3f} |"
+        f"| {mark}{library}{mark} | {one.row.method} | {damping} | {interval(one.quality)} | {one.seconds:.2f} | "
+        f"{one.floors:.0f} | {one.peak:.0f} | {one.agreement:.3f} |"
     )
 
 
@@ -188,7 +187,7 @@ def _cells(task: str, row: Row, folder: Path) -> list[Path]:
     source = digest([*SHARED, f"tests/benchmarks/peer_{row.library}.py"])
     method = "".join(letter if letter.isalnum() else "-" for letter in row.method)
     grid = "-".join(f"{one:g}" for one in row.dampings)
-    return [folder / f"{task}-{row.library}-{method}-{grid}-{source}-{seed}.pt" for seed in range(row.models)]
+    return [folder / f"{task}-{row.library}-{method}-{grid}-{source}-{seed}.pt" for seed in range(SEEDS)]
 
 
 def _error(task: str, row: Row, folder: Path) -> str:

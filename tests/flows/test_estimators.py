@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from flows.cli import estimators
-from flows.config import BlocksConfig, DampingConfig, EstimatorName, load
+from flows.config import load
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS, damping_of, selections
+from flows.sections.scoring import BlocksConfig, DampingConfig, EstimatorName
 from influence import Curvature, Damping, Share, Task, UnknownBlock, fit, select
 from influence.reader import Reader
 from tests.flows.helpers import write_toml

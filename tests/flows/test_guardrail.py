@@ -1,8 +1,8 @@
 import torch
 from torch import Tensor
 
-from flows.config import GuardrailConfig
 from flows.guardrail import Outcome, Verdict, bootstrap, compare
+from flows.sections.curation import GuardrailConfig
 
 SEEDS, POINTS = 3, 400
 CONFIG = GuardrailConfig(tolerance=0.005, group_tolerance=0.05, resamples=500)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.config import Config, PruningConfig, load
+from flows.config import Config, load
 from flows.dataset import read_sets
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS
@@ -24,6 +24,7 @@ from flows.ranks.order import Order
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.ranks.weights import load_weights
+from flows.sections.curation import PruningConfig
 from flows.training import write_ids
 from flows.workload import load_workload
 from flows.workloads.tiny import Tiny

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from flows.config import CompressionKind, load
+from flows.config import load
 from flows.errors import BadInput
 from flows.estimators import COMPRESSORS
 from flows.ranks.points import Points
 from flows.score_file import ScoredFile, score_file
+from flows.sections.scoring import CompressionKind
 from flows.tables import print_scored
 from influence import EKFAC, Damping, Influence, Task, select, turn_over_self_influence
 from storage.errors import StorageError

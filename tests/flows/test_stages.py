@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from flows.config import PruningConfig, TrainingConfig, load
+from flows.config import load
 from flows.pruning import Proposed, rules_of
 from flows.ranks.order import Order
 from flows.recipe import save_points, steps_for
 from flows.retraining import random_control
 from flows.review import review
+from flows.sections.curation import PruningConfig
+from flows.sections.training import TrainingConfig
 from flows.stages import Cycle, once
 from flows.summary import KnownErrors, _known_errors
 from storage.errors import StaleApproval

@@ -1,0 +1,1 @@
+"""The sections of tamis.toml: pydantic models, one file for each stage they belong to."""

@@ -1,0 +1,115 @@
+"""Section `scoring`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from flows.sections.base import Count, Section, Share
+
+
+class DampingConfig(Section):
+    """The damping of a curvature: `absolute`, `mean_eig` (a share of the mean eigenvalue) or `horizon`."""
+
+    kind: Literal["absolute", "mean_eig", "horizon"] = "horizon"
+    value: Annotated[float, Field(gt=0)] | None = None
+    """The number for `absolute` and `mean_eig`; `horizon` takes 1/T + weight decay from the training."""
+
+    @model_validator(mode="after")
+    def _valued(self) -> DampingConfig:
+        if (self.kind == "horizon") != (self.value is None):
+            raise ValueError(f"kind {self.kind!r} {'takes no value' if self.kind == 'horizon' else 'needs a value'}")
+        return self
+
+
+EstimatorName = Literal["ekfac", "kfac", "dense", "dual", "arnoldi", "pcg", "identity"]
+
+
+class BlocksConfig(Section):
+    """Which parameters influence is computed on; each key narrows what the keys before it left."""
+
+    types: tuple[str, ...] = ()
+    """Classes of modules, named as in torch.nn; default: Linear, Conv1d and Conv2d, or any where names are given."""
+    names: tuple[str, ...] = ()
+    """Globs over module names."""
+    energy: Share | None = None
+    """Few parameters that hold this share of the gradient energy."""
+    last: Count | None = None
+    """So many blocks at the end of the model."""
+    budget: Count | None = None
+    """As many blocks at the end of the model as hold at most this many parameters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        if given == "auto":
+            return {"energy": 0.9}
+        return {"names": given} if isinstance(given, list | tuple) else given
+
+
+class FactorCacheConfig(Section):
+    """What each rank may keep of per-point factors between passes, in megabytes; the rest is computed again."""
+
+    memory: Annotated[int, Field(ge=0)] = 256
+    disk: Annotated[int, Field(ge=0)] = 0
+    """In a temporary file beside the scores, once memory is full."""
+
+
+CompressionKind = Literal["mask", "sjlt", "mask+sjlt", "logra"]
+
+
+class CompressionConfig(Section):
+    """How gradients are made smaller before anything is kept or solved; the same for train points and queries."""
+
+    kind: CompressionKind = "mask"
+    """Dropout of rows and columns of a layer, sparse random sums, the two together, or a random matrix on each side."""
+    ratio: Annotated[float, Field(gt=1)] = 4.0
+    """How many times smaller."""
+
+
+class ScoringConfig(Section):
+    """How the points are scored."""
+
+    ranks: Count = 2
+    estimator: EstimatorName = "ekfac"
+    """`tamis estimators` says what there is, what it costs and when to use it."""
+    blocks: BlocksConfig = BlocksConfig()
+    """A list of globs, `"auto"` for the few blocks that hold nine tenths of the gradient energy, or a table."""
+    compression: CompressionConfig | None = None
+    """Gradients are made smaller, and with them the curvature and what is kept; none by default."""
+    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    """Labels that the curvature is an expectation over: all, one drawn per point (large vocabularies), the given."""
+    factor_cache: FactorCacheConfig = FactorCacheConfig()
+    damping: DampingConfig | None = None
+    """Default: the weight decay for ekfac and kfac, 1 for identity, else `horizon`."""
+    exact_head: bool = True
+    """Exact Gauss-Newton on the head beside EK-FAC, as a signal; false for a head of more than 4,096 parameters."""
+    head_damping: DampingConfig = DampingConfig()
+    """Of the exact Gauss-Newton on the head."""
+    probe: Annotated[int, Field(ge=0)] = 50
+    """Train points on which the blocks are compared with all parameters of the model, exactly; 0 for none."""
+    chunk: Count = 256
+    """Points per score shard; the grain at which ranks share the work."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    repeats: Count = 2
+    """How often the points are dealt into folds anew, in each of the two rounds of suspicion."""
+    neighbours: Count = 15
+
+    @model_validator(mode="after")
+    def _compressed(self) -> ScoringConfig:
+        if self.compression is not None and self.exact_head:
+            raise ValueError("compression needs exact_head = false, which reads the head's gradients in full")
+        if self.compression is not None and "sjlt" in self.compression.kind and self.estimator in ("ekfac", "kfac"):
+            raise ValueError(
+                f"compression by {self.compression.kind!r} leaves {self.estimator} no layers: take 'mask' or 'logra', "
+                "or the estimator dual, arnoldi or pcg"
+            )
+        return self
+
+    @field_validator("probe")
+    @classmethod
+    def _ranked(cls, probe: int) -> int:
+        if 0 < probe < 10:
+            raise ValueError("a rank correlation of so few points says nothing; give 0 or at least 10")
+        return probe
