@@ -7,7 +7,6 @@ task (flows/orchestration.py).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
@@ -64,8 +63,7 @@ def run_cycle(
     try:
         return _turn(cycle, workload, step, dry_run)
     except Exception as error:
-        detail = {"reason": f"{type(error).__name__}: {error}"}
-        cycle.ledger.record_event(cycle.number, "failed", detail=detail, key=str(time.time_ns()))
+        cycle.record_failure(f"{type(error).__name__}: {error}")
         cycle.tracker.finish(cycle.run, failed=True)
         raise
 

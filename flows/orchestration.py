@@ -81,7 +81,7 @@ class _EventMirror:
         fresh = [event for event in self._ledger.log(limit=100) if event.seq > self._seen]
         for event in reversed(fresh):
             self._seen = event.seq
-            if event.state in EVENTS:
+            if event.state in EVENTS and "attempt" not in event.detail:  # which another attempt follows
                 resource = {"prefect.resource.id": f"tamis.cycle.{self._name}.{event.cycle}"}
                 payload = {"cycle": event.cycle, "actor": event.actor, **event.detail}
                 emit_event(f"tamis.cycle.{event.state}", resource=resource, payload=payload)

@@ -80,7 +80,8 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     missing = [job for job in jobs.values() if not (job.folder / f"step-{job.steps:06d}").exists()]
     todo = tuple(missing) + ((judged,) if judged else ())
     if todo:
-        cycle.launch("train", train_plan(cycle, todo), training.ranks)
+        plan = train_plan(cycle, todo)
+        cycle.launch("train", plan.model_copy(update={"logs": plan.logs / "retrain"}), training.ranks)
     if pruning:
         cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(jobs)}, key=proposed.hash)
     return Retrained(

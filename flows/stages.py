@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from flows.config import Config
+from flows.errors import StageFailed
 from flows.launch import Launch, Progress, run_ranks
 from flows.plans import Plan, write_plan
 from storage.files import JSON, atomic_write_json, read_json, sha256_json
@@ -68,9 +69,31 @@ class Cycle:
         return {name: dump[name] for name in names}
 
     def launch(self, program: str, plan: Plan, ranks: int) -> None:
-        """Run a rank program on a plan."""
-        path = write_plan(plan, self.folder / "plans" / f"{program}.json")
-        run_ranks(Launch(program, path, ranks, self.folder / "logs", self.config.launch.heartbeat_seconds), self.show)
+        """Run a rank program on a plan, and again after a fault: it goes on from what it has finished.
+
+        Raises:
+            BadInput: A rank found its input bad, which another attempt would not cure.
+            StageFailed: The last attempt failed too.
+        """
+        attempts = self.config.launch.attempts
+        for stale in plan.logs.glob(f"attempt-*/{program}-*"):
+            stale.unlink()
+        for attempt in range(1, attempts + 1):
+            logs = plan.logs if attempt == 1 else plan.logs / f"attempt-{attempt}"
+            path = write_plan(plan.model_copy(update={"logs": logs}), self.folder / "plans" / f"{program}.json")
+            try:
+                run_ranks(Launch(program, path, ranks, logs, self.config.launch.heartbeat_seconds), self.show)
+                break
+            except StageFailed as error:
+                if attempt == attempts:
+                    raise
+                self.record_failure(str(error), attempt=attempt, attempts=attempts)
+                self.show(Progress(f"{program}, attempt {attempt + 1} of {attempts}", 0, 1))
+
+    def record_failure(self, reason: str, **more: JSON) -> None:
+        """Tell the ledger and the MLflow run what failed, and whatever else is known of it."""
+        self.ledger.record_event(self.number, "failed", detail={"reason": reason, **more}, key=str(time.time_ns()))
+        self.tracker.log_failure(self.run, reason)
 
 
 def cycle_folder(config: Config, number: int) -> Path:

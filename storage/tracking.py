@@ -291,6 +291,10 @@ class Tracker:
     def _tags(self, run: str) -> dict[str, str]:
         return dict(self._client.get_run(run).data.tags)
 
+    def log_failure(self, run: str, reason: str) -> None:
+        """Show what failed last; a run that ends well keeps it."""
+        self._client.set_tag(run, "tamis.failure", reason)
+
     def finish(self, run: str, failed: bool = False) -> None:
         """End a run."""
         self._client.set_terminated(run, "FAILED" if failed else "FINISHED")

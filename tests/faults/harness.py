@@ -1,6 +1,7 @@
 """A workspace under faults: commands as real processes, what they leave, and what a cycle comes to in the end."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -42,6 +43,7 @@ seeds = 2
 resamples = 100
 [launch]
 heartbeat_seconds = {heartbeat}
+attempts = {attempts}
 """
 
 
@@ -69,6 +71,7 @@ class Bench:
     epochs: int = 10
     q: float = 0.2
     heartbeat: float = 300.0
+    attempts: int = 1
     seen: set[psutil.Process] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -98,6 +101,7 @@ class Bench:
                 epochs=self.epochs,
                 q=self.q,
                 heartbeat=self.heartbeat,
+                attempts=self.attempts,
             )
         )
 
@@ -125,7 +129,7 @@ class Bench:
                     continue
                 if named and _lives(process):
                     alive.add(process)
-            found[:] = [f"{process.pid} {_command_line(process)}" for process in alive]
+            found[:] = [f"{process.pid} {command_line(process)}" for process in alive]
             return not found
 
         wait_for(none_lives, "processes to end", patience=20.0, strict=False)
@@ -185,7 +189,7 @@ class Command:
 
 def servers(command: Command) -> list[psutil.Process]:
     """Prefect's servers below a command."""
-    return [process for process in command.tree() if "prefect.server" in _command_line(process)]
+    return [process for process in command.tree() if "prefect.server" in command_line(process)]
 
 
 def wait_for(there: Callable[[], bool], what: str, patience: float = PATIENCE, strict: bool = True) -> None:
@@ -205,7 +209,7 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _command_line(process: psutil.Process) -> str:
+def command_line(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
@@ -227,6 +231,22 @@ def ledger(workspace: Path) -> dict[str, list[tuple[Any, ...]]]:
     """All that the ledger says, table by table."""
     with duckdb.connect(str(workspace / "ledger.duckdb"), read_only=True) as con:
         return {table: con.sql(query).fetchall() for table, query in TABLES.items()}
+
+
+def failures(workspace: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Cycle and detail of every failure in the ledger."""
+    query = "SELECT cycle, detail_json FROM events WHERE state = 'failed' ORDER BY seq"
+    with duckdb.connect(str(workspace / "ledger.duckdb"), read_only=True) as con:
+        return [(cycle, json.loads(detail)) for cycle, detail in con.sql(query).fetchall()]
+
+
+def failure_tag(workspace: Path) -> str | None:
+    """What MLflow says that failed last, of the cycle."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    return next((run.data.tags["tamis.failure"] for run in runs if "tamis.failure" in run.data.tags), None)
 
 
 def proposal_hashes(workspace: Path) -> list[str]:

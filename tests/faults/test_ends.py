@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.faults.harness import TAMIS, Bench, Command, ledger, popen_python, servers, text
+from tests.faults.harness import TAMIS, Bench, Command, failure_tag, failures, ledger, popen_python, servers, text
 
 WORKLOAD = '''
 import os
@@ -80,6 +80,32 @@ def test_a_loss_that_raises_a_nan_a_killed_and_a_stopped_rank_each_give_one_line
     states = [event[1] for event in ledger(bench.workspace)["events"]]
     assert states.count("trained") == states.count("opened") == 1
     assert bench.left() == []
+
+
+def test_a_rank_that_is_killed_once_costs_an_attempt_and_not_the_cycle(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, attempts=2)
+    ended = bench.run(f"rank 1 {IN_TRAINING} kill_first")
+    assert ended.code == 0, ended.err
+    assert bench.left() == []
+    first, second = (bench.cycle / "logs" / name / "train-rank1.log" for name in (".", "attempt-2"))
+    assert first.exists()
+    assert second.exists(), "what the first attempt said is kept"
+    [(cycle, detail)] = failures(bench.workspace)
+    reason = f"train: rank 1: was killed (SIGKILL; out of memory?); its log is {first.resolve()}"
+    assert (cycle, detail) == (1, {"attempt": 1, "attempts": 2, "reason": reason})
+    assert ledger(bench.workspace)["events"][-1][1] == "promoted"
+
+
+def test_attempts_are_bounded_and_the_last_failure_is_told_everywhere(tmp_path: Path) -> None:
+    bench = faulty(tmp_path, attempts=2)
+    (tmp_path / "fault").write_text("raise")
+    ended = bench.run()
+    assert ended.code == 1
+    log = bench.cycle / "logs" / "attempt-2" / "train-rank1.log"
+    reason = f"train: rank 1: RuntimeError: the loss broke; its log is {log}"
+    assert ended.lines == [f"tamis: {reason}"]
+    assert [detail.get("attempt") for _, detail in failures(bench.workspace)] == [1, None]
+    assert failure_tag(bench.workspace) == f"StageFailed: {reason}"
 
 
 def test_kill_minus_9_of_the_launcher_or_the_agent_alone_takes_the_ranks_along(tmp_path: Path) -> None:

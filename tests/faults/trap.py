@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +26,7 @@ from storage.ledger_views import LedgerViews
 
 TRAPS = "TEST_TRAPS"
 ROOT = "TEST_ROOT"
+SPRUNG = "TEST_SPRUNG"
 LINES = 16 * 2**10
 
 
@@ -39,6 +41,14 @@ def kill_tree() -> None:
 
 def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_first() -> None:
+    """SIGKILL this process, if no trap of this workspace has done so yet."""
+    sprung = Path(os.environ[SPRUNG])
+    if not sprung.exists():
+        sprung.touch()
+        kill_self()
 
 
 def stop_self() -> None:
@@ -63,6 +73,7 @@ def lose_patience() -> None:
 ACTS: dict[str, Callable[[], None]] = {
     "kill": kill_tree,
     "kill_self": kill_self,
+    "kill_first": kill_first,
     "stop_self": stop_self,
     "hold": hold,
     "fill_disk": fill_disk,
@@ -94,6 +105,7 @@ def set_trap(trap: str) -> None:
 
 def run(file: str, traps: list[str]) -> None:
     os.environ[ROOT] = str(os.getpid())
+    os.environ[SPRUNG] = str(Path(file).with_name("sprung"))
     in_ranks = [trap.removeprefix("rank ") for trap in traps if trap.startswith("rank")]
     if in_ranks:
         os.environ[TRAPS] = json.dumps(in_ranks)
