@@ -6,7 +6,7 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data test test-all lint format proof proof-flips proof-lds proof-uses proof-estimators proof-memorization \
+.PHONY: demo data test test-all lint format proof proof-flips proof-lds proof-uses proof-estimators proof-memorization storm \
 	bench bench-peers clean
 
 demo: $(STAMP)
@@ -52,6 +52,9 @@ proof-memorization: $(STAMP) data
 
 bench: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python -m tests.benchmarks.run
+
+storm: $(STAMP)
+	$(BIN)/python -m tests.faults.storm
 
 bench-peers: $(STAMP) $(PEERS)/.installed data
 	$(BIN)/python -m tests.benchmarks.peer_table

@@ -114,6 +114,18 @@ def run(
 
 
 @app.command()
+def node(
+    file: TOML = HERE,
+    rank: Annotated[int | None, typer.Option(help="Which node this is, from 1; default: NODE_RANK.")] = None,
+) -> None:
+    """Join the cycle that `tamis run` works on at the first of several nodes, until it ends."""
+    from flows.config import load
+    from flows.nodes import join
+
+    join(load(file), rank, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+@app.command()
 def init(folder: Annotated[Path, typer.Argument(help="Where to write tamis.toml and workload.py.")]) -> None:
     """Write a commented tamis.toml and a workload.py that run as they are."""
     from flows.scaffold import write_scaffold

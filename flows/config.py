@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from flows.errors import BadInput
 from flows.sections.base import Section
 from flows.sections.curation import GuardrailConfig, PruningConfig, ReviewConfig
-from flows.sections.launching import LaunchConfig
+from flows.sections.launching import Hosts, LaunchConfig, Torchrun, nodes_of
 from flows.sections.scoring import ScoringConfig
 from flows.sections.training import TrainingConfig
 
@@ -58,10 +58,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _ranks_fit(self) -> Config:
-        cores = len(os.sched_getaffinity(0))
+        launcher, cores = self.launch.launcher, len(os.sched_getaffinity(0))
         for section in ("training", "scoring"):
             ranks = getattr(self, section).ranks
-            if ranks > cores:
+            if isinstance(launcher, Torchrun) and ranks % launcher.nnodes:
+                raise ValueError(
+                    f"{section}.ranks = {ranks} are no multiple of launch.launcher.nnodes = {launcher.nnodes}"
+                )
+            if isinstance(launcher, Hosts) and ranks != sum(launcher.slots.values()):
+                raise ValueError(f"{section}.ranks = {ranks}: the slots of {launcher.hostfile} are another number")
+            if ranks // nodes_of(launcher) > cores:
                 raise ValueError(f"{section}.ranks = {ranks}: this machine has {cores} cores; give at most {cores}")
         return self
 
@@ -90,6 +96,9 @@ def load(path: Path) -> Config:
         raise BadInput(f"{path}: file: unknown key")
     raw["file"] = path.resolve()
     raw["workspace"] = path.resolve().parent / str(raw.get("workspace", "workspace"))
+    launcher = raw["launch"].get("launcher") if isinstance(raw.get("launch"), dict) else None
+    if isinstance(launcher, dict) and isinstance(launcher.get("hostfile"), str):
+        launcher["hostfile"] = path.resolve().parent / launcher["hostfile"]
     try:
         return Config.model_validate(raw)
     except ValidationError as error:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 from flows.config import Config
 from flows.dataset import read_sets
@@ -57,6 +58,19 @@ def workspace(config: Config) -> Iterator[None]:
         if ledger.exists:
             ledger.last_cycle()  # opens it, and so refuses a newer one before anything else is touched
         yield
+
+
+def is_held(workspace: Path) -> bool:
+    """Whether a process works in a workspace, be it on another node."""
+    path = workspace / ".lock"
+    if not path.exists():
+        return False
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def ledger_of(config: Config) -> Ledger:

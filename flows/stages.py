@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from flows.agents import Launch
+from flows.announcements import announcement
 from flows.config import Config
 from flows.errors import StageFailed
-from flows.launch import Launch, Progress, run_ranks
+from flows.launch import Progress, run_ranks
 from flows.plans import Plan, write_plan
 from storage.files import JSON, atomic_write_json, read_json, sha256_json
 from storage.ledger import Ledger
@@ -82,13 +84,18 @@ class Cycle:
             logs = plan.logs if attempt == 1 else plan.logs / f"attempt-{attempt}"
             path = write_plan(plan.model_copy(update={"logs": logs}), self.folder / "plans" / f"{program}.json")
             try:
-                run_ranks(Launch(program, path, ranks, logs, self.config.launch.heartbeat_seconds), self.show)
+                run_ranks(self._launch(program, path, ranks, logs), self.show)
                 break
             except StageFailed as error:
                 if attempt == attempts:
                     raise
                 self.record_failure(str(error), attempt=attempt, attempts=attempts)
                 self.show(Progress(f"{program}, attempt {attempt + 1} of {attempts}", 0, 1))
+
+    def _launch(self, program: str, plan: Path, ranks: int, logs: Path) -> Launch:
+        settings = self.config.launch
+        launch = Launch(program, plan, ranks, logs, settings.heartbeat_seconds, settings.launcher)
+        return replace(launch, announcement=announcement(self.config.workspace)) if launch.nodes > 1 else launch
 
     def record_failure(self, reason: str, **more: JSON) -> None:
         """Tell the ledger and the MLflow run what failed, and whatever else is known of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -81,7 +82,8 @@ class Rank:
         if now - self._last >= BEAT_SECONDS or done == total:
             self._last = now
             draft = self._beat.with_suffix(".beat-draft")
-            draft.write_text(json.dumps({"phase": phase, "done": done, "total": total, "pid": os.getpid()}))
+            here = {"pid": os.getpid(), "host": socket.gethostname()}
+            draft.write_text(json.dumps({"phase": phase, "done": done, "total": total, **here}))
             os.replace(draft, self._beat)
 
     def sum(self, tensor: Tensor) -> None:

@@ -44,6 +44,7 @@ resamples = 100
 [launch]
 heartbeat_seconds = {heartbeat}
 attempts = {attempts}
+launcher = {launcher}
 """
 
 
@@ -63,7 +64,7 @@ class Ended:
 
 @dataclass
 class Bench:
-    """One tamis.toml with its workspace, and the processes that its commands have started."""
+    """One tamis.toml with its workspace, and the processes that its commands have started, behind a prefix if any."""
 
     folder: Path
     workload: str = "tiny"
@@ -72,6 +73,8 @@ class Bench:
     q: float = 0.2
     heartbeat: float = 300.0
     attempts: int = 1
+    launcher: str = '{ kind = "torchrun", nnodes = 1 }'
+    prefix: tuple[str, ...] = ()
     seen: set[psutil.Process] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -102,14 +105,15 @@ class Bench:
                 q=self.q,
                 heartbeat=self.heartbeat,
                 attempts=self.attempts,
+                launcher=self.launcher,
             )
         )
 
     def start(self, *traps: str, arguments: tuple[str, ...] = ()) -> "Command":
         """Start `tamis run`, alone in a session of its own, with traps set if there are any."""
         if traps:
-            return Command(self, [sys.executable, "-m", "tests.faults.trap", str(self.file), *traps])
-        return Command(self, [str(TAMIS), "run", str(self.file), *arguments])
+            return Command(self, [*self.prefix, sys.executable, "-m", "tests.faults.trap", str(self.file), *traps])
+        return Command(self, [*self.prefix, str(TAMIS), "run", str(self.file), *arguments])
 
     def run(self, *traps: str, arguments: tuple[str, ...] = ()) -> Ended:
         """Run `tamis run` to its end."""

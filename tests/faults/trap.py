@@ -109,16 +109,14 @@ def run(file: str, traps: list[str]) -> None:
     in_ranks = [trap.removeprefix("rank ") for trap in traps if trap.startswith("rank")]
     if in_ranks:
         os.environ[TRAPS] = json.dumps(in_ranks)
-        import flows.launch
+        import flows.agents
 
-        command = flows.launch._command
+        launcher = flows.agents._launcher
 
-        def through_here(launch: Any) -> list[str]:
-            parts = command(launch)
-            parts.insert(parts.index(f"flows.ranks.{launch.program}"), "tests.faults.trap")
-            return parts
+        def through_here(*launch: Any) -> list[str]:
+            return [*launcher(*launch), "tests.faults.trap"]
 
-        flows.launch._command = through_here
+        flows.agents._launcher = through_here
     for trap in traps:
         if not trap.startswith("rank"):
             set_trap(trap)

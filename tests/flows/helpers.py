@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from flows.agents import Launch
 from flows.check import require
 from flows.config import Config, load
 from flows.cycle import plainly, run_cycle
-from flows.launch import Launch, Progress, run_ranks
+from flows.launch import Progress, run_ranks
 from flows.plans import Plan, ScorePlan, TrainPlan, read_plan, write_plan
 from flows.ranks.rank import Rank
 from flows.summary import Summary

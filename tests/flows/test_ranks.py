@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows.agents import Launch
 from flows.config import Config, load
 from flows.dataset import read_sets
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS
-from flows.launch import Launch
 from flows.plans import Job, ScorePlan, TrainPlan, write_plan
 from flows.pruning import rules_of
 from flows.ranks.order import Order

@@ -101,6 +101,8 @@ USES: Mapping[str, str] = {
     "LoGra random": "a little better than a mask of that size, a little slower",
     "LoGra PCA": "the least loss at a quarter and a 16th, on wide layers none, after one K-FAC pass",
     "SJLT, mask + SJLT": "for the exact curvatures, which need no layers; the mask first where gradients are large",
+    "coordinate mask": "the half of mask + SJLT that saves memory; alone it is behind SJLT at every size",
+    "Gaussian": "what SJLT is held against: as good, with a matrix as long as the model",
     "exact GGN on the head": "self-influence: the best signal of flips that one model gives, at the least cost",
     "dual GGN": "few points; single pairs and chosen queries",
     "Arnoldi with complement": "more points than the dual takes: near it in quality, 3 to 6 times the cost of EK-FAC",

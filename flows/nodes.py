@@ -1,0 +1,74 @@
+"""The other nodes: each joins what the first announces in the workspace, with an agent of its own on the same plan."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.agents import Launch, agent
+from flows.announcements import announced_launch, announcement
+from flows.config import Config
+from flows.errors import BadInput
+from flows.opening import is_held
+from flows.sections.launching import nodes_of
+
+POLL_SECONDS = 0.2
+RANKS_OF_NODE = ("NODE_RANK", "JOB_COMPLETION_INDEX")  # of a Kubernetes job; of whatever else numbers its nodes
+
+
+def join(config: Config, rank: int | None, say: Callable[[str], None]) -> None:
+    """Join every launch of the first node, from when its command works in the workspace until it no longer does.
+
+    Args:
+        config: The same settings as the first node's.
+        rank: Number of this node; None: the environment says it.
+        say: Is told what is joined and how it ended.
+
+    Raises:
+        BadInput: No such node is to join.
+    """
+    node = _number(rank, nodes_of(config.launch.launcher))
+    path = announcement(config.workspace)
+    say(f"node {node} waits for `tamis run` in {config.workspace}")
+    _until(lambda: is_held(config.workspace))
+    joined = ""
+    while is_held(config.workspace):
+        said = announced_launch(path)
+        if said is not None and said["key"] != joined:
+            joined = said["key"]
+            _join(config, node, said, say)
+        time.sleep(POLL_SECONDS)
+
+
+def _number(given: int | None, nodes: int) -> int:
+    known = [os.environ[name] for name in RANKS_OF_NODE if os.environ.get(name, "").isdigit()]
+    if given is None and not known:
+        raise BadInput(f"which node is this? give --rank, or {' or '.join(RANKS_OF_NODE)} in the environment")
+    node = int(known[0]) if given is None else given
+    if not 0 < node < nodes:
+        raise BadInput(f"node {node} cannot join: launch.launcher has nodes 1 … {nodes - 1} beside the first")
+    return node
+
+
+def _join(config: Config, node: int, said: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    launch = Launch(
+        program=said["program"],
+        plan=Path(said["plan"]),
+        ranks=said["ranks"],
+        logs=Path(said["logs"]),
+        heartbeat_seconds=config.launch.heartbeat_seconds,
+        launcher=config.launch.launcher,
+    )
+    path = announcement(config.workspace)
+    with agent(launch, node, said["key"]) as process:
+        say(f"{launch.program}: joined")
+        _until(lambda: process.poll() is not None or announced_launch(path) != said)
+    say(f"{launch.program}: {'over' if process.returncode == 0 else f'ended with code {process.returncode}'}")
+
+
+def _until(over: Callable[[], bool]) -> None:
+    while not over():
+        time.sleep(POLL_SECONDS)
