@@ -49,7 +49,7 @@ def _number(given: int | None, nodes: int) -> int:
         raise BadInput(f"which node is this? give --rank, or {' or '.join(RANKS_OF_NODE)} in the environment")
     node = int(known[0]) if given is None else given
     if not 0 < node < nodes:
-        raise BadInput(f"node {node} cannot join: launch.launcher has nodes 1 … {nodes - 1} beside the first")
+        raise BadInput(f"node {node} cannot join: launch.launcher has {nodes} in all, the first is 0")
     return node
 
 

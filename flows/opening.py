@@ -8,10 +8,12 @@ import inspect
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 from flows.config import Config
 from flows.dataset import read_sets
@@ -26,6 +28,7 @@ from storage.ledger import Ledger
 from storage.points import Manifest, PointId, dataset_sha256
 from storage.tracking import Tracker
 
+TRIES = 5
 PACKAGES = ("tamis", "torch", "deepspeed", "prefect", "mlflow", "duckdb")
 
 
@@ -44,13 +47,11 @@ def workspace(config: Config) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"workspace {config.workspace}: cannot be written ({error.strerror}); give another") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _locked(lock):
             lock.seek(0)
             raise BadInput(
                 f"workspace {config.workspace}: process {lock.read().strip() or 'unknown'} works in it; wait or end it"
-            ) from error
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -58,6 +59,18 @@ def workspace(config: Config) -> Iterator[None]:
         if ledger.exists:
             ledger.last_cycle()  # opens it, and so refuses a newer one before anything else is touched
         yield
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Lock the workspace; several tries, since a node that looks whether it is held holds it for a moment."""
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
 
 
 def is_held(workspace: Path) -> bool:

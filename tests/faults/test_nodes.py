@@ -77,7 +77,7 @@ def test_two_nodes_end_in_the_ledger_of_one_machine(
 def test_a_node_cut_off_in_the_training_ends_the_attempt_with_one_line_and_the_cycle_goes_on(
     namespaces: tuple[str, str], one_machine: Bench, tmp_path: Path
 ) -> None:
-    bench = Bench(tmp_path, launcher=TORCHRUN, prefix=inside(namespaces[0]), heartbeat=20.0, epochs=4000)
+    bench = Bench(tmp_path, launcher=TORCHRUN, prefix=inside(namespaces[0]), heartbeat=45.0, epochs=4000)
     second, command = join(bench, namespaces[1]), bench.start()
     beat = bench.cycle / "logs" / "train-rank1.beat"
     command.until(lambda: beat.exists() and '"training' in beat.read_text(), "both nodes train")
@@ -86,7 +86,7 @@ def test_a_node_cut_off_in_the_training_ends_the_attempt_with_one_line_and_the_c
     assert ended.code == 1, ended.err
     [line] = ended.lines
     assert line.startswith("tamis: train: rank "), line
-    assert "showed no progress for 20 s; its log is " in line
+    assert "showed no progress for 45 s; its log is " in line
     assert second.wait().code == 0
     assert bench.left() == []
     ip("-n", namespaces[1], "link", "set", "tamis0", "up")
