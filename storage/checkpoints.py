@@ -2,12 +2,14 @@
 
     <cycle>/checkpoints/<role>/step-000123/model.safetensors   the parameters, written once
                                           /MANIFEST.json       {"files": {name: {sha256, bytes}}, "metadata": {…}}
-                                          /…                   whatever the ranks wrote beside it (optimizer shards)
-                              /.step-000123.tmp/               being written; torn if its writer is gone
+                              /.step-000123.tmp/               being written or removed; torn if that process is gone
+                              /state/step-000123/…             of a training under way: what its ranks resume from
 
 One process calls `begin`, all ranks write into the temporary folder, a barrier follows, one process calls `commit`,
 which hashes and syncs every file and renames the folder. A folder named `step-…` with a MANIFEST.json is therefore
 complete; everything else is torn and `sweep` removes it. Nothing is ever unpickled here.
+
+A state is a checkpoint without `model.safetensors`: files that the ranks alone can read. Only the newest is kept.
 """
 
 import os
@@ -109,15 +111,20 @@ def write_tensors(folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         raise WriteFailed(f"cannot write {folder / TENSORS}: {error}; free space or fix permissions") from error
 
 
-def commit(folder: Path, metadata: Metadata) -> Checkpoint:
+def commit(folder: Path, metadata: Metadata, needed: str = TENSORS) -> Checkpoint:
     """Hash and sync everything in a temporary folder, write its MANIFEST.json and rename it to its final name.
 
+    Args:
+        folder: What `begin` returned, written into.
+        metadata: What it is of.
+        needed: A file that it must hold.
+
     Raises:
-        StorageError: the folder holds no model.safetensors.
+        StorageError: it does not.
         WriteFailed: the system refused a write; the temporary folder stays for `sweep`.
     """
-    if not (folder / TENSORS).is_file():
-        raise StorageError(f"{folder} has no {TENSORS}; call write_tensors before commit")
+    if not (folder / needed).is_file():
+        raise StorageError(f"{folder} has no {needed}; write it before commit")
     final = folder.parent / folder.name.removeprefix(".").removesuffix(TEMPORARY)
     try:
         files = {name: _describe(folder / name) for name in _names(folder)}
@@ -169,8 +176,12 @@ def latest(role_dir: Path) -> Checkpoint | None:
     Raises:
         CheckpointDamaged: the newest one is damaged (an older one is never used in its place).
     """
-    steps = sorted(_committed(role_dir), key=lambda path: int(path.name.removeprefix("step-")))
+    steps = sorted(_committed(role_dir), key=_step)
     return verify(steps[-1]) if steps else None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _committed(role_dir: Path) -> list[Path]:
@@ -191,6 +202,20 @@ def sweep(role_dir: Path) -> tuple[Path, ...]:
     for path in torn:
         shutil.rmtree(path)
     return tuple(torn)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a committed checkpoint; killed in the middle, this leaves a torn one, never one that seems whole."""
+    torn = temporary(checkpoint.parent, _step(checkpoint))
+    os.rename(checkpoint, torn)
+    shutil.rmtree(torn)
+
+
+def keep(role_dir: Path, newest: int) -> None:
+    """Remove all committed checkpoints but so many of the highest steps; for one process."""
+    steps = sorted(_committed(role_dir), key=_step)
+    for older in steps[: len(steps) - newest]:
+        remove(older)
 
 
 def read_tensors(checkpoint: Path) -> dict[str, NDArray[Any]]:

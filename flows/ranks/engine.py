@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,13 +53,10 @@ class Engine:
         self.model: nn.Module = self._engine
         """To be called on batches; gradients flow through it."""
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the next step."""
-        return float(self._engine.get_lr()[0])
-
-    def step(self, losses: Tensor) -> None:
-        """One optimizer step on the mean of this rank's per-point losses `[B]`, averaged over the ranks."""
+    def step(self, losses: Tensor, rate: float) -> None:
+        """One optimizer step at a learning rate, on the mean of this rank's per-point losses `[B]`, over the ranks."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
         self._engine.backward(losses.mean())
         self._engine.step()
 
@@ -65,6 +64,23 @@ class Engine:
         """Give every rank the buffers of rank 0, which are the ones saved (batch statistics differ between ranks)."""
         for buffer in self._engine.module.buffers():
             dist.broadcast(buffer, 0)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """This rank's own."""
+        return dict(self._engine.module.named_buffers())
+
+    def set_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Give this rank what `buffers` found."""
+        for name, buffer in self._engine.module.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def save_state(self, folder: Path, tag: str) -> None:
+        """Write parameters and optimizer as DeepSpeed does, into a folder; every rank must call this together."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load_state(self, folder: Path, tag: str) -> None:
+        """Read what `save_state` wrote, into an engine just made; every rank must call this together."""
+        self._engine.load_checkpoint(str(folder), tag=tag)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """The whole parameters and buffers in float32; every rank must call this together."""

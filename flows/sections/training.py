@@ -22,6 +22,9 @@ class TrainingConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     checkpoints: tuple[Share, ...] = (0.25, 0.5, 0.75, 1.0)
     """Shares of the training at which parameters are saved; influence is summed over them."""
+    resume_every: Share = 0.25
+    """Share of a training after which its state is saved, as it is at `checkpoints`: what a crash costs at most. A
+    share, so that it fits a training of any length; a state takes three times the parameters' bytes. 1.0: none."""
     turn_over: tuple[str, ...] = ()
     """Modules whose outputs every point sees through a mask of its own (turn-over dropout); none by default."""
 

@@ -21,10 +21,12 @@ from typing import Any
 
 import psutil
 
+import flows.launch
 from storage.ledger_views import LedgerViews
 
 TRAPS = "TEST_TRAPS"
 ROOT = "TEST_ROOT"
+COMMAND = flows.launch._command
 LINES = 16 * 2**10
 
 
@@ -92,21 +94,19 @@ def set_trap(trap: str) -> None:
     setattr(owner, name, wrapped)
 
 
+def trapped(launch: flows.launch.Launch) -> list[str]:
+    """The launcher's command, with the ranks started through this module."""
+    parts = COMMAND(launch)
+    parts.insert(parts.index(f"flows.ranks.{launch.program}"), "tests.faults.trap")
+    return parts
+
+
 def run(file: str, traps: list[str]) -> None:
     os.environ[ROOT] = str(os.getpid())
     in_ranks = [trap.removeprefix("rank ") for trap in traps if trap.startswith("rank")]
     if in_ranks:
         os.environ[TRAPS] = json.dumps(in_ranks)
-        import flows.launch
-
-        command = flows.launch._command
-
-        def through_here(launch: Any) -> list[str]:
-            parts = command(launch)
-            parts.insert(parts.index(f"flows.ranks.{launch.program}"), "tests.faults.trap")
-            return parts
-
-        flows.launch._command = through_here
+        flows.launch._command = trapped
     for trap in traps:
         if not trap.startswith("rank"):
             set_trap(trap)

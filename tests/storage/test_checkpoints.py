@@ -92,6 +92,20 @@ def test_torn_folders_are_not_checkpoints_and_sweep_removes_only_them(tmp_path: 
     assert checkpoints.latest(tmp_path / "absent") is None
 
 
+def test_only_the_newest_are_kept_and_one_being_removed_does_not_seem_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [commit(tmp_path, step) for step in (1, 2, 10)]
+    checkpoints.keep(tmp_path, newest=2)
+    assert sorted(tmp_path.iterdir()) == [made[1].path, made[2].path]
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda path: None)
+        checkpoints.keep(tmp_path, newest=1)
+    assert checkpoints.sweep(tmp_path) == (checkpoints.temporary(tmp_path, 2),)
+    checkpoints.keep(tmp_path, newest=0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_commit_without_parameters_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no model\.safetensors"):
         checkpoints.commit(checkpoints.begin(tmp_path, 1), Metadata("r", 0, 1, "m", 1))

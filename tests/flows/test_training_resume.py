@@ -1,0 +1,122 @@
+"""A training that was killed goes on as if it had not been: the same bytes in the end."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.config import load
+from flows.errors import StageFailed
+from flows.plans import Job, TrainPlan, write_plan
+from flows.ranks import randomness
+from flows.ranks.engine import Engine
+from flows.ranks.resume import STATE
+from storage import checkpoints
+from storage.errors import CheckpointDamaged
+from storage.files import sha256_file
+from storage.trajectory_store import TRAJECTORY
+from tests.faults.trap import TRAPS, trapped
+from tests.flows.helpers import Launch, launch, run_here, write_toml
+from tests.flows.test_ranks import train_digest
+
+NOISY = f"{Path(__file__).with_name('noisy.py')}:Noisy"
+STEPS = 12
+KILLED = 8  # after the states of steps 3 and 6
+
+
+class Killed(Exception):
+    """What a rank in this process dies of."""
+
+
+def plan(folder: Path, *models: str, **training: Any) -> TrainPlan:
+    config = load(write_toml(folder, NOISY, training={"batch_size": 32} | training))
+    jobs = [
+        Job(role="baseline", seed=3, steps=STEPS, folder=folder / name, save_at=(STEPS // 2, STEPS)) for name in models
+    ]
+    return TrainPlan(config=config, logs=folder / "logs", train_digest=train_digest(config), jobs=tuple(jobs))
+
+
+def here(plan: TrainPlan) -> None:
+    run_here(Launch("train", write_plan(plan, plan.logs / "train.json"), 1, plan.logs, 60.0), lambda _: None)
+
+
+def killed_here(plan: TrainPlan, patch: pytest.MonkeyPatch) -> None:
+    step, steps = Engine.step, iter(range(1, KILLED))
+
+    def until(self: Engine, *given: Any) -> None:
+        if next(steps, None) is None:
+            raise Killed
+        step(self, *given)
+
+    with patch.context() as patched:
+        patched.setattr(Engine, "step", until)
+        with pytest.raises(Killed):
+            here(plan)
+
+
+def left(folder: Path) -> Mapping[str, str]:
+    """What stands in a trained model's folder, by digest; what a clock says is left out."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "timing.json")
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_training_that_was_killed_leaves_the_bytes_of_one_that_was_not(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    killed_here(plan(tmp_path, "killed", zero_stage=stage), monkeypatch)
+    assert [path.name for path in (tmp_path / "killed" / STATE).iterdir()] == ["step-000006"]
+    here(plan(tmp_path, "killed", "whole", zero_stage=stage))
+    assert left(tmp_path / "killed") == left(tmp_path / "whole")
+    assert {"step-000006", "step-000012", TRAJECTORY} < {path.name for path in (tmp_path / "whole").iterdir()}
+    assert pq.read_table(tmp_path / "killed" / TRAJECTORY)["step"].to_pylist() == list(range(1, STEPS + 1))
+    assert not (tmp_path / "killed" / STATE).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_rank_killed_in_the_middle_of_a_training_changes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv(TRAPS, json.dumps([f"1 flows.ranks.engine:Engine.step before {KILLED} kill_self"]))
+        patched.setattr("flows.launch._command", trapped)
+        with pytest.raises(StageFailed, match="rank 1"):
+            launch("train", plan(tmp_path, "killed", ranks=2, zero_stage=stage), 2)
+    assert [path.name for path in (tmp_path / "killed" / STATE).iterdir()] == ["step-000006"]
+    launch("train", plan(tmp_path, "killed", "whole", ranks=2, zero_stage=stage), 2)
+    assert left(tmp_path / "killed") == left(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("forgotten", ["torch", "numpy", "optimizer"])
+def test_a_resume_that_forgets_where_the_draws_or_the_optimizer_stood_would_not_be_the_same(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    killed_here(plan(tmp_path, "killed"), monkeypatch)
+    if forgotten == "optimizer":
+        monkeypatch.setattr(Engine, "load_state", lambda *_: None)
+    else:
+        draws, restore = randomness.draws, randomness.restore
+        monkeypatch.setattr(randomness, "restore", lambda kept: restore(kept | {forgotten: draws()[forgotten]}))
+    here(plan(tmp_path, "killed", "whole"))
+    assert left(tmp_path / "killed") != left(tmp_path / "whole")
+
+
+def test_a_torn_state_is_swept_and_a_damaged_one_is_never_loaded(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_here(plan(tmp_path, "killed"), monkeypatch)
+    torn = tmp_path / "killed" / STATE / "step-000009"
+    (torn / "zero").mkdir(parents=True)
+    whole = torn.with_name("step-000006")
+    file = next((whole / "zero").glob("*optim*"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointDamaged, match=rf"{file.name} has changed since it was written"):
+        here(plan(tmp_path, "killed"))
+    assert not torn.exists()
+    checkpoints.remove(whole)
+    here(plan(tmp_path, "killed", "whole"))
+    assert left(tmp_path / "killed") == left(tmp_path / "whole")
