@@ -91,7 +91,7 @@ def load(path: Path) -> Config:
     raw["file"] = path.resolve()
     raw["workspace"] = path.resolve().parent / str(raw.get("workspace", "workspace"))
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate(raw, context={"folder": path.resolve().parent})
     except ValidationError as error:
         raise BadInput(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
 

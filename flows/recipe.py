@@ -14,8 +14,18 @@ def steps_for(training: TrainingConfig, points: int) -> int:
 
 
 def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
-    """Of one optimizer step, from 1, of so many."""
-    return training.learning_rate
+    """Of one optimizer step, from 1, of so many; never 0."""
+    warm = round(training.warmup * steps)
+    if step <= warm:
+        return training.learning_rate * step / warm
+    passed = (step - warm - 1) / (steps - warm)
+    left = {"constant": 1.0, "linear": 1 - passed, "cosine": (1 + math.cos(math.pi * passed)) / 2}
+    return training.learning_rate * left[training.schedule]
+
+
+def horizon(training: TrainingConfig, steps: int) -> float:
+    """Sum of the learning rates of so many steps."""
+    return math.fsum(learning_rate(training, step, steps) for step in range(1, steps + 1))
 
 
 def save_points(training: TrainingConfig, steps: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flows.ranks.activations import recompute
+from flows.ranks.device import backend, device
+from flows.ranks.precision import in_precision
 from flows.ranks.rank import COLLECTIVE_TIMEOUT
+from flows.sections.deepspeed import merged
 from flows.sections.training import TrainingConfig
 
 
 def connect() -> None:
-    """Open the process group through DeepSpeed, without compiling its CPU operators (unused in training)."""
+    """Open DeepSpeed on the process group, without compiling its CPU operators (unused in training)."""
+    os.environ.setdefault("DS_ACCELERATOR", device().type)
     import deepspeed
     import deepspeed.ops
     from deepspeed.comm.torch import TorchBackend
@@ -24,7 +30,25 @@ def connect() -> None:
     deepspeed.ops.__compatible_ops__ = {}
     # DeepSpeed's own groups would otherwise wait torch's 30 minutes for a lost rank
     TorchBackend.new_group = lambda _, ranks: dist.new_group(ranks, timeout=COLLECTIVE_TIMEOUT)
-    deepspeed.init_distributed("gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    deepspeed.init_distributed(backend(), timeout=COLLECTIVE_TIMEOUT, verbose=False)
+
+
+def settings_of(training: TrainingConfig, world: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a recipe on so many ranks."""
+    zero: dict[str, Any] = {"stage": training.zero_stage}
+    if training.offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    ours = {
+        "train_micro_batch_size_per_gpu": training.batch_size // world // training.accumulation,
+        "gradient_accumulation_steps": training.accumulation,
+        "gradient_clipping": training.clipping,
+        "bf16": {"enabled": training.precision == "bf16"},
+        "steps_per_print": 10**9,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    return merged(ours, training.deepspeed)
 
 
 class Engine:
@@ -39,24 +63,23 @@ class Engine:
     def __init__(self, model: nn.Module, training: TrainingConfig, world: int) -> None:
         import deepspeed
 
-        optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
-        settings = {
-            "train_micro_batch_size_per_gpu": training.batch_size // world,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": 0.0,  # DeepSpeed's default is a norm of 1, which would be another recipe
-            "steps_per_print": 10**9,
-            "zero_optimization": {"stage": training.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-        }
+        recompute(model, training.activation_checkpointing)
+        in_precision(model, training.precision)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=training.weight_decay)  # see set_rate
+        settings = settings_of(training, world)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        if training.zero_stage == 0 and training.precision == "bf16":
+            optimizer.state.clear()  # DeepSpeed took a step on zeros here, which AdamW's bias correction would count
         self.model: nn.Module = self._engine
         """To be called on batches; gradients flow through it."""
 
-    def step(self, losses: Tensor, rate: float) -> None:
-        """One optimizer step at a learning rate, on the mean of this rank's per-point losses `[B]`, over the ranks."""
+    def set_rate(self, rate: float) -> None:
+        """Give the next optimizer step its learning rate."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
+
+    def step(self, losses: Tensor) -> None:
+        """Take the per-point losses `[B]` of this rank's next part of a step's points; with the last, take the step."""
         self._engine.backward(losses.mean())
         self._engine.step()
 

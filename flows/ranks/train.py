@@ -18,10 +18,12 @@ import torch.distributed as dist
 
 from flows.dataset import check_unchanged
 from flows.plans import Job, TrainPlan, read_plan
+from flows.ranks.device import device, here
 from flows.ranks.engine import Engine, connect
 from flows.ranks.holdout import Holdout
 from flows.ranks.order import Order
 from flows.ranks.points import Points
+from flows.ranks.precision import in_precision
 from flows.ranks.randomness import seed_all
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.resume import STATE, Resume
@@ -55,10 +57,10 @@ class Trainer:
             checkpoints.sweep(job.folder)
             checkpoints.sweep(job.folder / STATE)
         dist.barrier()
-        model = seeded_model(self._workload, job.seed)
+        model = seeded_model(self._workload, job.seed).to(device())
         if job.weights is not None:
             load_weights(model, job.weights)
-            self._holdout.judge(model, job.folder / "holdout.parquet")
+            self._holdout.judge(in_precision(model, self._config.training.precision), job.folder / "holdout.parquet")
             return
         resume = Resume(job, _definition(model), self._rank)
         if not (job.folder / f"step-{job.steps:06d}").exists():
@@ -79,11 +81,13 @@ class Trainer:
         states = resume_points(training, job)
         started = time.monotonic()
         for step in range(begun + 1, job.steps + 1):
-            rows = order.next()[self._rank.index :: self._rank.world]
-            with masks.own(self._keys[rows]):
-                losses = self._workload.loss(engine.model, self._batches.take(rows))  # [B / world]
-                check_losses(losses, rows, self._ids)
-                engine.step(losses, learning_rate(training, step, job.steps))
+            engine.set_rate(learning_rate(training, step, job.steps))
+            mine = order.next()[self._rank.index :: self._rank.world]
+            for rows in mine.chunk(training.accumulation):
+                with masks.own(here(self._keys[rows])):
+                    losses = self._workload.loss(engine.model, here(self._batches.take(rows)))  # [b]
+                    check_losses(losses.detach().cpu(), rows, self._ids)
+                    engine.step(losses)
             if step == job.steps:
                 self._leave(job, engine, (time.monotonic() - started) / (step - begun))
             if step in job.save_at:

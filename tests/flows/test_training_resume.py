@@ -24,6 +24,14 @@ from tests.flows.test_ranks import train_digest
 
 NOISY = f"{Path(__file__).with_name('noisy.py')}:Noisy"
 STEPS = 12
+RECIPE = {
+    "accumulation": 2,
+    "clipping": 0.5,
+    "schedule": "cosine",
+    "warmup": 0.2,
+    "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},  # partitions the smallest, too
+}
+CASES = [(0, "bf16"), (1, "fp32"), (2, "bf16"), (3, "fp32")]  # on one rank, in this process: all eight
 KILLED = 8  # after the states of steps 3 and 6
 
 
@@ -44,15 +52,15 @@ def here(plan: TrainPlan) -> None:
 
 
 def killed_here(plan: TrainPlan, patch: pytest.MonkeyPatch) -> None:
-    step, steps = Engine.step, iter(range(1, KILLED))
+    set_rate, steps = Engine.set_rate, iter(range(1, KILLED))
 
-    def until(self: Engine, *given: Any) -> None:
+    def until(self: Engine, rate: float) -> None:
         if next(steps, None) is None:
             raise Killed
-        step(self, *given)
+        set_rate(self, rate)
 
     with patch.context() as patched:
-        patched.setattr(Engine, "step", until)
+        patched.setattr(Engine, "set_rate", until)
         with pytest.raises(Killed):
             here(plan)
 
@@ -63,13 +71,15 @@ def left(folder: Path) -> Mapping[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in files}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_training_that_was_killed_leaves_the_bytes_of_one_that_was_not(
-    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, precision: str
 ) -> None:
-    killed_here(plan(tmp_path, "killed", zero_stage=stage), monkeypatch)
+    recipe = RECIPE | {"zero_stage": stage, "precision": precision}
+    killed_here(plan(tmp_path, "killed", **recipe), monkeypatch)
     assert [path.name for path in (tmp_path / "killed" / STATE).iterdir()] == ["step-000006"]
-    here(plan(tmp_path, "killed", "whole", zero_stage=stage))
+    here(plan(tmp_path, "killed", "whole", **recipe))
     assert left(tmp_path / "killed") == left(tmp_path / "whole")
     assert {"step-000006", "step-000012", TRAJECTORY} < {path.name for path in (tmp_path / "whole").iterdir()}
     assert pq.read_table(tmp_path / "killed" / TRAJECTORY)["step"].to_pylist() == list(range(1, STEPS + 1))
@@ -77,17 +87,18 @@ def test_a_training_that_was_killed_leaves_the_bytes_of_one_that_was_not(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("stage", "precision"), CASES)
 def test_a_rank_killed_in_the_middle_of_a_training_changes_nothing_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, precision: str
 ) -> None:
+    recipe = RECIPE | {"ranks": 2, "zero_stage": stage, "precision": precision}
     with monkeypatch.context() as patched:
-        patched.setenv(TRAPS, json.dumps([f"1 flows.ranks.engine:Engine.step before {KILLED} kill_self"]))
+        patched.setenv(TRAPS, json.dumps([f"1 flows.ranks.engine:Engine.set_rate before {KILLED} kill_self"]))
         patched.setattr("flows.launch._command", trapped)
         with pytest.raises(StageFailed, match="rank 1"):
-            launch("train", plan(tmp_path, "killed", ranks=2, zero_stage=stage), 2)
+            launch("train", plan(tmp_path, "killed", **recipe), 2)
     assert [path.name for path in (tmp_path / "killed" / STATE).iterdir()] == ["step-000006"]
-    launch("train", plan(tmp_path, "killed", "whole", ranks=2, zero_stage=stage), 2)
+    launch("train", plan(tmp_path, "killed", "whole", **recipe), 2)
     assert left(tmp_path / "killed") == left(tmp_path / "whole")
 
 
