@@ -12,17 +12,20 @@ complete; everything else is torn and `sweep` removes it. Nothing is ever unpick
 A state is a checkpoint without `model.safetensors`: files that the ranks alone can read. Only the newest is kept.
 """
 
+import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from storage.errors import CheckpointDamaged, CheckpointExists, StorageError, WriteFailed
@@ -218,7 +221,37 @@ def keep(role_dir: Path, newest: int) -> None:
         remove(older)
 
 
-def read_tensors(checkpoint: Path) -> dict[str, NDArray[Any]]:
-    """The parameters of a committed checkpoint, by name in order."""
-    with safe_open(checkpoint / TENSORS, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in sorted(file.keys())}
+def discard(role_dir: Path) -> None:
+    """Remove a role's folder, if it is there, with all its checkpoints; for one process."""
+    if role_dir.is_dir():
+        keep(role_dir, newest=0)
+        sweep(role_dir)
+        role_dir.rmdir()
+
+
+def read_tensors(checkpoint: Path, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The parameters of a committed checkpoint, by name in order; of chosen ones, the file gives up their bytes alone.
+
+    Args:
+        checkpoint: Its folder.
+        names: Those to read; default: all.
+
+    Raises:
+        StorageError: the checkpoint has no parameter of such a name.
+    """
+    with (checkpoint / TENSORS).open(
+        "rb"
+    ) as file:  # safetensors' own reader maps the file, which counts as memory, too
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        start = file.tell()
+        known = sorted(header.keys() - {"__metadata__"})
+        if unknown := sorted(set(names or ()) - set(known)):
+            raise StorageError(f"{checkpoint} has no {unknown[0]}; it has {', '.join(known[:20])}")
+        return {name: _read(file, start, header[name]) for name in known if names is None or name in names}
+
+
+def _read(file: BufferedReader, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+    kind = entry["dtype"]  # F32, I64, BOOL, …
+    dtype = np.dtype("?") if kind == "BOOL" else np.dtype(f"<{kind[0].lower()}{int(kind[1:]) // 8}")
+    file.seek(start + entry["data_offsets"][0])
+    return np.fromfile(file, dtype, math.prod(entry["shape"])).reshape(entry["shape"])
