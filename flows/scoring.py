@@ -54,7 +54,8 @@ class Scored:
 
 def score(cycle: Cycle, trained: Trained) -> Scored:
     """Score all points from the baseline's checkpoints."""
-    inputs = cycle.section("workload", "training", "scoring") | {
+    inputs = cycle.section("workload", "scoring") | {
+        "training": cycle.config.training.recipe(),
         "dataset": cycle.dataset_sha256,
         "train": cycle.digests["train"],
         "query": cycle.digests["query"],

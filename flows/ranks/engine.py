@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flows.ranks.activations import recompute
 from flows.ranks.device import backend, device
 from flows.ranks.precision import in_precision
 from flows.ranks.rank import COLLECTIVE_TIMEOUT
+from flows.ranks.weights import weights_of
 from flows.sections.deepspeed import merged
 from flows.sections.training import TrainingConfig
 
@@ -51,6 +53,15 @@ def settings_of(training: TrainingConfig, world: int) -> dict[str, Any]:
     return merged(ours, training.deepspeed)
 
 
+def universal(folder: Path, tag: str, into: Path) -> None:
+    """Write a state of ZeRO stage 1 to 3 once more, as one that any number of ranks can load; for one rank."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    given = {"input_folder": str(folder / tag), "output_folder": str(into / tag), "strict": True}
+    workers = {"num_extract_workers": 1, "num_merge_workers": 1}  # in this process
+    ds_to_universal.main(Namespace(**given, **workers, keep_temp_folder=False, inject_missing_state=True))
+
+
 class Engine:
     """One model in training, partitioned over the ranks by its ZeRO stage.
 
@@ -58,15 +69,16 @@ class Engine:
         model: The model, with the same weights on every rank.
         training: Optimizer, batch and stage.
         world: Number of ranks.
+        universal: The state to load is one that `universal` made.
     """
 
-    def __init__(self, model: nn.Module, training: TrainingConfig, world: int) -> None:
+    def __init__(self, model: nn.Module, training: TrainingConfig, world: int, *, universal: bool = False) -> None:
         import deepspeed
 
         recompute(model, training.activation_checkpointing)
         in_precision(model, training.precision)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=training.weight_decay)  # see set_rate
-        settings = settings_of(training, world)
+        settings = settings_of(training, world) | {"checkpoint": {"load_universal": universal}}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         if training.zero_stage == 0 and training.precision == "bf16":
             optimizer.state.clear()  # DeepSpeed took a step on zeros here, which AdamW's bias correction would count
@@ -111,7 +123,7 @@ class Engine:
 
         module: nn.Module = self._engine.module
         with zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
-            return {name: value.detach().float().cpu().numpy().copy() for name, value in module.state_dict().items()}
+            return weights_of(module)
 
     def close(self) -> None:
         """Free the engine's buffers and hooks."""

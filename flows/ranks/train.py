@@ -7,17 +7,21 @@ that was interrupted goes on from its last state.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from flows.dataset import check_unchanged
-from flows.plans import Job, TrainPlan, read_plan
+from flows.plans import GIVEN, Job, TrainPlan, read_plan
 from flows.ranks.device import device, here
 from flows.ranks.engine import Engine, connect
 from flows.ranks.holdout import Holdout
@@ -27,7 +31,7 @@ from flows.ranks.precision import in_precision
 from flows.ranks.randomness import seed_all
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.resume import STATE, Resume
-from flows.ranks.weights import load_weights
+from flows.ranks.weights import load_file, load_weights, weights_of
 from flows.recipe import learning_rate, resume_points
 from flows.workload import Workload, check_losses, load_workload, seeded_model
 from influence.turnover import TurnOver
@@ -62,17 +66,31 @@ class Trainer:
             load_weights(model, job.weights)
             self._holdout.judge(in_precision(model, self._config.training.precision), job.folder / "holdout.parquet")
             return
-        resume = Resume(job, _definition(model), self._rank)
-        if not (job.folder / f"step-{job.steps:06d}").exists():
-            self._train(job, model, resume)
-        else:
+        if (job.folder / f"step-{job.steps:06d}").exists():
             self._done += job.steps
-        resume.end()
+        elif self._config.training.command:
+            self._take(job, model)
+        else:
+            self._train(job, model)
+        if self._rank.index == 0:
+            checkpoints.discard(job.folder / STATE)
+            shutil.rmtree(job.folder / GIVEN, ignore_errors=True)
 
-    def _train(self, job: Job, model: torch.nn.Module, resume: Resume) -> None:
+    def _take(self, job: Job, model: torch.nn.Module) -> None:
+        definition, precision = _definition(model), self._config.training.precision
+        for step in job.save_at:
+            load_file(model, job.folder / GIVEN / f"step-{step:06d}.safetensors")
+            weights = weights_of(model)
+            if step == job.steps:
+                self._holdout.judge(in_precision(model, precision), job.folder / "holdout.parquet")
+            self._save(weights, job, step, definition)
+        self._done += job.steps
+
+    def _train(self, job: Job, model: torch.nn.Module) -> None:
         training, definition = self._config.training, _definition(model)
+        resume = Resume(job, training.zero_stage, definition, self._rank)
         seed_all(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
-        engine = Engine(model, training, self._rank.world)
+        engine = Engine(model, training, self._rank.world, universal=resume.universal)
         masks = TurnOver(model, training.turn_over, job.seed)
         order = Order(self._kept(job.removed), training.batch_size, job.seed)
         begun = resume.load(engine)
@@ -91,7 +109,7 @@ class Trainer:
             if step == job.steps:
                 self._leave(job, engine, (time.monotonic() - started) / (step - begun))
             if step in job.save_at:
-                self._save(engine, job, step, definition)
+                self._save(engine.weights(), job, step, definition)
             if step in states:
                 resume.save(engine, step)
             self._done += 1
@@ -121,8 +139,7 @@ class Trainer:
         kind = self._manifest.table.schema.field("point_id").type
         trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates)
 
-    def _save(self, engine: Engine, job: Job, step: int, definition: str) -> None:
-        weights = engine.weights()
+    def _save(self, weights: Mapping[str, NDArray[Any]], job: Job, step: int, definition: str) -> None:
         if self._rank.index == 0 and not (job.folder / f"step-{step:06d}").exists():
             draft = checkpoints.begin(job.folder, step)
             checkpoints.write_tensors(draft, weights)

@@ -8,13 +8,19 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from flows.sections import deepspeed
 from flows.sections.base import Count, Section, Share
+from storage.files import JSON
 
 Precision = Literal["fp32", "bf16"]
+EXECUTION = {"ranks", "accumulation", "activation_checkpointing", "offload", "zero_stage", "resume_every"}
+"""Keys that change how a model is trained, but nothing of the model beyond rounding."""
 
 
 class TrainingConfig(Section):
     """How every model of the cycle is trained: baseline, challenger, control and the out-of-fold models."""
 
+    command: tuple[str, ...] = ()
+    """Trains a model in place of our ranks, for teams with a trainer of their own; README.md says what it is given and
+    must leave. The recipe then says how out-of-fold models are trained, and how many steps there are."""
     ranks: Count = 2
     seed: Annotated[int, Field(ge=0)] = 0
     epochs: Count = 40
@@ -47,6 +53,10 @@ class TrainingConfig(Section):
     share, so that it fits a training of any length; a state takes three times the parameters' bytes. 1.0: none."""
     turn_over: tuple[str, ...] = ()
     """Modules whose outputs every point sees through a mask of its own (turn-over dropout); none by default."""
+
+    def recipe(self) -> dict[str, JSON]:
+        """What a trained model depends on: a model is known by it, whatever it is trained with."""
+        return self.model_dump(mode="json", exclude=EXECUTION)
 
     @field_validator("deepspeed", mode="before")
     @classmethod
