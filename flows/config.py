@@ -100,7 +100,7 @@ def load(path: Path) -> Config:
     if isinstance(launcher, dict) and isinstance(launcher.get("hostfile"), str):
         launcher["hostfile"] = path.resolve().parent / launcher["hostfile"]
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate(raw, context={"folder": path.resolve().parent})
     except ValidationError as error:
         raise BadInput(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
 

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from flows.config import Config
 from storage.files import atomic_write_text
 
+GIVEN = "given"
+"""In a job's folder: what `training.command` left."""
+
 
 class Plan(BaseModel):
     """What every program needs."""

@@ -1,9 +1,10 @@
-"""What follows from the training settings: how many steps, and when parameters are saved."""
+"""What follows from the training settings: how many steps, at which learning rates, and what is saved when."""
 
 from __future__ import annotations
 
 import math
 
+from flows.plans import Job
 from flows.sections.training import TrainingConfig
 
 
@@ -12,6 +13,27 @@ def steps_for(training: TrainingConfig, points: int) -> int:
     return training.epochs * math.ceil(points / training.batch_size)
 
 
+def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
+    """Of one optimizer step, from 1, of so many; never 0."""
+    warm = round(training.warmup * steps)
+    if step <= warm:
+        return training.learning_rate * step / warm
+    passed = (step - warm - 1) / (steps - warm)
+    left = {"constant": 1.0, "linear": 1 - passed, "cosine": (1 + math.cos(math.pi * passed)) / 2}
+    return training.learning_rate * left[training.schedule]
+
+
+def horizon(training: TrainingConfig, steps: int) -> float:
+    """Sum of the learning rates of so many steps."""
+    return math.fsum(learning_rate(training, step, steps) for step in range(1, steps + 1))
+
+
 def save_points(training: TrainingConfig, steps: int) -> tuple[int, ...]:
     """The steps after which the baseline's parameters are saved."""
     return tuple(sorted({max(1, round(share * steps)) for share in training.checkpoints}))
+
+
+def resume_points(training: TrainingConfig, job: Job) -> frozenset[int]:
+    """The steps after which the state of a job is saved."""
+    every = max(1, round(training.resume_every * job.steps))
+    return frozenset({*job.save_at, *range(every, job.steps, every)}) - {job.steps}

@@ -18,7 +18,7 @@ from flows.plans import Job
 from flows.pruning import Proposed
 from flows.recipe import save_points
 from flows.stages import Cycle, once
-from flows.training import Trained, arm_folder, train_plan, training_inputs, write_ids
+from flows.training import Trained, arm_folder, train_jobs, training_inputs, write_ids
 from storage.files import JSON
 from storage.points import PointId
 from storage.proposals import Proposal
@@ -80,8 +80,7 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     missing = [job for job in jobs.values() if not (job.folder / f"step-{job.steps:06d}").exists()]
     todo = tuple(missing) + ((judged,) if judged else ())
     if todo:
-        plan = train_plan(cycle, todo)
-        cycle.launch("train", plan.model_copy(update={"logs": plan.logs / "retrain"}), training.ranks)
+        train_jobs(cycle, todo, cycle.folder / "logs" / "retrain")
     if pruning:
         cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(jobs)}, key=proposed.hash)
     return Retrained(

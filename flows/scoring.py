@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from flows.plans import ScorePlan
+from flows.recipe import horizon
 from flows.stages import Cycle, once
 from flows.training import Trained, write_ids
 from flows.trust import Probe
@@ -53,7 +54,8 @@ class Scored:
 
 def score(cycle: Cycle, trained: Trained) -> Scored:
     """Score all points from the baseline's checkpoints."""
-    inputs = cycle.section("workload", "training", "scoring") | {
+    inputs = cycle.section("workload", "scoring") | {
+        "training": cycle.config.training.recipe(),
         "dataset": cycle.dataset_sha256,
         "train": cycle.digests["train"],
         "query": cycle.digests["query"],
@@ -84,7 +86,7 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         folder=folder,
         checkpoint_digest=trained.digest,
         inputs_digest=inputs_digest,
-        horizon=trained.steps * config.training.learning_rate,
+        horizon=horizon(config.training, trained.steps),
     )
     started = time.monotonic()
     score_store.sweep(folder, inputs_digest)

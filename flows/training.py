@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flows.elsewhere import train_elsewhere
 from flows.plans import Job, TrainPlan
 from flows.recipe import save_points, steps_for
 from flows.stages import Cycle, once
@@ -45,14 +46,21 @@ def _intact(trained: Trained) -> bool:
     return all(path.exists() for path in trained.checkpoints)
 
 
-def train_plan(cycle: Cycle, jobs: tuple[Job, ...]) -> TrainPlan:
-    """The jobs, for the ranks."""
-    return TrainPlan(config=cycle.config, logs=cycle.folder / "logs", train_digest=cycle.digests["train"], jobs=jobs)
+def train_jobs(cycle: Cycle, jobs: tuple[Job, ...], logs: Path) -> None:
+    """Have the ranks train the models, or take them from the team's own command, and judge them."""
+    config = cycle.config
+    if config.training.command:
+        for job in jobs:
+            if job.weights is None:
+                train_elsewhere(cycle, job)
+    plan = TrainPlan(config=config, logs=logs, train_digest=cycle.digests["train"], jobs=jobs)
+    cycle.launch("train", plan, config.training.ranks)
 
 
 def training_inputs(cycle: Cycle) -> dict[str, JSON]:
     """What every trained model of the cycle depends on."""
-    return cycle.section("workload", "training") | {
+    return cycle.section("workload") | {
+        "training": cycle.config.training.recipe(),
         "dataset": cycle.dataset_sha256,
         "holdout": cycle.digests["holdout"],
         "code": cycle.digests["code"],
@@ -71,7 +79,7 @@ def _train(cycle: Cycle) -> Trained:
         folder=arm_folder(cycle, "baseline", training.seed, training_inputs(cycle)),
         save_at=save_points(training, steps),
     )
-    cycle.launch("train", train_plan(cycle, (job,)), training.ranks)
+    train_jobs(cycle, (job,), cycle.folder / "logs")
     saved = tuple(job.folder / f"step-{step:06d}" for step in job.save_at)
     digest = checkpoints.verify(saved[-1]).digest
     cycle.ledger.record_event(cycle.number, "trained", detail={"checkpoint": digest, "steps": steps}, key=digest)

@@ -2,25 +2,30 @@
 
     <cycle>/checkpoints/<role>/step-000123/model.safetensors   the parameters, written once
                                           /MANIFEST.json       {"files": {name: {sha256, bytes}}, "metadata": {…}}
-                                          /…                   whatever the ranks wrote beside it (optimizer shards)
-                              /.step-000123.tmp/               being written; torn if its writer is gone
+                              /.step-000123.tmp/               being written or removed; torn if that process is gone
+                              /state/step-000123/…             of a training under way: what its ranks resume from
 
 One process calls `begin`, all ranks write into the temporary folder, a barrier follows, one process calls `commit`,
 which hashes and syncs every file and renames the folder. A folder named `step-…` with a MANIFEST.json is therefore
 complete; everything else is torn and `sweep` removes it. Nothing is ever unpickled here.
+
+A state is a checkpoint without `model.safetensors`: files that the ranks alone can read. Only the newest is kept.
 """
 
+import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from storage.errors import CheckpointDamaged, CheckpointExists, StorageError, WriteFailed
@@ -109,15 +114,20 @@ def write_tensors(folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         raise WriteFailed(f"cannot write {folder / TENSORS}: {error}; free space or fix permissions") from error
 
 
-def commit(folder: Path, metadata: Metadata) -> Checkpoint:
+def commit(folder: Path, metadata: Metadata, needed: str = TENSORS) -> Checkpoint:
     """Hash and sync everything in a temporary folder, write its MANIFEST.json and rename it to its final name.
 
+    Args:
+        folder: What `begin` returned, written into.
+        metadata: What it is of.
+        needed: A file that it must hold.
+
     Raises:
-        StorageError: the folder holds no model.safetensors.
+        StorageError: it does not.
         WriteFailed: the system refused a write; the temporary folder stays for `sweep`.
     """
-    if not (folder / TENSORS).is_file():
-        raise StorageError(f"{folder} has no {TENSORS}; call write_tensors before commit")
+    if not (folder / needed).is_file():
+        raise StorageError(f"{folder} has no {needed}; write it before commit")
     final = folder.parent / folder.name.removeprefix(".").removesuffix(TEMPORARY)
     try:
         files = {name: _describe(folder / name) for name in _names(folder)}
@@ -169,8 +179,12 @@ def latest(role_dir: Path) -> Checkpoint | None:
     Raises:
         CheckpointDamaged: the newest one is damaged (an older one is never used in its place).
     """
-    steps = sorted(_committed(role_dir), key=lambda path: int(path.name.removeprefix("step-")))
+    steps = sorted(_committed(role_dir), key=_step)
     return verify(steps[-1]) if steps else None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _committed(role_dir: Path) -> list[Path]:
@@ -193,7 +207,51 @@ def sweep(role_dir: Path) -> tuple[Path, ...]:
     return tuple(torn)
 
 
-def read_tensors(checkpoint: Path) -> dict[str, NDArray[Any]]:
-    """The parameters of a committed checkpoint, by name in order."""
-    with safe_open(checkpoint / TENSORS, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in sorted(file.keys())}
+def remove(checkpoint: Path) -> None:
+    """Remove a committed checkpoint; killed in the middle, this leaves a torn one, never one that seems whole."""
+    torn = temporary(checkpoint.parent, _step(checkpoint))
+    os.rename(checkpoint, torn)
+    shutil.rmtree(torn)
+
+
+def keep(role_dir: Path, newest: int) -> None:
+    """Remove all committed checkpoints but so many of the highest steps; for one process."""
+    steps = sorted(_committed(role_dir), key=_step)
+    for older in steps[: len(steps) - newest]:
+        remove(older)
+
+
+def discard(role_dir: Path) -> None:
+    """Remove a role's folder, if it is there, with all its checkpoints; for one process."""
+    if role_dir.is_dir():
+        keep(role_dir, newest=0)
+        sweep(role_dir)
+        role_dir.rmdir()
+
+
+def read_tensors(checkpoint: Path, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The parameters of a committed checkpoint, by name in order; of chosen ones, the file gives up their bytes alone.
+
+    Args:
+        checkpoint: Its folder.
+        names: Those to read; default: all.
+
+    Raises:
+        StorageError: the checkpoint has no parameter of such a name.
+    """
+    with (checkpoint / TENSORS).open(
+        "rb"
+    ) as file:  # safetensors' own reader maps the file, which counts as memory, too
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        start = file.tell()
+        known = sorted(header.keys() - {"__metadata__"})
+        if unknown := sorted(set(names or ()) - set(known)):
+            raise StorageError(f"{checkpoint} has no {unknown[0]}; it has {', '.join(known[:20])}")
+        return {name: _read(file, start, header[name]) for name in known if names is None or name in names}
+
+
+def _read(file: BufferedReader, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+    kind = entry["dtype"]  # F32, I64, BOOL, …
+    dtype = np.dtype("?") if kind == "BOOL" else np.dtype(f"<{kind[0].lower()}{int(kind[1:]) // 8}")
+    file.seek(start + entry["data_offsets"][0])
+    return np.fromfile(file, dtype, math.prod(entry["shape"])).reshape(entry["shape"])

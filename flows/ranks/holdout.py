@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from flows.dataset import manifest_of, rows_by_id
+from flows.ranks.device import here
 from flows.ranks.rank import Rank
 from flows.workload import Batches, Workload, collate_of
 from storage.files import atomic_path
@@ -59,9 +60,9 @@ class Holdout:
         # Every rank runs the same number of forward passes, as ZeRO 3 requires; the last rows are repeated to fill up.
         at = torch.arange(start + self._rank.index * BATCH, start + (self._rank.index + 1) * BATCH)
         mine = at[at < len(self._rows)]
-        batch = self._batches.take(self._rows[mine if len(mine) else at[:1] * 0])
+        batch = here(self._batches.take(self._rows[mine if len(mine) else at[:1] * 0]))
         losses = self._workload.loss(model, batch)
         correct = self._workload.logits(model, batch).argmax(1) == self._workload.labels(batch)
         if len(mine):
-            outcome[0, mine] = losses.double()
-            outcome[1, mine] = correct.double()
+            outcome[0, mine] = losses.double().cpu()
+            outcome[1, mine] = correct.double().cpu()

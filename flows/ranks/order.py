@@ -26,3 +26,8 @@ class Order:
             self._ahead = torch.cat([self._ahead, turn])
         batch, self._ahead = self._ahead[: self._size], self._ahead[self._size :]
         return batch
+
+    def skip(self, steps: int) -> None:
+        """Pass over the rows of the next steps."""
+        for _ in range(steps):
+            self.next()

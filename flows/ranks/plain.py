@@ -1,4 +1,4 @@
-"""Training in plain torch, in one process: for models that are many, small and thrown away."""
+"""Training in plain torch, in one process and in float32: for models that are many, small and thrown away."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flows.ranks.order import Order
 from flows.ranks.points import Points
+from flows.recipe import learning_rate
 from flows.sections.training import TrainingConfig
 from flows.workload import Workload
 from influence.turnover import TurnOver
@@ -45,9 +46,12 @@ def train_plainly(
         masks = TurnOver(model, training.turn_over, seed)
         for step in range(1, steps + 1):
             optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] = learning_rate(training, step, steps)
             batch = order.next()
             with masks.own(points.keys[batch]) if training.turn_over else nullcontext():
                 workload.loss(model, points.take(batch)).mean().backward()
+            if training.clipping:
+                nn.utils.clip_grad_norm_(model.parameters(), training.clipping)
             optimizer.step()
             if step in save_at:
                 model.eval()

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flows.errors import BadInput
+from flows.ranks.device import backend
 from flows.ranks.lifeline import AGENT, die_with_parent
 from influence.errors import InfluenceError
 from storage.errors import StorageError
@@ -98,7 +99,7 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
     Args:
         program: Its name, which its files carry.
         logs: Folder of its log, heartbeat and error.
-        connect: Opens the process group; default: gloo.
+        connect: Opens what else the program needs on the process group.
     """
     die_with_parent(int(os.environ[AGENT]))
     index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -107,7 +108,9 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     try:
-        (connect or _connect)()
+        _connect()
+        if connect:
+            connect()
         yield Rank(index, world, stem.with_suffix(".beat"))
         dist.barrier()
     except (BadInput, StorageError, InfluenceError) as error:
@@ -121,7 +124,7 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
 
 
 def _connect() -> None:
-    dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(backend(), timeout=COLLECTIVE_TIMEOUT)
 
 
 def _leave(stem: Path, kind: str, message: str) -> None:

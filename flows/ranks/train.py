@@ -1,14 +1,16 @@
 """The program each training rank runs: the jobs of a plan one after the other, each on all ranks.
 
 The order of the points depends on the seed and their number alone, and every rank takes its slice of each batch, so the
-number of ranks changes nothing but the rounding of sums. A job whose last checkpoint is there is not run again.
+number of ranks changes nothing but the rounding of sums. A job whose last checkpoint is there is not run again; one
+that was interrupted goes on from its last state.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,18 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from flows.dataset import check_unchanged
-from flows.plans import Job, TrainPlan, read_plan
+from flows.plans import GIVEN, Job, TrainPlan, read_plan
+from flows.ranks.device import device, here
 from flows.ranks.engine import Engine, connect
 from flows.ranks.holdout import Holdout
 from flows.ranks.order import Order
 from flows.ranks.points import Points
+from flows.ranks.precision import in_precision
+from flows.ranks.randomness import seed_all
 from flows.ranks.rank import Rank, rank_process
-from flows.ranks.weights import load_weights
+from flows.ranks.resume import STATE, Resume
+from flows.ranks.weights import load_file, load_weights, weights_of
+from flows.recipe import learning_rate, resume_points
 from flows.workload import Workload, check_losses, load_workload, seeded_model
 from influence.turnover import TurnOver
 from storage import checkpoints, trajectory_store
@@ -50,40 +57,61 @@ class Trainer:
 
     def run(self, job: Job) -> None:
         """Train the job's model, or load it, and judge it on the holdout set."""
-        model = seeded_model(self._workload, job.seed)
+        if self._rank.index == 0:
+            checkpoints.sweep(job.folder)
+            checkpoints.sweep(job.folder / STATE)
+        dist.barrier()
+        model = seeded_model(self._workload, job.seed).to(device())
         if job.weights is not None:
             load_weights(model, job.weights)
-            self._holdout.judge(model, job.folder / "holdout.parquet")
+            self._holdout.judge(in_precision(model, self._config.training.precision), job.folder / "holdout.parquet")
             return
-        if not (job.folder / f"step-{job.steps:06d}").exists():
-            self._train(job, model)
-        else:
+        if (job.folder / f"step-{job.steps:06d}").exists():
             self._done += job.steps
+        elif self._config.training.command:
+            self._take(job, model)
+        else:
+            self._train(job, model)
+        if self._rank.index == 0:
+            checkpoints.discard(job.folder / STATE)
+            shutil.rmtree(job.folder / GIVEN, ignore_errors=True)
+
+    def _take(self, job: Job, model: torch.nn.Module) -> None:
+        definition, precision = _definition(model), self._config.training.precision
+        for step in job.save_at:
+            load_file(model, job.folder / GIVEN / f"step-{step:06d}.safetensors")
+            weights = weights_of(model)
+            if step == job.steps:
+                self._holdout.judge(in_precision(model, precision), job.folder / "holdout.parquet")
+            self._save(weights, job, step, definition)
+        self._done += job.steps
 
     def _train(self, job: Job, model: torch.nn.Module) -> None:
-        torch.manual_seed(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
-        engine = Engine(model, self._config.training, self._rank.world)
-        masks = TurnOver(model, self._config.training.turn_over, job.seed)
-        order = Order(self._kept(job.removed), self._config.training.batch_size, job.seed)
-        taken, rates = [], []
+        training, definition = self._config.training, _definition(model)
+        resume = Resume(job, training.zero_stage, definition, self._rank)
+        seed_all(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
+        engine = Engine(model, training, self._rank.world, universal=resume.universal)
+        masks = TurnOver(model, training.turn_over, job.seed)
+        order = Order(self._kept(job.removed), training.batch_size, job.seed)
+        begun = resume.load(engine)
+        order.skip(begun)
+        self._done += begun
+        states = resume_points(training, job)
         started = time.monotonic()
-        for step in range(1, job.steps + 1):
-            batch = order.next()
-            if self._recorded(job):
-                taken.append(batch.int().numpy())
-                rates.append(engine.learning_rate)
-            rows = batch[self._rank.index :: self._rank.world]
-            with masks.own(self._keys[rows]):
-                losses = self._workload.loss(engine.model, self._batches.take(rows))  # [B / world]
-                check_losses(losses, rows, self._ids)
-                engine.step(losses)
+        for step in range(begun + 1, job.steps + 1):
+            engine.set_rate(learning_rate(training, step, job.steps))
+            mine = order.next()[self._rank.index :: self._rank.world]
+            for rows in mine.chunk(training.accumulation):
+                with masks.own(here(self._keys[rows])):
+                    losses = self._workload.loss(engine.model, here(self._batches.take(rows)))  # [b]
+                    check_losses(losses.detach().cpu(), rows, self._ids)
+                    engine.step(losses)
             if step == job.steps:
-                self._time(job, time.monotonic() - started)
-                self._record(job, taken, rates)
-                engine.share_buffers()
-                self._holdout.judge(engine.model, job.folder / "holdout.parquet")
+                self._leave(job, engine, (time.monotonic() - started) / (step - begun))
             if step in job.save_at:
-                self._save(engine, job, step)
+                self._save(engine.weights(), job, step, definition)
+            if step in states:
+                resume.save(engine, step)
             self._done += 1
             self._rank.progress(f"training {job.role}, seed {job.seed}", self._done, self._steps)
         engine.close()
@@ -93,41 +121,41 @@ class Trainer:
         kept = [point not in gone for point in self._manifest.ids]
         return self._rows[torch.tensor(kept)]
 
-    def _time(self, job: Job, seconds: float) -> None:
+    def _leave(self, job: Job, engine: Engine, seconds: float) -> None:
+        """What stands beside the last checkpoint."""
         if self._rank.index == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(job.folder / "timing.json", {"seconds_per_step": seconds / job.steps})
+            atomic_write_json(job.folder / "timing.json", {"seconds_per_step": seconds})
+            if job.role == "baseline":
+                self._record(job)
+        engine.share_buffers()
+        self._holdout.judge(engine.model, job.folder / "holdout.parquet")
 
-    def _recorded(self, job: Job) -> bool:
-        """Whether this rank leaves what the job's training did."""
-        return self._rank.index == 0 and job.role == "baseline"
+    def _record(self, job: Job) -> None:
+        training, steps = self._config.training, range(1, job.steps + 1)
+        order = Order(self._kept(job.removed), training.batch_size, job.seed)
+        taken = [order.next().int().numpy() for _ in steps]
+        rates = [learning_rate(training, step, job.steps) for step in steps]
+        kind = self._manifest.table.schema.field("point_id").type
+        trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates)
 
-    def _record(self, job: Job, taken: Sequence[NDArray[Any]], rates: Sequence[float]) -> None:
-        if self._recorded(job):
-            kind = self._manifest.table.schema.field("point_id").type
-            trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates)
-
-    def _save(self, engine: Engine, job: Job, step: int) -> None:
-        weights = engine.weights()
+    def _save(self, weights: Mapping[str, NDArray[Any]], job: Job, step: int, definition: str) -> None:
         if self._rank.index == 0 and not (job.folder / f"step-{step:06d}").exists():
             draft = checkpoints.begin(job.folder, step)
             checkpoints.write_tensors(draft, weights)
-            shapes = {name: [str(value.dtype), *value.shape] for name, value in weights.items()}
-            checkpoints.commit(
-                draft,
-                checkpoints.Metadata(job.role, job.seed, step, sha256_json(shapes), self._rank.world),
-            )
+            checkpoints.commit(draft, checkpoints.Metadata(job.role, job.seed, step, definition, self._rank.world))
         dist.barrier()
+
+
+def _definition(model: torch.nn.Module) -> str:
+    """Digest of the names and shapes of a model's parameters and buffers, as they are saved."""
+    return sha256_json({name: ["float32", *value.shape] for name, value in model.state_dict().items()})
 
 
 def main() -> None:
     """Run the plan named on the command line."""
     plan = read_plan(TrainPlan, Path(sys.argv[1]))
     with rank_process("train", plan.logs, connect) as rank:
-        for job in plan.jobs:
-            if rank.index == 0:
-                checkpoints.sweep(job.folder)
-        dist.barrier()
         trainer = Trainer(plan, rank)
         for job in plan.jobs:
             trainer.run(job)

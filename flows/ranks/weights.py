@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
@@ -25,6 +27,11 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     tensors = checkpoints.read_tensors(checkpoints.verify(checkpoint).path)
     with _same_model(checkpoint):
         model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+
+
+def weights_of(model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Every parameter and buffer, as it is saved: in float32."""
+    return {name: value.detach().float().cpu().numpy().copy() for name, value in model.state_dict().items()}
 
 
 def load_file(model: nn.Module, file: Path) -> None:

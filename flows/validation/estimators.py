@@ -15,6 +15,7 @@ from flows.estimators import approximation, damping_of, selections
 from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone
+from flows.recipe import horizon
 from flows.validation.setting import Setting
 from influence import Blocks, Damping, Fisher, Influence, PairScores, Reader, Share, Task, each, grand, select
 from influence.factored import dots, total
@@ -57,7 +58,7 @@ def _pairs(
     blocks = _blocks(setting, model, energies)
     chosen = approximation(config, blocks, Share(0, 1))
     fisher = Fisher(scoring.fisher, seed=training.seed)
-    damping = damping_of(config, scoring.estimator, scoring.damping, setting.steps * training.learning_rate)
+    damping = damping_of(config, scoring.estimator, scoring.damping, horizon(training, setting.steps))
     first, *others = (_times(damping, factor) for factor in times)
     with Influence(model, _task(setting), chosen.curvature, blocks, fisher, None, chosen.compressor) as influence:
         train, queries = _Batches(setting.train, scoring.chunk), _Batches(setting.queries, scoring.chunk)

@@ -22,11 +22,14 @@ from typing import Any
 
 import psutil
 
+import flows.agents
+from flows.agents import Launch
 from storage.ledger_views import LedgerViews
 
 TRAPS = "TEST_TRAPS"
 ROOT = "TEST_ROOT"
 SPRUNG = "TEST_SPRUNG"
+LAUNCHER = flows.agents._launcher
 LINES = 16 * 2**10
 
 
@@ -103,20 +106,18 @@ def set_trap(trap: str) -> None:
     setattr(owner, name, wrapped)
 
 
+def trapped(launch: Launch, node: int, key: str) -> list[str]:
+    """The launcher's part of an agent's command, with the ranks started through this module."""
+    return [*LAUNCHER(launch, node, key), "tests.faults.trap"]
+
+
 def run(file: str, traps: list[str]) -> None:
     os.environ[ROOT] = str(os.getpid())
     os.environ[SPRUNG] = str(Path(file).with_name("sprung"))
     in_ranks = [trap.removeprefix("rank ") for trap in traps if trap.startswith("rank")]
     if in_ranks:
         os.environ[TRAPS] = json.dumps(in_ranks)
-        import flows.agents
-
-        launcher = flows.agents._launcher
-
-        def through_here(*launch: Any) -> list[str]:
-            return [*launcher(*launch), "tests.faults.trap"]
-
-        flows.agents._launcher = through_here
+        flows.agents._launcher = trapped
     for trap in traps:
         if not trap.startswith("rank"):
             set_trap(trap)

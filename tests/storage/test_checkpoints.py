@@ -35,12 +35,43 @@ def test_tensors_read_back_by_name_in_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got["b"], np.arange(3.0))
 
 
-def test_a_transposed_view_and_a_scalar_are_stored_as_what_they_mean(tmp_path: Path) -> None:
+def test_chosen_tensors_are_read_alone_and_an_unknown_one_is_named(tmp_path: Path) -> None:
+    path = commit(tmp_path, 1).path
+    assert list(checkpoints.read_tensors(path, ["w"])) == ["w"]
+    assert checkpoints.read_tensors(path, []) == {}
+    with pytest.raises(StorageError, match="has no x; it has b, w"):
+        checkpoints.read_tensors(path, ["w", "x"])
+
+
+def test_chosen_tensors_take_no_more_memory_than_their_bytes_and_50_megabytes(tmp_path: Path) -> None:
+    folder, megabyte = checkpoints.begin(tmp_path, 1), 2**20
+    checkpoints.write_tensors(folder, {f"w{i}": np.full(40 * megabyte // 4, i, np.float32) for i in range(6)})
+    path = checkpoints.commit(folder, Metadata("r", 0, 1, "m", 1)).path
+    code = (
+        "import re, sys; from pathlib import Path; from storage import checkpoints as c\n"
+        "def peak(): return 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "before = peak(); c.read_tensors(Path(sys.argv[1]), sys.argv[2:] or None); print(peak() - before)"
+    )
+
+    def grown(*names: str) -> int:
+        command = [sys.executable, "-c", code, str(path), *names]
+        return int(subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, check=True).stdout)
+
+    assert grown("w3", "w5") <= (80 + 50) * megabyte
+    assert grown() >= 200 * megabyte
+
+
+def test_a_transposed_view_a_scalar_and_every_type_are_stored_as_what_they_mean(tmp_path: Path) -> None:
     folder, transposed = checkpoints.begin(tmp_path, 1), np.arange(6.0).reshape(2, 3).T
-    checkpoints.write_tensors(folder, {"t": transposed, "s": np.array(3.0)})
+    kinds = {name: np.arange(3).astype(name) for name in ("float16", "int64", "uint8", "bool")} | {
+        "none": np.empty((0, 2))
+    }
+    checkpoints.write_tensors(folder, {"t": transposed, "s": np.array(3.0)} | kinds)
     made = checkpoints.commit(folder, Metadata("r", 0, 1, "m", 1))
     got = checkpoints.read_tensors(made.path)
     np.testing.assert_array_equal(got["t"], transposed)
+    for name, array in kinds.items():
+        np.testing.assert_array_equal(got[name], array, strict=True)
     assert got["s"].shape == ()
     assert got["s"] == 3.0
 
@@ -90,6 +121,21 @@ def test_torn_folders_are_not_checkpoints_and_sweep_removes_only_them(tmp_path: 
     assert list(tmp_path.iterdir()) == [made.path]
     assert checkpoints.sweep(tmp_path / "absent") == ()
     assert checkpoints.latest(tmp_path / "absent") is None
+
+
+def test_only_the_newest_are_kept_and_one_being_removed_does_not_seem_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [commit(tmp_path, step) for step in (1, 2, 10)]
+    checkpoints.keep(tmp_path, newest=2)
+    assert sorted(tmp_path.iterdir()) == [made[1].path, made[2].path]
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda path: None)
+        checkpoints.keep(tmp_path, newest=1)
+    assert checkpoints.sweep(tmp_path) == (checkpoints.temporary(tmp_path, 2),)
+    checkpoints.discard(made[0].path.parent)
+    checkpoints.discard(made[0].path.parent)
+    assert not tmp_path.exists()
 
 
 def test_a_commit_without_parameters_is_refused(tmp_path: Path) -> None:
