@@ -39,7 +39,17 @@ from influence.compression import (
     sjlt,
 )
 from influence.curvature.arnoldi import Arnoldi, Spectrum, arnoldi
-from influence.curvature.base import AllReduce, Curvature, Damping, DampingKind, Diagnostics, Own, alone
+from influence.curvature.base import (
+    AllReduce,
+    Curvature,
+    Damping,
+    DampingKind,
+    Diagnostics,
+    Own,
+    Restorable,
+    Snapshot,
+    alone,
+)
 from influence.curvature.dense import GaussNewton
 from influence.curvature.dual import DualGaussNewton
 from influence.curvature.identity import Identity
@@ -140,9 +150,11 @@ __all__ = [
     "Reader",
     "Reading",
     "RelativeInfluence",
+    "Restorable",
     "Segment",
     "Selection",
     "Share",
+    "Snapshot",
     "Solution",
     "Spectrum",
     "Step",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flows.config import Config
 from flows.estimators import approximation, damping_of, selections
+from flows.ranks.kept import NOTHING, Keep, keep_fitted, recall
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
 from flows.workload import Workload, check_losses
@@ -130,11 +131,20 @@ class Attribution:
     ) -> None:
         self._open.close()
 
-    def fit(self, phase: str) -> None:
-        """Accumulate the curvatures over this rank's chunks and sum them over the ranks."""
+    def fit(self, phase: str, keep: Keep = NOTHING, of: str = "") -> None:
+        """Accumulate the curvatures over this rank's chunks and sum them over the ranks, unless they are kept.
+
+        Args:
+            phase: For the progress, and what they are kept by.
+            keep: Where.
+            of: Digest of the checkpoint.
+        """
         config, horizon = self._setting.config, self._setting.horizon
         exact = () if self.exact is None else (self.exact,)
-        fit((self.curvature, *exact), lambda: self._pass(phase), self._place.sum)
+        fitted = {f"{phase}/blocks": self.curvature, **{f"{phase}/head": one for one in exact}}
+        if not recall(fitted, keep, of, self._place):
+            fit(tuple(fitted.values()), lambda: self._pass(phase), self._place.sum)
+            keep_fitted(fitted, keep, of, self._place)
         self.curvature.finish(damping_of(config, config.scoring.estimator, config.scoring.damping, horizon))
         for one in exact:
             one.finish(damping_of(config, "dense", config.scoring.head_damping, horizon))

@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 
 from flows.plans import ScorePlan
 from flows.ranks.folds import OutOfFold
+from flows.ranks.kept import Keep
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.workload import Workload, inputs_of, seeded_model
@@ -33,7 +34,7 @@ class Suspects:
     disagreement: Tensor
 
 
-def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) -> Suspects:
+def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, keep: Keep) -> Suspects:
     """Train the fold models and stack what they and the neighbours say; every rank must call this together.
 
     Args:
@@ -41,6 +42,7 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) ->
         workload: Model and loss.
         points: The train set; points removed earlier are scored, but neither train nor vote.
         rank: This process.
+        keep: Where the fold models' answers are kept.
     """
     config = plan.config.scoring
     model = seeded_model(workload, plan.config.training.seed)
@@ -48,7 +50,7 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) ->
         classes = workload.logits(model, points.take(range(1))).shape[1]
     parts = torch.arange(len(points)).split(READ_BATCH)
     inputs = torch.cat([inputs_of(workload, points.take(part)) for part in parts])  # [n, d]
-    folds = OutOfFold(workload, points, plan.config.training, config.folds, rank)
+    folds = OutOfFold(workload, points, plan.config.training, config.folds, rank, keep)
     rounds: list[Tensor] = []
 
     def out_of_fold(kept: Tensor) -> Tensor:

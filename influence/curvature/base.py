@@ -20,6 +20,7 @@ from influence.factored import Factors, Gradients, dots, total
 
 DampingKind = Literal["absolute", "mean_eig", "horizon"]
 AllReduce = Callable[[Tensor], None]
+Snapshot = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,16 @@ class Curvature(Protocol):
 
     def diagnostics(self) -> Mapping[str, Diagnostics]:
         """By block, or under the blocks' joined names where the curvature couples them."""
+
+
+class Restorable(Curvature, Protocol):
+    """A curvature whose fit outlives its process."""
+
+    def snapshot(self) -> Snapshot:
+        """All that was fitted, by block; what is of the blocks together stands under the first. Not the damping."""
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take what was fitted by the same kind of curvature on the same blocks, in place of all passes."""
 
 
 class Solved:
