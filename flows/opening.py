@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 from flows.config import Config
 from flows.dataset import read_sets
@@ -51,7 +52,7 @@ def workspace(config: Config) -> Iterator[None]:
                 f"workspace {config.workspace}: process {lock.read().strip() or 'unknown'} works in it; wait or end it"
             ) from error
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} ({' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])})")
         lock.flush()
         ledger = ledger_of(config)
         if ledger.exists:

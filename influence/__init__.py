@@ -62,6 +62,7 @@ from influence.empirical import Desiderata, desiderata, empirical_influence
 from influence.engine import Influence
 from influence.ensemble import over_checkpoints, over_models
 from influence.errors import InfluenceError, NotFinite, NotPerPoint, UnknownBlock
+from influence.exchange import Broadcast, share_queries
 from influence.factored import Factor, Factors, Gradients, materialise
 from influence.fisher import Fisher, FisherKind
 from influence.fitting import fit, subset
@@ -79,6 +80,7 @@ from influence.scores import (
     GroupScores,
     PairScorer,
     PairScores,
+    SolvedScorer,
     TopQueries,
     stratified_error,
     summarize_chunk,
@@ -110,6 +112,7 @@ __all__ = [
     "Block",
     "BlockSummary",
     "Blocks",
+    "Broadcast",
     "CheapSignals",
     "ChunkGrid",
     "ChunkScores",
@@ -156,6 +159,7 @@ __all__ = [
     "Share",
     "Snapshot",
     "Solution",
+    "SolvedScorer",
     "Spectrum",
     "Step",
     "Suspicion",
@@ -218,6 +222,7 @@ __all__ = [
     "relative_influence",
     "removal_effects",
     "select",
+    "share_queries",
     "sjlt",
     "spearman",
     "step_effects",

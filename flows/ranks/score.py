@@ -72,6 +72,7 @@ class Scoring:
             cycle = pa.array([self._plan.cycle] * len(table), pa.int32())
             write_chunk(self._plan.folder, self._rank.index, chunk, table.add_column(1, "cycle", cycle), metadata)
             self._rank.progress("writing shards", done, len(chunks))
+        self._rank.report()
 
     def _setting(self) -> Setting:
         plan = self._plan
@@ -101,7 +102,9 @@ class Scoring:
         pairs = torch.zeros(m, m, dtype=torch.float64)
         own = torch.zeros(m, dtype=torch.float64)
         parts = torch.arange(m).split(QUERY_BATCH)
-        for part in Share(self._rank.index, self._rank.world).of(len(parts)):
+        mine = Share(self._rank.index, self._rank.world).of(len(parts))
+        for done, part in enumerate(mine):
+            self._rank.progress("scoring the queries", done, len(mine))
             found = [one.score_points(self._queries, parts[part]) for one in attributions]
             scores = score_trajectory(found).blocks
             pairs[parts[part]], own[parts[part]] = scores.influence, scores.self_influence

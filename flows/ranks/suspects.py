@@ -14,6 +14,7 @@ from flows.ranks.kept import Keep
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.workload import Workload, inputs_of, seeded_model
+from influence.sharding import Share
 from influence.suspicion import Suspicion, knn_votes, two_round
 
 READ_BATCH = 1024
@@ -57,7 +58,9 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, ke
         rounds.append(folds.log_probabilities(kept, config.repeats, classes))
         return rounds[-1]
 
-    votes = knn_votes(inputs, points.labels, classes, points.in_train, config.neighbours)  # [n, C]
+    share = Share(rank.index, rank.world)
+    rank.progress("finding the neighbours", 0, 1)
+    votes = knn_votes(inputs, points.labels, classes, points.in_train, config.neighbours, share, rank.sum)  # [n, C]
     found = two_round(out_of_fold, votes, points.labels, points.in_train)
     given = one_hot(points.labels, classes)
     return Suspects(

@@ -131,7 +131,13 @@ class Scored:
 
 
 class Preconditioned(Protocol):
-    """Gradients of queries, solved once and held so that train points are scored against them cheaply."""
+    """Gradients of queries, solved once and held so that train points are scored against them cheaply.
+
+    Attributes:
+        solved: as they are held, by block, [k, ...]; those of other queries, held elsewhere, may take their place.
+    """
+
+    solved: Gradients
 
     def score(self, factors: Factors) -> Scored:
         """Score B points by the factors of their losses."""
@@ -202,11 +208,11 @@ class Solved:
 
     def __init__(self, curvature: Curvature, gradients: Gradients, *, own: bool = False, step: bool = False) -> None:
         self._curvature, self._own, self._step = curvature, own, step
-        self._solved = curvature.solve(gradients)
+        self.solved = curvature.solve(gradients)
 
     def score(self, factors: Factors) -> Scored:
         """Score B points by the factors of their losses."""
-        found = total(factors, lambda name, factor: dots(factor, self._solved[name]))
+        found = total(factors, lambda name, factor: dots(factor, self.solved[name]))
         return Scored(found, self._curvature.own(factors, step=self._step) if self._own else None)
 
 

@@ -187,8 +187,9 @@ class KFAC:
         self._reduced += 1
 
     def _decompose(self, all_reduce: AllReduce) -> None:
-        for index, side in enumerate(self._sides()):
-            if self._share.owns(index):  # copied in place: a product rounds differently with another memory layout
+        owners = self._share.owners([float(len(side.spectrum)) ** 3 for side in self._sides()])
+        for owner, side in zip(owners, self._sides()):
+            if owner == self._share.rank:  # copied in place: a product rounds differently with another memory layout
                 found = torch.linalg.eigh(side.covariance.value, UPLO="U")
                 side.basis.copy_(found.eigenvectors)
                 side.spectrum.copy_(found.eigenvalues.clamp(min=0))  # rounding only: a covariance is semidefinite
