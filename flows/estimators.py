@@ -16,11 +16,11 @@ from influence import (
     Arnoldi,
     Blocks,
     Compressor,
-    Curvature,
     Damping,
     DualGaussNewton,
     GaussNewton,
     Identity,
+    Restorable,
     Selection,
     Share,
     by_name,
@@ -38,7 +38,7 @@ from influence import (
 CUT = 0.0003  # of the trace: on a Fashion-MNIST MLP 59 % of the roots go, and pairs keep a rank correlation of .999
 
 
-def _pcg(blocks: Blocks, share: Share) -> Curvature:
+def _pcg(blocks: Blocks, share: Share) -> Restorable:
     """Preconditioned by EK-FAC on a single block; on several by the dual of the largest roots (`iterative`)."""
     return PCG(blocks, EKFAC(blocks, share) if len(blocks) == 1 else None, share)
 
@@ -56,7 +56,7 @@ class Estimator:
         use: When to take it.
     """
 
-    build: Callable[[Blocks, Share], Curvature]
+    build: Callable[[Blocks, Share], Restorable]
     damping: Literal["weight_decay", "horizon", "one"]
     exactness: str
     cost: str
@@ -136,7 +136,7 @@ COMPRESSORS: Mapping[CompressionKind, Callable[[Blocks, float, int], Compressor]
 class Approximation:
     """A curvature that is not yet fitted, and what makes gradients small before it takes them."""
 
-    curvature: Curvature
+    curvature: Restorable
     compressor: Compressor | None
 
 

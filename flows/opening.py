@@ -53,7 +53,7 @@ def workspace(config: Config) -> Iterator[None]:
                 f"workspace {config.workspace}: process {lock.read().strip() or 'unknown'} works in it; wait or end it"
             )
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} ({' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])})")
         lock.flush()
         ledger = ledger_of(config)
         if ledger.exists:

@@ -20,6 +20,9 @@ from influence.sharding import ChunkGrid
 from storage import score_store
 from storage.files import JSON, sha256_json
 
+HOW = {"ranks", "factor_cache"}
+"""Keys that change how fast scores come and not what they are, beyond their last digits."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -54,7 +57,7 @@ class Scored:
 
 def score(cycle: Cycle, trained: Trained) -> Scored:
     """Score all points from the baseline's checkpoints."""
-    inputs = cycle.section("workload", "scoring") | {
+    inputs = cycle.section("workload", "scoring", without=HOW) | {
         "training": cycle.config.training.recipe(),
         "dataset": cycle.dataset_sha256,
         "train": cycle.digests["train"],
@@ -90,10 +93,14 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
     )
     started = time.monotonic()
     score_store.sweep(folder, inputs_digest)
+    parts = score_store.parts(folder, inputs_digest)
+    parts.sweep()
     chunks = len(ChunkGrid(len(cycle.manifest), config.scoring.chunk))
     if score_store.missing_chunks(folder, chunks, inputs_digest):
+        score_store.discard(folder)
         cycle.launch("score", plan, config.scoring.ranks)
     scores = score_store.finish(folder, chunks)
+    parts.clear()
     detail: dict[str, JSON] = {"scores": scores.sha256, "rows": scores.rows}
     cycle.ledger.record_event(cycle.number, "scored", detail=detail, key=scores.sha256)
     metadata = scores.metadata

@@ -8,7 +8,7 @@ atomic or idempotent by itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,10 +65,10 @@ class Cycle:
         """Whether removals of this cycle stand in the ledger: from then on what led to them is not computed again."""
         return any(event.state == "applied" for event in self.ledger.events(self.number))
 
-    def section(self, *names: str) -> dict[str, JSON]:
-        """Sections of the configuration, for a stage's key."""
+    def section(self, *names: str, without: Collection[str] = ()) -> dict[str, JSON]:
+        """Sections of the configuration, for a stage's key, without some keys of theirs."""
         dump = self.config.model_dump(mode="json", by_alias=True)
-        return {name: dump[name] for name in names}
+        return {name: {key: value for key, value in dump[name].items() if key not in without} for name in names}
 
     def launch(self, program: str, plan: Plan, ranks: int) -> None:
         """Run a rank program on a plan, and again after a fault: it goes on from what it has finished.

@@ -39,7 +39,17 @@ from influence.compression import (
     sjlt,
 )
 from influence.curvature.arnoldi import Arnoldi, Spectrum, arnoldi
-from influence.curvature.base import AllReduce, Curvature, Damping, DampingKind, Diagnostics, Own, alone
+from influence.curvature.base import (
+    AllReduce,
+    Curvature,
+    Damping,
+    DampingKind,
+    Diagnostics,
+    Own,
+    Restorable,
+    Snapshot,
+    alone,
+)
 from influence.curvature.dense import GaussNewton
 from influence.curvature.dual import DualGaussNewton
 from influence.curvature.identity import Identity
@@ -52,6 +62,7 @@ from influence.empirical import Desiderata, desiderata, empirical_influence
 from influence.engine import Influence
 from influence.ensemble import over_checkpoints, over_models
 from influence.errors import InfluenceError, NotFinite, NotPerPoint, UnknownBlock
+from influence.exchange import Broadcast, share_queries
 from influence.factored import Factor, Factors, Gradients, materialise
 from influence.fisher import Fisher, FisherKind
 from influence.fitting import fit, subset
@@ -69,6 +80,7 @@ from influence.scores import (
     GroupScores,
     PairScorer,
     PairScores,
+    SolvedScorer,
     TopQueries,
     stratified_error,
     summarize_chunk,
@@ -100,6 +112,7 @@ __all__ = [
     "Block",
     "BlockSummary",
     "Blocks",
+    "Broadcast",
     "CheapSignals",
     "ChunkGrid",
     "ChunkScores",
@@ -140,10 +153,13 @@ __all__ = [
     "Reader",
     "Reading",
     "RelativeInfluence",
+    "Restorable",
     "Segment",
     "Selection",
     "Share",
+    "Snapshot",
     "Solution",
+    "SolvedScorer",
     "Spectrum",
     "Step",
     "Suspicion",
@@ -206,6 +222,7 @@ __all__ = [
     "relative_influence",
     "removal_effects",
     "select",
+    "share_queries",
     "sjlt",
     "spearman",
     "step_effects",

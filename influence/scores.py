@@ -108,8 +108,27 @@ class ChunkScores:
     harmful: TopQueries
 
 
-class PairScorer:
-    """Holds the solved gradients of every query and scores train points against each.
+class SolvedScorer:
+    """Scores train points against each of some solved queries.
+
+    Args:
+        held: the queries.
+        doubt: of each, as in `Queries`, [m].
+        points: n, the number of points in the train set: those of weight 1.
+    """
+
+    def __init__(self, held: Preconditioned, doubt: Tensor, points: int) -> None:
+        self._held, self._doubt, self._points = held, doubt, _positive(points)
+
+    def score(self, losses: Factors) -> PairScores:
+        """Influence of b train points, from the factors of their losses."""
+        found = self._held.score(losses)
+        classification = found.dots / self._points
+        return PairScores(classification * self._doubt, classification, found.own)
+
+
+class PairScorer(SolvedScorer):
+    """Solves every query, and scores train points against each.
 
     Args:
         curvature: finished.
@@ -119,15 +138,7 @@ class PairScorer:
     """
 
     def __init__(self, curvature: Curvature, queries: Queries, points: int, *, own: bool = True) -> None:
-        self._points = _positive(points)
-        self._doubt = queries.doubt
-        self._held: Preconditioned = curvature.against(queries.gradients, own=own, step=own)
-
-    def score(self, losses: Factors) -> PairScores:
-        """Influence of b train points, from the factors of their losses."""
-        found = self._held.score(losses)
-        classification = found.dots / self._points
-        return PairScores(classification * self._doubt, classification, found.own)
+        super().__init__(curvature.against(queries.gradients, own=own, step=own), queries.doubt, points)
 
 
 class GroupScorer:

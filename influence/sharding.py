@@ -4,6 +4,7 @@ Points lie in a fixed order and are cut into chunks of a fixed size. Chunk c bel
 chunk is computed in the same way on any number of ranks, and no chunk is padded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from influence.errors import InfluenceError
@@ -27,6 +28,14 @@ class Share:
     def owns(self, item: int) -> bool:
         """Whether an item is this rank's."""
         return item % self.world == self.rank
+
+    def owners(self, costs: Sequence[float]) -> list[int]:
+        """The rank of each of some items of unequal cost: the dearest first, each to the rank with least to do."""
+        owners, load = [0] * len(costs), [0.0] * self.world
+        for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
+            owners[item] = min(range(self.world), key=load.__getitem__)
+            load[owners[item]] += costs[item]
+        return owners
 
 
 WHOLE = Share()

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from influence.curvature.base import AllReduce, alone
 from influence.errors import InfluenceError
+from influence.sharding import WHOLE, Share
 from influence.stacking import Stack, fit_stack
 
 NEIGHBOURS = 15
@@ -70,7 +72,15 @@ def two_round(out_of_fold: OutOfFold, votes: Tensor, labels: Tensor, in_train: T
     return suspect(out_of_fold(kept), votes, labels, in_train, evidence=0.0)  # that labels are wrong is settled
 
 
-def knn_votes(inputs: Tensor, labels: Tensor, classes: int, voters: Tensor, k: int = NEIGHBOURS) -> Tensor:
+def knn_votes(
+    inputs: Tensor,
+    labels: Tensor,
+    classes: int,
+    voters: Tensor,
+    k: int = NEIGHBOURS,
+    share: Share = WHOLE,
+    all_reduce: AllReduce = alone,
+) -> Tensor:
     """Count the labels of the k nearest other points, by Euclidean distance.
 
     Args:
@@ -79,9 +89,11 @@ def knn_votes(inputs: Tensor, labels: Tensor, classes: int, voters: Tensor, k: i
         classes: C.
         voters: points that vote, bool [n].
         k: less than the number of voters.
+        share: this rank's, of the points whose neighbours are sought; every rank holds the inputs of all.
+        all_reduce: sums a tensor over ranks, in place.
 
     Returns:
-        [n, C]; rows sum to k.
+        [n, C], float64; rows sum to k.
 
     Raises:
         InfluenceError: too few voters.
@@ -92,13 +104,15 @@ def knn_votes(inputs: Tensor, labels: Tensor, classes: int, voters: Tensor, k: i
     x = x - x.mean(0)  # the expanded square below loses digits far from the origin
     voting = torch.where(voters)[0]
     squares = x[voting].square().sum(1)
-    votes = []
-    for rows in torch.arange(len(x)).split(max(1, DISTANCES // len(voting))):
+    votes = torch.zeros(len(x), classes, dtype=torch.float64)
+    parts = torch.arange(len(x)).split(max(1, DISTANCES // len(voting)))
+    for rows in (parts[part] for part in share.of(len(parts))):
         distances = squares - 2 * x[rows] @ x[voting].T  # less |x|^2, the same along a row; [rows, voters]
         distances.masked_fill_(rows[:, None] == voting, torch.inf)
         nearest = voting[distances.topk(k, dim=1, largest=False).indices]  # [rows, k]
-        votes.append(one_hot(labels[nearest], classes).double().sum(1))
-    return torch.cat(votes)
+        votes[rows] = one_hot(labels[nearest], classes).double().sum(1)
+    all_reduce(votes)
+    return votes
 
 
 def suspect(

@@ -2,6 +2,7 @@
 
     <cycle>/scores/part-r000-c00012.parquet    chunk 12, computed by rank 0
                   /MANIFEST.json               sha256 and rows of every shard, written when all are there
+                  /unfinished/                 parts that the shards are made of, until then (storage/parts.py)
 
 Every shard carries its `ScoreMetadata` with the sign and the unit as Parquet key-value pairs (each value JSON, each key
 prefixed `tamis.`). Columns: `REQUIRED` are there and never null; any other column may be null where a number does not
@@ -29,6 +30,7 @@ from storage.files import (
     sha256_file,
     sha256_json,
 )
+from storage.parts import Parts
 from storage.points import require_unique
 
 SIGN = "positive = helpful: predicted rise of the query loss if the point is removed; negative = harmful"
@@ -165,6 +167,11 @@ def _write(path: Path, table: pa.Table, made: Mapping[str, JSON]) -> None:
         pq.write_table(table.replace_schema_metadata(_pack(made)), temporary, compression="zstd")
 
 
+def parts(folder: Path, inputs_digest: str) -> Parts:
+    """What is already known of scores that are not finished."""
+    return Parts(folder / "unfinished", inputs_digest)
+
+
 def sweep(folder: Path, inputs_digest: str) -> tuple[Path, ...]:
     """Delete temporaries and shards of other inputs; for one process, before ranks start.
 
@@ -178,6 +185,12 @@ def sweep(folder: Path, inputs_digest: str) -> tuple[Path, ...]:
     for path in stale + torn:
         path.unlink()
     return tuple(stale + torn)
+
+
+def discard(folder: Path) -> None:
+    """Delete all shards, before ranks that may be others than those that wrote them write all of them."""
+    for path in (folder / MANIFEST, *shards(folder)):
+        path.unlink(missing_ok=True)
 
 
 def missing_chunks(folder: Path, n_chunks: int, inputs_digest: str) -> tuple[int, ...]:

@@ -20,18 +20,17 @@ from torch import Tensor, nn
 
 from flows.config import Config
 from flows.estimators import approximation, damping_of, selections
+from flows.ranks.kept import NOTHING, Keep, keep_fitted, recall
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
 from flows.workload import Workload, check_losses
 from influence import (
     Blocks,
     ChunkGrid,
-    Curvature,
     Diagnostics,
     FactorCache,
     Fisher,
     GaussNewton,
-    PairScorer,
     PairScores,
     Queries,
     Reader,
@@ -43,13 +42,14 @@ from influence import (
     fit,
     head,
     select,
+    share_queries,
     subset,
     summarize,
     turn_over_self_influence,
 )
 from storage.files import JSON
 
-QUERY_BATCH = 256
+QUERY_BATCH = 64
 MEGABYTE = 2**20
 
 
@@ -130,11 +130,21 @@ class Attribution:
     ) -> None:
         self._open.close()
 
-    def fit(self, phase: str) -> None:
-        """Accumulate the curvatures over this rank's chunks and sum them over the ranks."""
+    def fit(self, phase: str, keep: Keep = NOTHING, of: str = "") -> None:
+        """Accumulate the curvatures over this rank's chunks and sum them over the ranks, unless they are kept.
+
+        Args:
+            phase: For the progress, and what they are kept by.
+            keep: Where.
+            of: Digest of the checkpoint.
+        """
         config, horizon = self._setting.config, self._setting.horizon
         exact = () if self.exact is None else (self.exact,)
-        fit((self.curvature, *exact), lambda: self._pass(phase), self._place.sum)
+        fitted = {f"{phase}/blocks": self.curvature, **{f"{phase}/head": one for one in exact}}
+        if not recall(fitted, keep, of, self._place):
+            fit(tuple(fitted.values()), lambda: self._pass(phase), self._place.sum)
+            self._place.progress("keeping the curvature", 0, 1)
+            keep_fitted(fitted, keep, of, self._place)
         self.curvature.finish(damping_of(config, config.scoring.estimator, config.scoring.damping, horizon))
         for one in exact:
             one.finish(damping_of(config, "dense", config.scoring.head_damping, horizon))
@@ -150,16 +160,18 @@ class Attribution:
             yield reading, self._points.in_train[at]
 
     def prepare(self, queries: Points) -> None:
-        """Solve the gradients of every query."""
-        points = int(self._points.in_train.sum())
-        held = each(self._read_queries(queries), len(queries))
-        self._scorer = PairScorer(self.curvature, _on(held, self.curvature), points)
-        self._head_scorer = None if self.exact is None else PairScorer(self.exact, _on(held, self.exact), points)
+        """Solve the gradients of every query; every rank must call this together."""
+        parts = torch.arange(len(queries)).split(QUERY_BATCH)
+        both = (self.curvature,) if self.exact is None else (self.curvature, self.exact)
 
-    def _read_queries(self, queries: Points) -> Iterator[Reading]:
-        for places in torch.arange(len(queries)).split(QUERY_BATCH):
-            with queries.named(places):
-                yield self._reader.queries(queries.take(places))
+        def read(part: int) -> Queries:
+            self._place.progress("solving the queries", part, len(parts))
+            with queries.named(parts[part]):
+                return each([self._reader.queries(queries.take(parts[part]))], len(parts[part]))
+
+        sizes, points = [len(part) for part in parts], int(self._points.in_train.sum())
+        scorers = share_queries(both, read, sizes, points, self._share, self._place.broadcast)
+        self._scorer, self._head_scorer = scorers[0], None if self.exact is None else scorers[1]
 
     def score_chunk(self, chunk: int) -> ChunkPairs:
         """Score a chunk of the train set, from the factors that were kept of it, if they were."""
@@ -223,7 +235,3 @@ def score_trajectory(scores: Sequence[ChunkPairs]) -> ChunkPairs:
         head = None if total.head is None or one.head is None else total.head + one.head
         total = ChunkPairs(total.blocks + one.blocks, head, one.last)
     return total
-
-
-def _on(queries: Queries, curvature: Curvature) -> Queries:
-    return Queries({name: queries.gradients[name] for name in curvature.blocks}, queries.doubt, queries.labels)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from flows.ranks.attribution import Attribution, ChunkPairs, score_trajectory
+from flows.ranks.kept import NOTHING, Keep, kept_or_made
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
 from flows.ranks.shards import ChunkColumns
@@ -40,7 +42,7 @@ class PointScores:
 
 
 def score_chunks(
-    attributions: Sequence[Attribution], queries: Points, grid: ChunkGrid, place: Place
+    attributions: Sequence[Attribution], queries: Points, grid: ChunkGrid, place: Place, keep: Keep = NOTHING
 ) -> dict[int, ChunkColumns]:
     """This rank's chunks of the train set.
 
@@ -49,15 +51,21 @@ def score_chunks(
         queries: The query set.
         grid: Cuts the train set.
         place: This process.
+        keep: Where each chunk is kept as soon as it is known.
     """
     mine = Share(place.index, place.world).of(len(grid))
     chunks = {}
     for done, chunk in enumerate(mine, start=1):
-        pairs = score_trajectory([one.score_chunk(chunk) for one in attributions])
-        attributions[-1].check_losses(chunk, pairs.last)
-        chunks[chunk] = _columns(pairs, attributions[-1], queries, attributions[-1].turn_over(chunk))
+        make = partial(_score_chunk, attributions, queries, chunk)
+        chunks[chunk] = kept_or_made(keep, f"chunk-{chunk:05d}", ChunkColumns, make)
         place.progress("scoring", done, len(mine))
     return chunks
+
+
+def _score_chunk(attributions: Sequence[Attribution], queries: Points, chunk: int) -> ChunkColumns:
+    pairs = score_trajectory([one.score_chunk(chunk) for one in attributions])
+    attributions[-1].check_losses(chunk, pairs.last)
+    return _columns(pairs, attributions[-1], queries, attributions[-1].turn_over(chunk))
 
 
 def _columns(pairs: ChunkPairs, last: Attribution, queries: Points, turn_over: Tensor | None) -> ChunkColumns:

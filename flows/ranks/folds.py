@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flows.ranks.kept import Keep
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
@@ -20,6 +21,7 @@ from flows.recipe import save_points, steps_for
 from flows.sections.training import TrainingConfig
 from flows.workload import Workload
 from influence.sharding import Share
+from storage.files import sha256_json
 
 PREDICT_BATCH = 1024
 
@@ -32,6 +34,11 @@ class _Fold:
     """Places of the points that it predicts."""
     seed: int
 
+    @property
+    def digest(self) -> str:
+        """Of all three: which points are kept in the second round is known only after the first."""
+        return sha256_json([self.train.tolist(), self.held.tolist(), self.seed])
+
 
 class OutOfFold:
     """Trains fold models and averages what they predict.
@@ -42,11 +49,14 @@ class OutOfFold:
         training: The recipe.
         folds: How many.
         rank: This process.
+        keep: Where the answers of each model are kept as soon as it has given them.
     """
 
-    def __init__(self, workload: Workload, points: Points, training: TrainingConfig, folds: int, rank: Rank) -> None:
+    def __init__(
+        self, workload: Workload, points: Points, training: TrainingConfig, folds: int, rank: Rank, keep: Keep
+    ) -> None:
         self._workload, self._points = workload, points
-        self._training, self._folds, self._rank = training, folds, rank
+        self._training, self._folds, self._rank, self._keep = training, folds, rank, keep
         self._round = 0
 
     def log_probabilities(self, kept: Tensor, repeats: int, classes: int) -> Tensor:
@@ -67,10 +77,20 @@ class OutOfFold:
         mine = Share(self._rank.index, self._rank.world).of(len(models))
         for done, index in enumerate(mine):
             self._rank.progress(f"out-of-fold models, round {self._round}", done, len(mine))
-            self._train(models[index], total, count)
+            total[models[index].held] += self._answers(models[index], index, classes)
+            count[models[index].held] += 1
         self._rank.sum(total)
         self._rank.sum(count)
         return total / count[:, None]
+
+    def _answers(self, fold: _Fold, index: int, classes: int) -> Tensor:
+        """Log-probabilities of the points that a model did not see, averaged over its checkpoints, `[h, C]`."""
+        name, of = f"fold-{self._round}-{index:04d}", fold.digest
+        known = self._keep.read(name, of)
+        if known is None:
+            known = {"log_probabilities": self._train(fold, classes)}
+            self._keep.write(name, known, of)
+        return known["log_probabilities"]
 
     def _deal(self, kept: Tensor, repeats: int) -> list[_Fold]:
         places, rest = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
@@ -86,14 +106,16 @@ class OutOfFold:
                 models.append(_Fold(seen.nonzero()[:, 0], torch.cat([held, rest]), seed))
         return models
 
-    def _train(self, fold: _Fold, total: Tensor, count: Tensor) -> None:
+    def _train(self, fold: _Fold, classes: int) -> Tensor:
+        rows, total = torch.arange(len(fold.held)), torch.zeros(len(fold.held), classes, dtype=torch.float64)
+
         def predict(model: nn.Module) -> None:
-            for part in fold.held.split(PREDICT_BATCH):
-                logits = self._workload.logits(model, self._points.take(part))  # [b, C]
+            for part in rows.split(PREDICT_BATCH):
+                logits = self._workload.logits(model, self._points.take(fold.held[part]))  # [b, C]
                 total[part] += logits.double().log_softmax(1)
-                count[part] += 1
 
         training = self._training
         steps = steps_for(training, len(fold.train))
         save_at = save_points(training, steps)
         train_plainly(self._workload, self._points, training, fold.train, fold.seed, steps, save_at, predict)
+        return total / len(save_at)

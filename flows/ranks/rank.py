@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -21,11 +21,13 @@ from torch import Tensor
 from flows.errors import BadInput
 from flows.ranks.device import backend
 from flows.ranks.lifeline import AGENT, die_with_parent
+from flows.ranks.meter import Meter
 from influence.errors import InfluenceError
 from storage.errors import StorageError
 from storage.files import atomic_write_json
 
 BEAT_SECONDS = 0.2
+PIECE = 64 * 2**20  # bytes at a time in a collective: gloo slows down beyond
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
@@ -46,6 +48,9 @@ class Place(Protocol):
     def sum(self, tensor: Tensor) -> None:
         """Sum a tensor over all of them, in place."""
 
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Give a tensor of one of them to all others, in place."""
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -62,6 +67,9 @@ class Alone:
     def sum(self, tensor: Tensor) -> None:
         """Nothing: there is nothing to add."""
 
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Nothing: there is no one to give it to."""
+
 
 @dataclass
 class Rank:
@@ -70,16 +78,19 @@ class Rank:
     Attributes:
         index: From 0.
         world: How many ranks there are.
+        meter: What it spends.
     """
 
     index: int
     world: int
     _beat: Path
     _last: float = 0.0
+    meter: Meter = field(default_factory=Meter)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Show where the work stands; the launcher ends ranks that stop calling this."""
         now = time.time()
+        self.meter.enter(phase)
         if now - self._last >= BEAT_SECONDS or done == total:
             self._last = now
             draft = self._beat.with_suffix(".beat-draft")
@@ -88,8 +99,27 @@ class Rank:
             os.replace(draft, self._beat)
 
     def sum(self, tensor: Tensor) -> None:
-        """Sum a tensor over the ranks, in place."""
-        dist.all_reduce(tensor)
+        """Sum a contiguous tensor over the ranks, in place."""
+        with self.meter.exchange(tensor.nbytes):
+            for piece in _pieces(tensor):
+                dist.all_reduce(piece)
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Give a contiguous tensor of one rank to all others, in place."""
+        with self.meter.exchange(tensor.nbytes):
+            for piece in _pieces(tensor):
+                dist.broadcast(piece, source)
+
+    def report(self) -> None:
+        """Leave what was spent in the log, and beside it as JSON."""
+        figures = self.meter.figures()
+        print(json.dumps(figures), flush=True)
+        atomic_write_json(self._beat.with_suffix(".json"), figures)
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    pieces: tuple[Tensor, ...] = tensor.view(-1).split(PIECE // tensor.element_size())
+    return pieces
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 Train points are dealt to the ranks in chunks and never move. Curvature is summed over the ranks once per pass; queries
 are preconditioned on every rank; a few numbers per point are exchanged for the false-discovery rates. A chunk is
 computed in the same way on any rank, and every rank computes on one thread: the number of ranks changes only the order
-of float64 sums. The holdout set is not read here.
+of float64 sums. What is dear is kept as soon as it is known, the answers of each fold model, the curvatures, each
+chunk: after a kill any number of ranks goes on from there. The holdout set is not read here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from flows.plans import ScorePlan, read_plan
 from flows.ranks.attribution import QUERY_BATCH, Attribution, Setting, score_trajectory
 from flows.ranks.blocks import measure_energies
 from flows.ranks.chunks import PointScores, gather, relative_columns, score_chunks
+from flows.ranks.kept import Kept
 from flows.ranks.points import Points
 from flows.ranks.probe import probe
 from flows.ranks.rank import Rank, rank_process
@@ -35,6 +37,7 @@ from flows.trust import Probe
 from flows.workload import load_workload
 from influence import ChunkGrid, Share
 from influence.discovery import Influences, Trusted, harmful, mislabeled, trusted
+from storage import checkpoints, score_store
 from storage.score_store import ScoreMetadata, write_chunk
 
 
@@ -49,17 +52,18 @@ class Scoring:
         check_unchanged(self._points.manifest, plan.train_digest)
         self._queries = Points("query", self._workload.queries(), self._workload)
         self._grid = ChunkGrid(len(self._points), plan.config.scoring.chunk)
+        self._keep = Kept(score_store.parts(plan.folder, plan.inputs_digest))
 
     def run(self) -> None:
         """Score every point and write this rank's shards."""
-        found = suspects(self._plan, self._workload, self._points, self._rank)
+        found = suspects(self._plan, self._workload, self._points, self._rank, self._keep)
         setting = self._setting()
         with ExitStack() as sources:
             attributions = [self._attribution(path, setting, sources) for path in self._plan.checkpoints]
             last, again = attributions[-1], self._model(self._plan.checkpoints[-1])
             probed = probe(setting, self._workload, again, last, self._points, self._queries, self._rank)
             reference = self._reference(attributions)
-            chunks = score_chunks(attributions, self._queries, self._grid, self._rank)
+            chunks = score_chunks(attributions, self._queries, self._grid, self._rank, self._keep)
             scores = gather(chunks, self._points, self._grid, self._rank)
             metadata = self._metadata(last, found, probed)
         relative, whole = relative_columns(scores, self._points), self._policies(scores, reference, found)
@@ -68,6 +72,7 @@ class Scoring:
             cycle = pa.array([self._plan.cycle] * len(table), pa.int32())
             write_chunk(self._plan.folder, self._rank.index, chunk, table.add_column(1, "cycle", cycle), metadata)
             self._rank.progress("writing shards", done, len(chunks))
+        self._rank.report()
 
     def _setting(self) -> Setting:
         plan = self._plan
@@ -87,7 +92,7 @@ class Scoring:
     def _attribution(self, checkpoint: Path, setting: Setting, sources: ExitStack) -> Attribution:
         attribution = Attribution(self._model(checkpoint), self._workload, setting, self._points, self._rank)
         sources.enter_context(attribution)
-        attribution.fit(f"curvature, {checkpoint.name}")
+        attribution.fit(f"curvature, {checkpoint.name}", self._keep, checkpoints.verify(checkpoint).digest)
         attribution.prepare(self._queries)
         return attribution
 
@@ -97,7 +102,9 @@ class Scoring:
         pairs = torch.zeros(m, m, dtype=torch.float64)
         own = torch.zeros(m, dtype=torch.float64)
         parts = torch.arange(m).split(QUERY_BATCH)
-        for part in Share(self._rank.index, self._rank.world).of(len(parts)):
+        mine = Share(self._rank.index, self._rank.world).of(len(parts))
+        for done, part in enumerate(mine):
+            self._rank.progress("scoring the queries", done, len(mine))
             found = [one.score_points(self._queries, parts[part]) for one in attributions]
             scores = score_trajectory(found).blocks
             pairs[parts[part]], own[parts[part]] = scores.influence, scores.self_influence

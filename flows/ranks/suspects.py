@@ -10,9 +10,11 @@ from torch.nn.functional import one_hot
 
 from flows.plans import ScorePlan
 from flows.ranks.folds import OutOfFold
+from flows.ranks.kept import Keep
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.workload import Workload, inputs_of, seeded_model
+from influence.sharding import Share
 from influence.suspicion import Suspicion, knn_votes, two_round
 
 READ_BATCH = 1024
@@ -33,7 +35,7 @@ class Suspects:
     disagreement: Tensor
 
 
-def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) -> Suspects:
+def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, keep: Keep) -> Suspects:
     """Train the fold models and stack what they and the neighbours say; every rank must call this together.
 
     Args:
@@ -41,6 +43,7 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) ->
         workload: Model and loss.
         points: The train set; points removed earlier are scored, but neither train nor vote.
         rank: This process.
+        keep: Where the fold models' answers are kept.
     """
     config = plan.config.scoring
     model = seeded_model(workload, plan.config.training.seed)
@@ -48,14 +51,16 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank) ->
         classes = workload.logits(model, points.take(range(1))).shape[1]
     parts = torch.arange(len(points)).split(READ_BATCH)
     inputs = torch.cat([inputs_of(workload, points.take(part)) for part in parts])  # [n, d]
-    folds = OutOfFold(workload, points, plan.config.training, config.folds, rank)
+    folds = OutOfFold(workload, points, plan.config.training, config.folds, rank, keep)
     rounds: list[Tensor] = []
 
     def out_of_fold(kept: Tensor) -> Tensor:
         rounds.append(folds.log_probabilities(kept, config.repeats, classes))
         return rounds[-1]
 
-    votes = knn_votes(inputs, points.labels, classes, points.in_train, config.neighbours)  # [n, C]
+    share = Share(rank.index, rank.world)
+    rank.progress("finding the neighbours", 0, 1)
+    votes = knn_votes(inputs, points.labels, classes, points.in_train, config.neighbours, share, rank.sum)  # [n, C]
     found = two_round(out_of_fold, votes, points.labels, points.in_train)
     given = one_hot(points.labels, classes)
     return Suspects(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from influence.blocks import Block
-from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
+from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Snapshot, Solved
 from influence.curvature.joint import Joint
 from influence.curvature.products import Product, factor_product
 from influence.curvature.roots import OnRoots, squared_sizes
@@ -130,6 +130,12 @@ class Arnoldi(OnRoots):
         self.spectrum = arnoldi(times, times(first), self._iterations, self._rank)
         self._others = _of_the_rest(times, self.spectrum.vectors, second, self._trace)
 
+    def snapshot(self) -> Snapshot:
+        """The roots, the vectors and what is known of the other directions."""
+        sizes = torch.tensor([self._trace, self._others], dtype=torch.float64)
+        together = {"values": self.spectrum.values, "vectors": self.spectrum.vectors, "sizes": sizes}
+        return self._snapshot(self._roots, together)
+
     def finish(self, damping: Damping) -> None:
         """Fix the damping; again for another one."""
         if not self._roots:
@@ -175,6 +181,10 @@ class Arnoldi(OnRoots):
                 damping=self.damping,
             )
         }
+
+    def _take(self, roots: Factors, together: Mapping[str, Tensor]) -> None:
+        self._roots, self.spectrum = roots, Spectrum(together["values"], together["vectors"])
+        self._trace, self._others = together["sizes"].tolist()
 
     def _inverse(self) -> tuple[float, Tensor]:
         """The inverse as a multiple of I, and what comes to it in the directions of the vectors, [r]."""

@@ -20,6 +20,7 @@ from influence.factored import Factors, Gradients, dots, total
 
 DampingKind = Literal["absolute", "mean_eig", "horizon"]
 AllReduce = Callable[[Tensor], None]
+Snapshot = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,13 @@ class Scored:
 
 
 class Preconditioned(Protocol):
-    """Gradients of queries, solved once and held so that train points are scored against them cheaply."""
+    """Gradients of queries, solved once and held so that train points are scored against them cheaply.
+
+    Attributes:
+        solved: as they are held, by block, [k, ...]; those of other queries, held elsewhere, may take their place.
+    """
+
+    solved: Gradients
 
     def score(self, factors: Factors) -> Scored:
         """Score B points by the factors of their losses."""
@@ -179,6 +186,16 @@ class Curvature(Protocol):
         """By block, or under the blocks' joined names where the curvature couples them."""
 
 
+class Restorable(Curvature, Protocol):
+    """A curvature whose fit outlives its process."""
+
+    def snapshot(self) -> Snapshot:
+        """All that was fitted, by block; what is of the blocks together stands under the first. Not the damping."""
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take what was fitted by the same kind of curvature on the same blocks, in place of all passes."""
+
+
 class Solved:
     """The preconditioned queries of a curvature that has no cheaper way than `solve` and `own`.
 
@@ -191,11 +208,11 @@ class Solved:
 
     def __init__(self, curvature: Curvature, gradients: Gradients, *, own: bool = False, step: bool = False) -> None:
         self._curvature, self._own, self._step = curvature, own, step
-        self._solved = curvature.solve(gradients)
+        self.solved = curvature.solve(gradients)
 
     def score(self, factors: Factors) -> Scored:
         """Score B points by the factors of their losses."""
-        found = total(factors, lambda name, factor: dots(factor, self._solved[name]))
+        found = total(factors, lambda name, factor: dots(factor, self.solved[name]))
         return Scored(found, self._curvature.own(factors, step=self._step) if self._own else None)
 
 

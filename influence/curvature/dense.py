@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from influence.blocks import Block, Shapes
-from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved, train_points
+from influence.curvature.base import (
+    AllReduce,
+    Damping,
+    Diagnostics,
+    Own,
+    Preconditioned,
+    Snapshot,
+    Solved,
+    train_points,
+)
 from influence.curvature.joint import Joint, runs
 from influence.curvature.moments import ProductSum
 from influence.errors import InfluenceError
@@ -85,6 +94,15 @@ class GaussNewton:
         all_reduce(self.matrix)
         self.matrix /= train_points(self._count)
         self.matrix.copy_(self.matrix.triu() + self.matrix.triu(1).T)
+        self._reduced = True
+
+    def snapshot(self) -> Snapshot:
+        """The matrix."""
+        return {name: {"matrix": self.matrix} if name == self.blocks[0] else {} for name in self.blocks}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take a matrix."""
+        self.matrix.copy_(snapshot[self.blocks[0]]["matrix"])
         self._reduced = True
 
     def finish(self, damping: Damping) -> None:

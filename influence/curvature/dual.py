@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from influence.blocks import Block
-from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
+from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Snapshot, Solved
 from influence.curvature.gram import Rows, cross, gram
 from influence.curvature.joint import add_up, runs
 from influence.curvature.products import combine, largest_eigenvalue, sum_of_blocks
@@ -63,10 +63,14 @@ class DualGaussNewton(OnRoots):
         present = _largest(squared_sizes(roots), self._cut, self._most)
         _refuse_many(int(present.sum()))
         some = present.any(1)
-        self._points, self._present = len(some), present[some]
-        self._roots = {name: factor[some] for name, factor in roots.items()}
-        self._rows = {name: Rows.of(factor, self._present) for name, factor in self._roots.items()}
+        self._points = len(some)
+        self._hold({name: factor[some] for name, factor in roots.items()}, present[some])
         self.gram = gram(list(self._rows.values())).div_(self._points)
+
+    def snapshot(self) -> Snapshot:
+        """The roots that are rows, and their products with each other."""
+        points = torch.tensor(self._points)
+        return self._snapshot(self._roots, {"gram": self.gram, "present": self._present, "points": points})
 
     def finish(self, damping: Damping) -> None:
         """Fix the damping and factorise; again for another damping."""
@@ -138,6 +142,14 @@ class DualGaussNewton(OnRoots):
         # ||g - A'y||^2 = g'g - 2 (Ag)'y + y'Ky and (K + damping) y = Ag
         squared = (rest - self.damping * y.square().sum(0)) / self.damping**2 if step else None
         return Own(rest / self.damping, squared)
+
+    def _take(self, roots: Factors, together: Mapping[str, Tensor]) -> None:
+        self._points, self.gram = int(together["points"]), together["gram"]
+        self._hold(roots, together["present"])
+
+    def _hold(self, roots: Factors, present: Tensor) -> None:
+        self._roots, self._present = roots, present
+        self._rows = {name: Rows.of(factor, present) for name, factor in roots.items()}
 
     def _factor(self) -> Tensor:
         if self.damping <= 0:

@@ -121,14 +121,14 @@ class RotatedQueries:
 
     def __init__(self, bases: Mapping[str, Eigenbasis], gradients: Gradients, *, step: bool) -> None:
         self._bases, self._step = bases, step
-        self._queries = {name: _turned(bases[name].like(full), full) for name, full in gradients.items()}
+        self.solved: Gradients = {name: _turned(bases[name].like(full), full) for name, full in gradients.items()}
 
     def score(self, factors: Factors) -> Scored:
         """Score B points by the factors of their losses."""
         return Scored.sum([self._score(name, factor) for name, factor in factors.items()])
 
     def _score(self, name: str, factor: Factor) -> Scored:
-        basis, queries = self._bases[name].like(factor.g), self._queries[name]
+        basis, queries = self._bases[name].like(factor.g), self.solved[name]
         if factor.a.shape[1] == 1:
             rotated = basis.rotate(factor)
             return Scored(dots(rotated, queries).double(), basis.own_of_rotated(rotated, step=self._step))

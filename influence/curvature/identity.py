@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from influence.blocks import Block, shapes_of
-from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved
+from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Snapshot, Solved
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients, squared_norms, total
 
@@ -29,6 +29,13 @@ class Identity:
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """Nothing: there is no pass."""
+
+    def snapshot(self) -> Snapshot:
+        """Nothing."""
+        return {name: {} for name in self.blocks}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Nothing."""
 
     def finish(self, damping: Damping) -> None:
         """Fix the damping; again for another one."""

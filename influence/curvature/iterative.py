@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from influence.blocks import Block
-from influence.curvature.base import AllReduce, Curvature, Damping, Diagnostics, Own, Preconditioned, Solved
+from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Restorable, Snapshot, Solved
 from influence.curvature.dual import DualGaussNewton
 from influence.curvature.joint import Joint, runs
 from influence.curvature.own import own_by_solving
@@ -32,6 +32,7 @@ LIMIT = 200
 MARGIN = 0.9  # the updated residual stops this much below the tolerance, so that the true one, which drifts, holds it
 TURN = 1e-3  # of the residual: how far float32 goes before it is computed anew
 PROBES = 16  # of the trace
+INNER = "preconditioner."
 ROWS = 2000  # of the preconditioner: a tenth of a second for its Cholesky
 
 
@@ -107,13 +108,13 @@ class PCG(OnRoots):
     def __init__(
         self,
         blocks: Sequence[Block],
-        preconditioner: Curvature | None = None,
+        preconditioner: Restorable | None = None,
         share: Share = WHOLE,
         tolerance: float = TOLERANCE,
         limit: int = LIMIT,
     ) -> None:
         self.damping = 0.0
-        self._preconditioner = preconditioner or DualGaussNewton(blocks, share, rows=ROWS)
+        self._preconditioner: Restorable = preconditioner or DualGaussNewton(blocks, share, rows=ROWS)
         super().__init__(blocks, share)
         self._roots: Factors = {}
         self._mean_eigenvalue = 0.0
@@ -128,6 +129,22 @@ class PCG(OnRoots):
         self._roots = self._kept.gather(all_reduce)
         sizes = squared_sizes(self._roots)  # [n, R]
         self._mean_eigenvalue = float(sizes.sum()) / len(sizes) / self._joint.parameters
+
+    def snapshot(self) -> Snapshot:
+        """The roots, and all of the preconditioner."""
+        found = self._snapshot(self._roots, {"mean": torch.tensor(self._mean_eigenvalue, dtype=torch.float64)})
+        inner = self._preconditioner.snapshot()
+        return {name: {**one, **{INNER + key: x for key, x in inner[name].items()}} for name, one in found.items()}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take what was fitted by the same kind of curvature on the same blocks, in place of the pass."""
+        super().restore(snapshot)
+        self._preconditioner.restore(
+            {
+                name: {key.removeprefix(INNER): x for key, x in one.items() if key.startswith(INNER)}
+                for name, one in snapshot.items()
+            }
+        )
 
     def finish(self, damping: Damping) -> None:
         """Fix the damping, of the preconditioner too; again for another one."""
@@ -187,6 +204,9 @@ class PCG(OnRoots):
                 damping=self.damping,
             )
         }
+
+    def _take(self, roots: Factors, together: Mapping[str, Tensor]) -> None:
+        self._roots, self._mean_eigenvalue = roots, float(together["mean"])
 
     def _product(self) -> Product:
         if self.damping <= 0:

@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from influence.blocks import Block, shapes_of
-from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Solved, train_points
+from influence.curvature.base import (
+    AllReduce,
+    Damping,
+    Diagnostics,
+    Own,
+    Preconditioned,
+    Snapshot,
+    Solved,
+    train_points,
+)
 from influence.curvature.eigenbasis import Eigenbasis, RotatedQueries
 from influence.curvature.moments import ProductSum
 from influence.errors import InfluenceError
@@ -58,6 +67,14 @@ class KroneckerBlock:
     outputs: Side
     eigenvalues: ProductSum
     fitted: Eigenbasis | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept of a fit."""
+        sides = {"outputs": self.outputs} if self.inputs is None else {"inputs": self.inputs, "outputs": self.outputs}
+        found = {"eigenvalues": self.eigenvalues.value}
+        for name, side in sides.items():
+            found |= {f"{name}.basis": side.basis, f"{name}.spectrum": side.spectrum}
+        return found
 
 
 class KFAC:
@@ -100,6 +117,20 @@ class KFAC:
             total = block.eigenvalues.value
             values = 1 / total.shape[1] if block.inputs is None else block.inputs.spectrum
             total.copy_(block.outputs.spectrum[:, None] * values)
+
+    def snapshot(self) -> Snapshot:
+        """Bases and eigenvalues."""
+        self.refuse_unfitted()
+        return {name: block.tensors() for name, block in self.state.items()}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take bases and eigenvalues."""
+        for name, block in self.state.items():
+            for key, tensor in block.tensors().items():
+                tensor.copy_(snapshot[name][key])
+        for side in self._sides():
+            side.covariance = ProductSum(0, 0)
+        self._reduced = self.passes
 
     def finish(self, damping: Damping) -> None:
         """Fix the damping of every block; again for another one."""
@@ -156,8 +187,9 @@ class KFAC:
         self._reduced += 1
 
     def _decompose(self, all_reduce: AllReduce) -> None:
-        for index, side in enumerate(self._sides()):
-            if self._share.owns(index):  # copied in place: a product rounds differently with another memory layout
+        owners = self._share.owners([float(len(side.spectrum)) ** 3 for side in self._sides()])
+        for owner, side in zip(owners, self._sides()):
+            if owner == self._share.rank:  # copied in place: a product rounds differently with another memory layout
                 found = torch.linalg.eigh(side.covariance.value, UPLO="U")
                 side.basis.copy_(found.eigenvectors)
                 side.spectrum.copy_(found.eigenvalues.clamp(min=0))  # rounding only: a covariance is semidefinite

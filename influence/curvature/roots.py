@@ -1,12 +1,13 @@
 """Keeping the Fisher roots of all train points: R gradients of each of n points, as factors in their own precision."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from influence.blocks import Block, Shapes
-from influence.curvature.base import AllReduce, train_points
+from influence.curvature.base import AllReduce, Snapshot, train_points
 from influence.curvature.joint import Joint, add_up, runs
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, materialise
@@ -67,9 +68,13 @@ class KeptRoots:
             all_reduce(a)
             all_reduce(g)
             gathered[name] = Factor(a.to(dtype), g.to(dtype))
+        self.close()
+        return gathered
+
+    def close(self) -> None:
+        """No more points."""
         self.batches.clear()
         self._over = True
-        return gathered
 
     def _sizes(self) -> list[int]:
         """This rank's points, whether they are float64, their most roots, and for each block its longest sequence."""
@@ -81,7 +86,7 @@ class KeptRoots:
         return [points, double, roots, *longest]
 
 
-class OnRoots:
+class OnRoots(ABC):
     """A curvature that keeps the Fisher roots of all points: what such ones share until the only pass ends.
 
     Args:
@@ -108,6 +113,21 @@ class OnRoots:
     def accumulate(self, batch: Factors, weights: Tensor) -> None:
         """Keep the Fisher roots of a batch."""
         self._kept.add(batch, weights)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take what was fitted by the same kind of curvature on the same blocks, in place of the pass."""
+        self._kept.close()
+        self._take({name: Factor(one["a"], one["g"]) for name, one in snapshot.items()}, snapshot[self.blocks[0]])
+
+    def _snapshot(self, roots: Factors, together: Mapping[str, Tensor]) -> Snapshot:
+        """The roots by block, and what is of the blocks together under the first."""
+        found = {name: {"a": factor.a, "g": factor.g} for name, factor in roots.items()}
+        found[self.blocks[0]] |= together
+        return found
+
+    @abstractmethod
+    def _take(self, roots: Factors, together: Mapping[str, Tensor]) -> None:
+        """Take both back."""
 
 
 def squared_sizes(roots: Factors) -> Tensor:

@@ -153,7 +153,8 @@ def test_a_second_run_ctrl_c_and_a_locked_ledger_give_one_line_each_that_names_t
     second = Command(bench, [str(TAMIS), "run", str(bench.file)], name="second").wait()
     assert second.code == 2
     assert second.lines == [
-        f"tamis: workspace {bench.workspace}: process {command.process.pid} works in it; wait or end it"
+        f"tamis: workspace {bench.workspace}: process {command.process.pid} "
+        f"(tamis run {bench.file}) works in it; wait or end it"
     ]
     command.press_ctrl_c()
     ended = command.wait()

@@ -12,9 +12,12 @@ from flows.cli import estimators
 from flows.config import load
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS, damping_of, selections
+from flows.ranks.kept import Kept, keep_fitted, recall
+from flows.ranks.rank import Alone
 from flows.sections.scoring import BlocksConfig, DampingConfig, EstimatorName
-from influence import Curvature, Damping, Share, Task, UnknownBlock, fit, select
+from influence import Curvature, Damping, Share, Task, UnknownBlock, fit, materialise, select
 from influence.reader import Reader
+from storage.parts import Parts
 from tests.flows.helpers import write_toml
 
 
@@ -46,6 +49,36 @@ def test_every_estimator_is_fitted_and_solves_what_it_multiplies(name: Estimator
     bound = 1e-4 if name == "arnoldi" else 1e-5  # float32 iterations; float64, and conjugate gradients stop at 1e-6
     assert all(one.residual < bound for one in found), found
     assert {one.damping for one in found} == {0.1}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("last", [1, None])
+def test_an_estimator_restored_from_files_gives_the_same_bits(
+    name: EstimatorName, last: int | None, tmp_path: Path
+) -> None:
+    net, keep, alone = model(), Kept(Parts(tmp_path, "a")), Alone(lambda *_: None)
+    blocks = select(net, *selections(BlocksConfig(last=last), {}))
+    first, second = (ESTIMATORS[name].build(blocks, Share()) for _ in range(2))
+    x, labels = torch.randn(40, 4), torch.randint(3, (40,))
+    task = Task[tuple[torch.Tensor, torch.Tensor]](lambda net, batch: net(batch[0]), lambda batch: batch[1])
+    with Reader(net, task, blocks) as reader:
+        reading = reader.train((x, labels), 0, torch.arange(40))
+    assert not recall({"it": second}, keep, "checkpoint", alone)
+    fit([first], lambda: iter([(reading, torch.ones(40))]))
+    keep_fitted({"it": first}, keep, "checkpoint", alone)
+    assert not recall({"it": second}, keep, "another checkpoint", alone)
+    assert recall({"it": second}, keep, "checkpoint", alone)
+    for curvature in (first, second):
+        curvature.finish(Damping("mean_eig", 0.5) if name != "identity" else Damping("absolute", 0.1))
+    one, other = (curvature.own(reading.losses, step=True) for curvature in (first, second))
+    assert one.self_influence.equal(other.self_influence)
+    assert one.squared_step is not None
+    assert other.squared_step is not None
+    assert one.squared_step.equal(other.squared_step)
+    assert first.diagnostics() == second.diagnostics()
+    gradients = {name: materialise(factor) for name, factor in reading.losses.items()}
+    solved = [curvature.solve(gradients) for curvature in (first, second)]
+    assert all(solved[0][name].equal(solved[1][name]) for name in gradients)
 
 
 @pytest.mark.parametrize(

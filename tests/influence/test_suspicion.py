@@ -6,6 +6,7 @@ from torch import Tensor
 
 from influence import InfluenceError
 from influence.suspicion import EVIDENCE, Suspicion, knn_votes, suspect, two_round
+from tests.influence.cases import on_two_ranks
 
 N, C = 3000, 4
 
@@ -104,6 +105,8 @@ def test_neighbours_are_others_and_agree_with_brute_force(monkeypatch: pytest.Mo
     distances = torch.cdist(x, x).fill_diagonal_(torch.inf).masked_fill(~voters, torch.inf)
     expected = torch.eye(3, dtype=torch.float64)[labels[distances.topk(4, largest=False).indices]].sum(1)
     torch.testing.assert_close(found, expected)
+    for shared in on_two_ranks(lambda share, add_up: knn_votes(x, labels, 3, voters, 4, share, add_up)):
+        assert shared.equal(found)
 
 
 def test_more_neighbours_than_voters_are_refused() -> None:

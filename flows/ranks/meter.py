@@ -1,0 +1,45 @@
+"""What a rank spends: seconds in each phase of its work, and what it gives to the others."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from storage.files import JSON
+
+
+class Meter:
+    """Counts from when it is made."""
+
+    def __init__(self) -> None:
+        self._phase, self._since = "start", (time.monotonic(), time.process_time())
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._cpu: dict[str, float] = defaultdict(float)
+        self._waited, self._moved = 0.0, 0
+
+    def enter(self, phase: str) -> None:
+        """What comes from now on belongs to this phase."""
+        now = (time.monotonic(), time.process_time())
+        self._seconds[self._phase] += now[0] - self._since[0]
+        self._cpu[self._phase] += now[1] - self._since[1]
+        self._phase, self._since = phase, now
+
+    @contextmanager
+    def exchange(self, size: int) -> Iterator[None]:
+        """A collective of so many bytes on this rank, the wait for the others included."""
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
+        self._moved += size
+
+    def figures(self) -> dict[str, JSON]:
+        """Seconds and CPU seconds by phase, seconds in collectives, bytes given to them."""
+        self.enter("end")
+        return {
+            "seconds": {phase: round(value, 3) for phase, value in self._seconds.items()},
+            "cpu_seconds": {phase: round(value, 3) for phase, value in self._cpu.items()},
+            "exchange_seconds": round(self._waited, 3),
+            "exchange_bytes": self._moved,
+        }

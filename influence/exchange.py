@@ -1,0 +1,70 @@
+"""Queries read and solved in parts, each by one rank, and held by all: what is dear of them is done once."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from influence.curvature.base import Curvature, Preconditioned
+from influence.factored import Gradients
+from influence.queries import Queries
+from influence.scores import SolvedScorer
+from influence.sharding import Share
+
+Broadcast = Callable[[Tensor, int], None]
+
+
+def share_queries(
+    curvatures: Sequence[Curvature],
+    read: Callable[[int], Queries],
+    sizes: Sequence[int],
+    points: int,
+    share: Share,
+    broadcast: Broadcast,
+) -> list[SolvedScorer]:
+    """Solve each part on one rank and send it to the others, block by block; every rank must call this together.
+
+    A part is solved in the same way on any rank, so that the scores are the same on any number of them.
+
+    Args:
+        curvatures: finished.
+        read: a part's queries, on the blocks of all curvatures.
+        sizes: queries in each part.
+        points: n, the number of points in the train set.
+        share: this rank's.
+        broadcast: sends a tensor of a rank to all others, in place.
+
+    Returns:
+        Of each curvature, with the points' own terms.
+    """
+    rows, m = _rows(sizes), sum(sizes)
+    held: list[Preconditioned] = []
+    whole: list[dict[str, Tensor]] = [{} for _ in curvatures]
+    doubt = torch.empty(m, dtype=torch.float64)
+    for part in share.of(len(sizes)) or range(1):  # a rank without a part solves one to hold the others' in its place
+        queries = read(part)
+        doubt[rows[part]] = queries.doubt
+        held = [_against(curvature, queries) for curvature in curvatures]
+        for full, one in zip(whole, held):
+            _fill(full, one.solved, rows[part], m)
+    for part, run in enumerate(rows):
+        for tensor in (doubt, *(tensor for full in whole for tensor in full.values())):
+            broadcast(tensor[run], part % share.world)
+    for full, one in zip(whole, held):
+        one.solved = full
+    return [SolvedScorer(one, doubt, points) for one in held]
+
+
+def _rows(sizes: Sequence[int]) -> list[slice]:
+    return [slice(sum(sizes[:part]), sum(sizes[: part + 1])) for part in range(len(sizes))]
+
+
+def _against(curvature: Curvature, queries: Queries) -> Preconditioned:
+    return curvature.against({name: queries.gradients[name] for name in curvature.blocks}, own=True, step=True)
+
+
+def _fill(full: dict[str, Tensor], solved: Gradients, rows: slice, count: int) -> None:
+    for name, tensor in solved.items():
+        if name not in full:
+            full[name] = tensor.new_empty(count, *tensor.shape[1:])
+        full[name][rows] = tensor
