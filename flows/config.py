@@ -57,12 +57,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _masked(self) -> Config:
+        if self.training.turn_over and self.scoring.placement == "partitioned":
+            raise ValueError("training.turn_over needs scoring.placement = 'replicated'")
+        return self
+
+    @model_validator(mode="after")
     def _ranks_fit(self) -> Config:
         cores = len(os.sched_getaffinity(0))
         for section in ("training", "scoring"):
             ranks = getattr(self, section).ranks
-            if ranks > cores:
-                raise ValueError(f"{section}.ranks = {ranks}: this machine has {cores} cores; give at most {cores}")
+            if ranks > cores and not self.launch.oversubscribe:
+                raise ValueError(
+                    f"{section}.ranks = {ranks}: this machine has {cores} cores; give at most {cores}, or set "
+                    "launch.oversubscribe = true"
+                )
         return self
 
     @property

@@ -14,3 +14,5 @@ class LaunchConfig(Section):
 
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 300.0
     """A rank that shows no progress for this long is ended, and the stage fails."""
+    oversubscribe: bool = False
+    """More ranks than this machine has cores, which then share them: slower, and not wrong."""
