@@ -57,6 +57,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _masked(self) -> Config:
+        if self.training.turn_over and self.scoring.placement == "partitioned":
+            raise ValueError("training.turn_over needs scoring.placement = 'replicated'")
+        return self
+
+    @model_validator(mode="after")
     def _ranks_fit(self) -> Config:
         launcher, cores = self.launch.launcher, len(os.sched_getaffinity(0))
         for section in ("training", "scoring"):
@@ -67,8 +73,11 @@ class Config(Section):
                 )
             if isinstance(launcher, Hosts) and ranks != sum(launcher.slots.values()):
                 raise ValueError(f"{section}.ranks = {ranks}: the slots of {launcher.hostfile} are another number")
-            if ranks // nodes_of(launcher) > cores:
-                raise ValueError(f"{section}.ranks = {ranks}: this machine has {cores} cores; give at most {cores}")
+            if ranks // nodes_of(launcher) > cores and not self.launch.oversubscribe:
+                raise ValueError(
+                    f"{section}.ranks = {ranks}: this machine has {cores} cores; give at most {cores}, or set "
+                    "launch.oversubscribe = true"
+                )
         return self
 
     @property

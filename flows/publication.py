@@ -34,7 +34,8 @@ def publish(cycle: Cycle, workload: Workload, done: Progression) -> Summary:
         tracker.log_figure(run, title.split(",")[0].lower().replace(" ", "_"), png)
     tracker.log_report(run, html)
     tracker.log_metrics(run, _metrics(summary, done))
-    tracker.describe(run, describe(summary))
+    spent = "" if done.scored.spent is None else f"\n\n{done.scored.spent.said}"
+    tracker.describe(run, describe(summary) + spent)
     _log_arms(cycle, done)
     if done.concluded is not None:
         tracker.finish(run)

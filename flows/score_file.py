@@ -14,6 +14,7 @@ from torch import nn
 
 from flows.check import require
 from flows.config import Config, load
+from flows.errors import BadInput
 from flows.estimators import damping_of, named
 from flows.launch import Progress
 from flows.progress import progress_shown
@@ -67,6 +68,8 @@ def score_file(file: Path, checkpoint: Path, out: Path) -> ScoredFile:
         BadInput: The checkpoint is of another model, the damping needs a training, or the workload is not in order.
     """
     config = load(file)
+    if config.scoring.placement != "replicated":
+        raise BadInput(f"{file}: scoring.placement = {config.scoring.placement!r}: one process takes 'replicated'")
     damping_of(config, config.scoring.estimator, config.scoring.damping, None)  # before anything is computed
     workload = require(config)
     model, again = _loaded(workload, checkpoint), _loaded(workload, checkpoint)

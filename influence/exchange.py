@@ -41,7 +41,9 @@ def share_queries(
     held: list[Preconditioned] = []
     whole: list[dict[str, Tensor]] = [{} for _ in curvatures]
     doubt = torch.empty(m, dtype=torch.float64)
-    for part in share.of(len(sizes)) or range(1):  # a rank without a part solves one to hold the others' in its place
+    mine = share.of(len(sizes))
+    idle = -(-len(sizes) // share.world) - len(mine)  # then part 0 again: all ranks make as many passes as each other
+    for part in (*mine, *[0] * idle):
         queries = read(part)
         doubt[rows[part]] = queries.doubt
         held = [_against(curvature, queries) for curvature in curvatures]

@@ -113,7 +113,7 @@ class ConvLayout:
     @property
     def shape(self) -> tuple[int, int]:
         """Output channels, and the entries of a patch with the bias as one more."""
-        return self.module.out_channels, self.module.weight[0].numel() + (self.module.bias is not None)
+        return self.module.out_channels, _patch(self.module) + (self.module.bias is not None)
 
     def read(self, call: Call) -> Capture:
         """Positions are output pixels."""
@@ -135,7 +135,7 @@ class GroupedConvLayout(ConvLayout):
     def read(self, call: Call) -> Capture:
         """Columns of the gradient are positions."""
         conv, (o, i), b = self.module, self.shape, len(call.output)
-        rows = conv.weight[0].numel()
+        rows = _patch(conv)
         patches = _patches(call, conv).reshape(b, conv.groups, rows, -1)  # [B, groups, rows, T]
 
         def columns(gradient: Tensor) -> Tensor:
@@ -299,6 +299,11 @@ def _with_bias(a: Tensor) -> Tensor:
 
 def _identity(like: Tensor, points: int, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype).expand(points, size, size)
+
+
+def _patch(conv: Conv) -> int:
+    """Entries of a patch; not read off the weight, which may be on other ranks."""
+    return conv.in_channels // conv.groups * math.prod(conv.kernel_size)
 
 
 def _patches(call: Call, conv: Conv) -> Tensor:

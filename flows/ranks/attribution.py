@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flows.config import Config
 from flows.estimators import approximation, damping_of, selections
 from flows.ranks.kept import NOTHING, Keep, keep_fitted, recall
+from flows.ranks.partitioned import in_step, partitioned
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
 from flows.workload import Workload, check_losses
@@ -94,7 +95,14 @@ class ChunkPairs:
 
 
 class Attribution:
-    """The curvatures and solved queries of one checkpoint; a context manager, open while it is used."""
+    """The curvatures and solved queries of one checkpoint; a context manager, open while it is used.
+
+    Attributes:
+        blocks: That are scored.
+        summary: How much of the model they are.
+        head: The last layer.
+        together: Whether the model is partitioned, so that each of its passes is one of all ranks.
+    """
 
     def __init__(self, model: nn.Module, workload: Workload, setting: Setting, points: Points, place: Place) -> None:
         scoring = setting.config.scoring
@@ -108,14 +116,16 @@ class Attribution:
         self.exact = GaussNewton([self.head]) if setting.exact_head else None
         self._grid = ChunkGrid(len(points), scoring.chunk)
         self._model, self._workload, self._task = model, workload, Task[Any](workload.logits, workload.labels)
+        self.together = scoring.placement == "partitioned"
         self._open = ExitStack()
 
     def __enter__(self) -> Attribution:
         config = self._setting.config
         both: Blocks = self.blocks if self.head in self.blocks or self.exact is None else (*self.blocks, self.head)
+        model = self._open.enter_context(partitioned(self._model, both)) if self.together else self._model
         self._reader = self._open.enter_context(
             Reader(
-                self._model,
+                model,
                 self._task,
                 both,
                 Fisher(config.scoring.fisher, seed=config.training.seed),
@@ -151,13 +161,14 @@ class Attribution:
 
     def _pass(self, phase: str) -> Iterator[tuple[Reading, Tensor]]:
         mine = self._share.of(len(self._grid))
-        for done, chunk in enumerate(mine):
+        for done, (chunk, counts) in enumerate(in_step(mine, self._place, self.together)):
             self._place.progress(phase, done, len(mine))
             places = self._grid.rows(chunk)
             at = torch.as_tensor(places)
             with self._points.named(places):
                 reading = self._reader.train(self._points.take(places), chunk, self._points.keys[at])
-            yield reading, self._points.in_train[at]
+            if counts:
+                yield reading, self._points.in_train[at]
 
     def prepare(self, queries: Points) -> None:
         """Solve the gradients of every query; every rank must call this together."""
@@ -219,7 +230,9 @@ class Attribution:
         return {kind: {name: asdict(found) for name, found in each.items()} for kind, each in both.items()}
 
     def _cache(self) -> FactorCache:
-        """This checkpoint's part of the rank's budget."""
+        """This checkpoint's part of the rank's budget; none where ranks read together, and what is kept is not read."""
+        if self.together:
+            return FactorCache(0)
         budget, models = self._setting.config.scoring.factor_cache, self._setting.checkpoints
         memory, disk = budget.memory * MEGABYTE // models, budget.disk * MEGABYTE // models
         if not disk:

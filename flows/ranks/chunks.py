@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from flows.ranks.attribution import Attribution, ChunkPairs, score_trajectory
-from flows.ranks.kept import NOTHING, Keep, kept_or_made
+from flows.ranks.kept import NOTHING, Keep, kept, packed
+from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
 from flows.ranks.shards import ChunkColumns
@@ -54,12 +54,20 @@ def score_chunks(
         keep: Where each chunk is kept as soon as it is known.
     """
     mine = Share(place.index, place.world).of(len(grid))
-    chunks = {}
-    for done, chunk in enumerate(mine, start=1):
-        make = partial(_score_chunk, attributions, queries, chunk)
-        chunks[chunk] = kept_or_made(keep, f"chunk-{chunk:05d}", ChunkColumns, make)
-        place.progress("scoring", done, len(mine))
-    return chunks
+    known = {chunk: kept(keep, _name(chunk), ChunkColumns) for chunk in mine}
+    chunks = {chunk: columns for chunk, columns in known.items() if columns is not None}
+    missing = [chunk for chunk in mine if chunk not in chunks]
+    for chunk, counts in in_step(missing, place, attributions[-1].together):
+        columns = _score_chunk(attributions, queries, chunk)
+        if counts:
+            keep.write(_name(chunk), packed(columns))
+            chunks[chunk] = columns
+            place.progress("scoring", len(chunks), len(mine))
+    return dict(sorted(chunks.items()))
+
+
+def _name(chunk: int) -> str:
+    return f"chunk-{chunk:05d}"
 
 
 def _score_chunk(attributions: Sequence[Attribution], queries: Points, chunk: int) -> ChunkColumns:

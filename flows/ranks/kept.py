@@ -5,7 +5,7 @@ Parts are named by what they are of, never by a rank: any number of ranks contin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
@@ -46,29 +46,45 @@ NOTHING: Keep = _Nothing()
 
 
 class Kept:
-    """Keeps parts as files."""
+    """Keeps parts as files.
+
+    Attributes:
+        found: How many were there.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.found = 0
 
     def read(self, name: str, of: str = "") -> dict[str, Tensor] | None:
         """A part, if it is there."""
         arrays = self._parts.read(name, of)
-        return None if arrays is None else {key: torch.from_numpy(array) for key, array in arrays.items()}
+        if arrays is None:
+            return None
+        self.found += 1
+        return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
     def write(self, name: str, tensors: Mapping[str, Tensor], of: str = "") -> None:
         """Keep a part."""
         self._parts.write(name, {key: tensor.detach().numpy() for key, tensor in tensors.items()}, of)
 
 
-def kept_or_made(keep: Keep, name: str, kind: type[T], make: Callable[[], T]) -> T:
-    """A frozen dataclass of tensors, other such dataclasses and None: read back, or made and kept."""
-    known = keep.read(name)
-    if known is not None:
-        return _unpack(kind, known, "")
-    made = make()
-    keep.write(name, _pack(made, ""))
-    return made
+def kept(keep: Keep, name: str, kind: type[T]) -> T | None:
+    """A part that is a frozen dataclass of tensors, other such dataclasses and None, if it is there."""
+    tensors = keep.read(name)
+    return None if tensors is None else _unpack(kind, tensors, "")
+
+
+def packed(made: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of such a dataclass, to be kept."""
+    tensors: dict[str, Tensor] = {}
+    for field in fields(made):
+        value = getattr(made, field.name)
+        if isinstance(value, Tensor):
+            tensors[prefix + field.name] = value
+        elif value is not None:
+            tensors |= packed(value, f"{prefix}{field.name}.")
+    return tensors
 
 
 def recall(curvatures: Mapping[str, Restorable], keep: Keep, of: str, place: Place) -> bool:
@@ -83,16 +99,16 @@ def recall(curvatures: Mapping[str, Restorable], keep: Keep, of: str, place: Pla
     Returns:
         Whether all ranks have found all of them; if not, all ranks are to fit them.
     """
-    kept = {
+    parts = {
         name: {block: keep.read(_name(name, index), of) for index, block in enumerate(curvature.blocks)}
         for name, curvature in curvatures.items()
     }
-    found = torch.tensor(float(all(part is not None for one in kept.values() for part in one.values())))
+    found = torch.tensor(float(all(part is not None for one in parts.values() for part in one.values())))
     place.sum(found)
     if int(found) < place.world:
         return False
     for name, curvature in curvatures.items():
-        curvature.restore({block: part for block, part in kept[name].items() if part is not None})
+        curvature.restore({block: part for block, part in parts[name].items() if part is not None})
     return True
 
 
@@ -106,17 +122,6 @@ def keep_fitted(curvatures: Mapping[str, Restorable], keep: Keep, of: str, place
 
 def _name(curvature: str, block: int) -> str:
     return f"{curvature}-{block:04d}"
-
-
-def _pack(made: Any, prefix: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for field in fields(made):
-        value = getattr(made, field.name)
-        if isinstance(value, Tensor):
-            tensors[prefix + field.name] = value
-        elif value is not None:
-            tensors |= _pack(value, f"{prefix}{field.name}.")
-    return tensors
 
 
 def _unpack(kind: type[T], tensors: Mapping[str, Tensor], prefix: str) -> T:

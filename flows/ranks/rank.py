@@ -24,7 +24,7 @@ from flows.ranks.lifeline import AGENT, die_with_parent
 from flows.ranks.meter import Meter
 from influence.errors import InfluenceError
 from storage.errors import StorageError
-from storage.files import atomic_write_json
+from storage.files import JSON, atomic_write_json
 
 BEAT_SECONDS = 0.2
 PIECE = 64 * 2**20  # bytes at a time in a collective: gloo slows down beyond
@@ -100,19 +100,19 @@ class Rank:
 
     def sum(self, tensor: Tensor) -> None:
         """Sum a contiguous tensor over the ranks, in place."""
-        with self.meter.exchange(tensor.nbytes):
+        with self.meter.exchange(tensor.nbytes if self.world > 1 else 0):
             for piece in _pieces(tensor):
                 dist.all_reduce(piece)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Give a contiguous tensor of one rank to all others, in place."""
-        with self.meter.exchange(tensor.nbytes):
+        with self.meter.exchange(tensor.nbytes if self.world > 1 else 0):
             for piece in _pieces(tensor):
                 dist.broadcast(piece, source)
 
-    def report(self) -> None:
-        """Leave what was spent in the log, and beside it as JSON."""
-        figures = self.meter.figures()
+    def report(self, **more: JSON) -> None:
+        """Leave what was spent, and more, in the log and beside it as JSON."""
+        figures = self.meter.figures() | more
         print(json.dumps(figures), flush=True)
         atomic_write_json(self._beat.with_suffix(".json"), figures)
 

@@ -1,10 +1,11 @@
 """The program each scoring rank runs: influence and suspicion of every point, as one Parquet shard per chunk.
 
 Train points are dealt to the ranks in chunks and never move. Curvature is summed over the ranks once per pass; queries
-are preconditioned on every rank; a few numbers per point are exchanged for the false-discovery rates. A chunk is
-computed in the same way on any rank, and every rank computes on one thread: the number of ranks changes only the order
-of float64 sums. What is dear is kept as soon as it is known, the answers of each fold model, the curvatures, each
-chunk: after a kill any number of ranks goes on from there. The holdout set is not read here.
+are solved in parts, each by one rank, and sent to the others block by block; a few numbers per point are exchanged for
+the false-discovery rates. A chunk is computed in the same way on any rank, and every rank computes on one thread: the
+number of ranks changes only the order of float64 sums. What is dear is kept as soon as it is known, the answers of each
+fold model, the curvatures, each chunk: after a kill any number of ranks goes on from there. The holdout set is not read
+here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from flows.plans import ScorePlan, read_plan
 from flows.ranks.attribution import QUERY_BATCH, Attribution, Setting, score_trajectory
 from flows.ranks.blocks import measure_energies
 from flows.ranks.chunks import PointScores, gather, relative_columns, score_chunks
+from flows.ranks.engine import connect
 from flows.ranks.kept import Kept
+from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
 from flows.ranks.probe import probe
 from flows.ranks.rank import Rank, rank_process
@@ -60,8 +63,8 @@ class Scoring:
         setting = self._setting()
         with ExitStack() as sources:
             attributions = [self._attribution(path, setting, sources) for path in self._plan.checkpoints]
-            last, again = attributions[-1], self._model(self._plan.checkpoints[-1])
-            probed = probe(setting, self._workload, again, last, self._points, self._queries, self._rank)
+            last = attributions[-1]
+            probed = self._probe(setting, last) if setting.config.scoring.probe else None
             reference = self._reference(attributions)
             chunks = score_chunks(attributions, self._queries, self._grid, self._rank, self._keep)
             scores = gather(chunks, self._points, self._grid, self._rank)
@@ -72,13 +75,16 @@ class Scoring:
             cycle = pa.array([self._plan.cycle] * len(table), pa.int32())
             write_chunk(self._plan.folder, self._rank.index, chunk, table.add_column(1, "cycle", cycle), metadata)
             self._rank.progress("writing shards", done, len(chunks))
-        self._rank.report()
+        self._rank.report(parts_found=self._keep.found)
 
     def _setting(self) -> Setting:
-        plan = self._plan
+        plan, energies = self._plan, dict[str, float]()
+        if plan.config.scoring.placement == "replicated":  # they are squared gradients of every parameter
+            model = self._model(plan.checkpoints[-1])
+            energies = measure_energies(model, self._workload, self._points, self._rank)
         return Setting(
             config=plan.config,
-            energies=measure_energies(self._model(plan.checkpoints[-1]), self._workload, self._points, self._rank),
+            energies=energies,
             horizon=plan.horizon,
             checkpoints=len(plan.checkpoints),
             folder=plan.folder.parent,
@@ -96,6 +102,10 @@ class Scoring:
         attribution.prepare(self._queries)
         return attribution
 
+    def _probe(self, setting: Setting, last: Attribution) -> Probe | None:
+        again = self._model(self._plan.checkpoints[-1])
+        return probe(setting, self._workload, again, last, self._points, self._queries, self._rank)
+
     def _reference(self, attributions: Sequence[Attribution]) -> Trusted:
         """The queries scored as if they were train points."""
         m = len(self._queries)
@@ -103,11 +113,12 @@ class Scoring:
         own = torch.zeros(m, dtype=torch.float64)
         parts = torch.arange(m).split(QUERY_BATCH)
         mine = Share(self._rank.index, self._rank.world).of(len(parts))
-        for done, part in enumerate(mine):
+        for done, (part, counts) in enumerate(in_step(mine, self._rank, attributions[-1].together)):
             self._rank.progress("scoring the queries", done, len(mine))
             found = [one.score_points(self._queries, parts[part]) for one in attributions]
             scores = score_trajectory(found).blocks
-            pairs[parts[part]], own[parts[part]] = scores.influence, scores.self_influence
+            if counts:
+                pairs[parts[part]], own[parts[part]] = scores.influence, scores.self_influence
         self._rank.sum(pairs)
         self._rank.sum(own)
         return trusted(pairs, own)
@@ -151,7 +162,7 @@ class Scoring:
 def main() -> None:
     """Run the plan named on the command line."""
     plan = read_plan(ScorePlan, Path(sys.argv[1]))
-    with rank_process("score", plan.logs) as rank:
+    with rank_process("score", plan.logs, connect if plan.config.scoring.placement == "partitioned" else None) as rank:
         torch.set_num_threads(1)
         Scoring(plan, rank).run()
 

@@ -71,3 +71,5 @@ class LaunchConfig(Section):
     attempts: Count = 2
     """How often ranks that were killed, hung or threw are started in all; what is finished is not done again."""
     launcher: Launcher = Torchrun()
+    oversubscribe: bool = False
+    """More ranks than this machine has cores, which then share them: slower, and not wrong."""

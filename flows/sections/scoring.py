@@ -72,6 +72,8 @@ class ScoringConfig(Section):
     """How the points are scored."""
 
     ranks: Count = 2
+    placement: Literal["replicated", "partitioned"] = "replicated"
+    """The whole model on each rank; or its parameters partitioned over them (ZeRO-3), and gathered layer by layer."""
     estimator: EstimatorName = "ekfac"
     """`tamis estimators` says what there is, what it costs and when to use it."""
     blocks: BlocksConfig = BlocksConfig()
@@ -104,6 +106,15 @@ class ScoringConfig(Section):
             raise ValueError(
                 f"compression by {self.compression.kind!r} leaves {self.estimator} no layers: take 'mask' or 'logra', "
                 "or the estimator dual, arnoldi or pcg"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _placed(self) -> ScoringConfig:
+        if self.placement == "partitioned" and (self.probe or self.blocks.energy is not None):
+            raise ValueError(
+                "placement 'partitioned' needs probe = 0 and blocks that are not chosen by their energy: both take "
+                "gradients of the whole model"
             )
         return self
 

@@ -39,6 +39,12 @@ def test_the_smallest_file_names_only_a_workload(tmp_path: Path) -> None:
         ("[pruning]\npolicies = ['random']", ("pruning.policies.0 = 'random'", "'harmful' or 'mislabeled'")),
         ("[training]\nranks = 9999\nbatch_size = 9999", ("training.ranks = 9999", "cores; give at most")),
         ("[scoring]\nranks = 9999", ("scoring.ranks = 9999", "cores; give at most")),
+        ("[scoring]\nplacement = 'partitioned'", ("'partitioned' needs probe = 0",)),
+        (
+            "[training]\nturn_over = ['0']\n[scoring]\nplacement = 'partitioned'\nprobe = 0",
+            ("turn_over needs scoring.placement = 'replicated'",),
+        ),
+        ("[launch]\noversubscribe = 3\n[scoring]\nranks = 9999", ("launch.oversubscribe = 3",)),
         ("[training]\nranks = 2\nbatch_size = 63", ("batch_size 63 is not a multiple of ranks 2",)),
         ("[training]\nzero_stage = 4", ("training.zero_stage = 4", "3")),
         ("[training]\ncheckpoints = []", ("checkpoints [] must rise and end at 1.0",)),

@@ -1,6 +1,7 @@
 """Whole cycles. One on `tiny` as users run it: a process, two ranks; the others inside this process, on known data."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def test_the_cycle_ends_as_its_report_its_ledger_mlflow_and_its_json_all_say(tin
     removed = tiny.ledger.removed_as_of()
     assert len(removed) == tiny.json["removed"] == (proposal.size if state == "promoted" else 0)
     assert tiny.run.data.metrics["removed"] == len(removed)
+    assert re.search(r"Scoring: .* points/s, .* CPU s, .* MB between ranks\.", tags["mlflow.note.content"])
 
 
 def test_every_stage_left_its_event_in_order(tiny: Told) -> None:

@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Callable
 from threading import Barrier, Thread
 from typing import Any
@@ -51,7 +52,7 @@ def test_queries_solved_in_parts_on_any_ranks_score_as_those_solved_at_once(case
 
     sizes, losses = [len(rows) for rows in parts], loss_factors(model, train)
     scorers = on_ranks(world, lambda share, send: share_queries(curvatures, part, sizes, 30, share, send))
-    assert sorted(read) == sorted([0, 1, 2] + [0] * (world == 4))
+    assert Counter(read) == Counter([0, 1, 2] + [0] * (world > 1)), "every rank makes as many passes as the others"
     truth = PairScorer(curvatures[0], whole, 30).score(losses)
     for [scorer] in scorers:
         found = scorer.score(losses)
