@@ -13,14 +13,14 @@ KILLS = {
     ),
     "open, the run is in MLflow and the cycle not in the ledger": "storage.ledger:Ledger.open_cycle before 1 kill",
     "open, the cycle is in the ledger and has no folder": "storage.ledger:Ledger.open_cycle after 1 kill",
-    "train, a first checkpoint is whole": "rank 0 storage.checkpoints:commit after 1 kill",
-    "train, the last checkpoint is written and not committed": "rank 0 storage.checkpoints:commit before 1 kill",
+    "train, a first state is whole": "rank 0 storage.checkpoints:commit after 1 kill",
+    "train, the last checkpoint is written and not committed": "rank 0 storage.checkpoints:write_tensors after 2 kill",
     "score, no shard is there": "rank 1 storage.score_store:write_chunk before 1 kill",
     "score, between two shards": "rank 0 storage.score_store:write_chunk after 2 kill",
     "propose, the proposal is in the ledger alone": "storage.ledger:Ledger.add_proposal after 1 kill",
     "review, the approval is in the ledger alone": "storage.ledger:Ledger.add_review after 1 kill",
     "apply, the removals stand in the ledger": "storage.ledger:Ledger.apply_removals after 1 kill",
-    "retrain, two of five models are done": "rank 0 storage.checkpoints:commit after 2 kill",
+    "retrain, two of five models are done": "rank 0 storage.checkpoints:commit after 8 kill",
     "retrain, all are done and the stage has no result": "storage.ledger:Ledger.record_event after 1 kill",
     "judge, the verdict is in the ledger and the stage has no result": (
         "storage.ledger:Ledger.record_event after 2 kill"
