@@ -14,11 +14,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from flows.errors import BadInput
-from flows.ranks.device import backend
+from flows.ranks.device import backend, device
 from flows.ranks.lifeline import AGENT, die_with_parent
 from influence.errors import InfluenceError
 from storage.errors import StorageError
@@ -122,6 +123,8 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
 
 
 def _connect() -> None:
+    if device().type == "cuda":
+        torch.cuda.set_device(device())  # nccl takes the current one
     dist.init_process_group(backend(), timeout=COLLECTIVE_TIMEOUT)
 
 
