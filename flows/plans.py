@@ -8,8 +8,10 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from flows.config import Config
-from storage.files import atomic_write_text
+from storage.files import atomic_write_text, read_json
 
+STOPPED = "stopped.json"
+"""In a job's folder: after which step it was stopped, and the query losses that said so."""
 GIVEN = "given"
 """In a job's folder: what `training.command` left."""
 
@@ -34,6 +36,10 @@ class Job(BaseModel):
     """`baseline`, `challenger`, `control` or `champion`."""
     seed: int
     steps: int
+    planned: int
+    """Steps of the learning rates' schedule; more than `steps` where the baseline was stopped early."""
+    stops: bool = False
+    """Whether it may end before `steps`: the baseline that decides for the others."""
     removed: Path | None = None
     """Parquet file of the ids to leave out."""
     folder: Path
@@ -41,6 +47,17 @@ class Job(BaseModel):
     save_at: tuple[int, ...] = ()
     """Steps after which parameters are saved; the last is the end of the training."""
     weights: Path | None = None
+
+    @property
+    def ended(self) -> int:
+        """After which step it ended, or will if nothing stops it."""
+        stopped = self.folder / STOPPED
+        return int(read_json(stopped)["steps"]) if self.stops and stopped.exists() else self.steps
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that ends it."""
+        return self.folder / f"step-{self.ended:06d}"
 
 
 class TrainPlan(Plan):
@@ -62,6 +79,8 @@ class ScorePlan(Plan):
     inputs_digest: str
     horizon: float
     """Sum of the learning rates over the training, for the damping kind `horizon`."""
+    share: float = 1.0
+    """Of the planned training, after which it was stopped: out-of-fold models are, too."""
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)

@@ -13,19 +13,19 @@ def steps_for(training: TrainingConfig, points: int) -> int:
     return training.epochs * math.ceil(points / training.batch_size)
 
 
-def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
-    """Of one optimizer step, from 1, of so many; never 0."""
-    warm = round(training.warmup * steps)
+def learning_rate(training: TrainingConfig, step: int, planned: int) -> float:
+    """Of one optimizer step, from 1, of so many planned; never 0."""
+    warm = round(training.warmup * planned)
     if step <= warm:
         return training.learning_rate * step / warm
-    passed = (step - warm - 1) / (steps - warm)
+    passed = (step - warm - 1) / (planned - warm)
     left = {"constant": 1.0, "linear": 1 - passed, "cosine": (1 + math.cos(math.pi * passed)) / 2}
     return training.learning_rate * left[training.schedule]
 
 
-def horizon(training: TrainingConfig, steps: int) -> float:
-    """Sum of the learning rates of so many steps."""
-    return math.fsum(learning_rate(training, step, steps) for step in range(1, steps + 1))
+def horizon(training: TrainingConfig, steps: int, planned: int) -> float:
+    """Sum of the learning rates of so many steps, of those planned."""
+    return math.fsum(learning_rate(training, step, planned) for step in range(1, steps + 1))
 
 
 def save_points(training: TrainingConfig, steps: int) -> tuple[int, ...]:
@@ -35,5 +35,5 @@ def save_points(training: TrainingConfig, steps: int) -> tuple[int, ...]:
 
 def resume_points(training: TrainingConfig, job: Job) -> frozenset[int]:
     """The steps after which the state of a job is saved."""
-    every = max(1, round(training.resume_every * job.steps))
+    every = max(1, round(training.resume_every * job.planned))
     return frozenset({*job.save_at, *range(every, job.steps, every)}) - {job.steps}

@@ -18,7 +18,7 @@ from flows.plans import Job
 from flows.pruning import Proposed
 from flows.recipe import save_points
 from flows.stages import Cycle, once
-from flows.training import Trained, arm_folder, train_jobs, training_inputs, write_ids
+from flows.training import Trained, arm_folder, planned_steps, train_jobs, training_inputs, write_ids
 from storage.files import JSON
 from storage.points import PointId
 from storage.proposals import Proposal
@@ -77,7 +77,7 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     arms = ARMS if pruning else ("baseline",)
     jobs = {(arm, seed): _job(cycle, trained, proposed, arm, seed) for arm in arms for seed in seeds}
     judged = _champion(cycle, champion) if champion else None
-    missing = [job for job in jobs.values() if not (job.folder / f"step-{job.steps:06d}").exists()]
+    missing = [job for job in jobs.values() if not job.last.exists()]
     todo = tuple(missing) + ((judged,) if judged else ())
     if todo:
         train_jobs(cycle, todo, cycle.folder / "logs" / "retrain")
@@ -86,7 +86,7 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     return Retrained(
         seeds=seeds,
         folders={arm: tuple(jobs[arm, seed].folder for seed in seeds) for arm in arms},
-        checkpoints={arm: jobs[arm, seeds[0]].folder / f"step-{trained.steps:06d}" for arm in arms},
+        checkpoints={arm: jobs[arm, seeds[0]].last for arm in arms},
         champion=judged.folder if judged else None,
     )
 
@@ -103,6 +103,7 @@ def _job(cycle: Cycle, trained: Trained, proposed: Proposed, arm: str, seed: int
         role=arm,
         seed=seed,
         steps=trained.steps,
+        planned=planned_steps(cycle),
         removed=write_ids(cycle.folder / "plans" / f"removed-{arm}-seed{seed}.parquet", gone, cycle.manifest),
         folder=arm_folder(cycle, arm, seed, inputs),
         save_at=save_points(cycle.config.training, trained.steps) if first else (trained.steps,),
@@ -129,6 +130,7 @@ def _champion(cycle: Cycle, version: ModelVersion) -> Job:
         role="champion",
         seed=0,
         steps=0,
+        planned=0,
         folder=cycle.folder / "checkpoints" / f"champion-v{version.version}",
         weights=version.source,
     )

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from flows.plans import ScorePlan
 from flows.recipe import horizon
 from flows.stages import Cycle, once
-from flows.training import Trained, write_ids
+from flows.training import Trained, planned_steps, write_ids
 from flows.trust import Probe
 from influence.blocks import BlockSummary
 from influence.sharding import ChunkGrid
@@ -117,7 +117,7 @@ def score(cycle: Cycle, trained: Trained) -> Scored:
 
 def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
     config = cycle.config
-    folder = cycle.folder / "scores"
+    folder, planned = cycle.folder / "scores", planned_steps(cycle)
     plan = ScorePlan(
         config=config,
         logs=cycle.folder / "logs",
@@ -128,7 +128,8 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         folder=folder,
         checkpoint_digest=trained.digest,
         inputs_digest=inputs_digest,
-        horizon=horizon(config.training, trained.steps),
+        horizon=horizon(config.training, trained.steps, planned),
+        share=trained.steps / planned,
     )
     started, spent = time.monotonic(), None
     score_store.sweep(folder, inputs_digest)

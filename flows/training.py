@@ -69,21 +69,29 @@ def training_inputs(cycle: Cycle) -> dict[str, JSON]:
 
 def _train(cycle: Cycle) -> Trained:
     training = cycle.config.training
-    steps = steps_for(training, len(cycle.manifest) - len(cycle.removed))
+    steps = planned_steps(cycle)
     removed = write_ids(cycle.folder / "plans" / "removed.parquet", cycle.removed, cycle.manifest)
     job = Job(
         role="baseline",
         seed=training.seed,
         steps=steps,
+        planned=steps,
+        stops=training.early_stopping is not None,
         removed=removed,
         folder=arm_folder(cycle, "baseline", training.seed, training_inputs(cycle)),
         save_at=save_points(training, steps),
     )
     train_jobs(cycle, (job,), cycle.folder / "logs")
-    saved = tuple(job.folder / f"step-{step:06d}" for step in job.save_at)
+    steps = job.ended
+    saved = (*(job.folder / f"step-{step:06d}" for step in job.save_at if step < steps), job.last)
     digest = checkpoints.verify(saved[-1]).digest
     cycle.ledger.record_event(cycle.number, "trained", detail={"checkpoint": digest, "steps": steps}, key=digest)
     return Trained(saved, digest, steps, read_json(job.folder / "timing.json")["seconds_per_step"])
+
+
+def planned_steps(cycle: Cycle) -> int:
+    """Optimizer steps of every arm, unless the baseline is stopped early."""
+    return steps_for(cycle.config.training, len(cycle.manifest) - len(cycle.removed))
 
 
 def arm_folder(cycle: Cycle, role: str, seed: int, inputs: Mapping[str, JSON]) -> Path:

@@ -50,14 +50,22 @@ class OutOfFold:
         folds: How many.
         rank: This process.
         keep: Where the answers of each model are kept as soon as it has given them.
+        share: Of the planned training, after which the baseline was stopped.
     """
 
     def __init__(
-        self, workload: Workload, points: Points, training: TrainingConfig, folds: int, rank: Rank, keep: Keep
+        self,
+        workload: Workload,
+        points: Points,
+        training: TrainingConfig,
+        folds: int,
+        rank: Rank,
+        keep: Keep,
+        share: float = 1.0,
     ) -> None:
         self._workload, self._points = workload, points
         self._training, self._folds, self._rank, self._keep = training, folds, rank, keep
-        self._round = 0
+        self._round, self._share = 0, share
 
     def log_probabilities(self, kept: Tensor, repeats: int, classes: int) -> Tensor:
         """One round of fold models; every rank must call this together.
@@ -115,7 +123,8 @@ class OutOfFold:
                 total[part] += logits.double().log_softmax(1)
 
         training = self._training
-        steps = steps_for(training, len(fold.train))
-        save_at = save_points(training, steps)
-        train_plainly(self._workload, self._points, training, fold.train, fold.seed, steps, save_at, predict)
+        planned = steps_for(training, len(fold.train))
+        steps = max(1, round(self._share * planned))
+        save_at = {*(step for step in save_points(training, planned) if step < steps), steps}
+        train_plainly(self._workload, self._points, training, fold.train, fold.seed, steps, save_at, predict, planned)
         return total / len(save_at)

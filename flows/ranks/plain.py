@@ -25,6 +25,7 @@ def train_plainly(
     steps: int,
     save_at: Collection[int],
     saved: Callable[[nn.Module], None],
+    planned: int | None = None,
 ) -> None:
     """Train a new model by the recipe of the cycle, without DeepSpeed.
 
@@ -37,6 +38,7 @@ def train_plainly(
         steps: Optimizer steps.
         save_at: Steps after which `saved` is called.
         saved: Called with the model in evaluation mode, without gradients.
+        planned: Steps of the learning rates' schedule; default: `steps`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,7 +48,7 @@ def train_plainly(
         masks = TurnOver(model, training.turn_over, seed)
         for step in range(1, steps + 1):
             optimizer.zero_grad()
-            optimizer.param_groups[0]["lr"] = learning_rate(training, step, steps)
+            optimizer.param_groups[0]["lr"] = learning_rate(training, step, planned or steps)
             batch = order.next()
             with masks.own(points.keys[batch]) if training.turn_over else nullcontext():
                 workload.loss(model, points.take(batch)).mean().backward()

@@ -15,11 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from flows.errors import BadInput
-from flows.ranks.device import backend
+from flows.ranks.device import backend, device
 from flows.ranks.lifeline import AGENT, die_with_parent
 from flows.ranks.meter import Meter
 from influence.errors import InfluenceError
@@ -154,6 +155,8 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
 
 
 def _connect() -> None:
+    if device().type == "cuda":
+        torch.cuda.set_device(device())  # nccl takes the current one
     dist.init_process_group(backend(), timeout=COLLECTIVE_TIMEOUT)
 
 

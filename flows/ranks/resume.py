@@ -12,7 +12,10 @@ manifest that this workspace wrote.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,9 +27,12 @@ from flows.ranks.engine import Engine, universal
 from flows.ranks.rank import Rank
 from storage import checkpoints
 from storage.checkpoints import Checkpoint, Metadata
+from storage.errors import WriteFailed
+from storage.files import JSON
 
 STATE = "state"
 ZERO = "zero"
+TORCHS_WRITER = ("PytorchStreamWriter", "iostream error")
 
 
 class Resume:
@@ -75,23 +81,31 @@ class Resume:
         else:
             engine.load_state(self._found.path, ZERO)
         same = world == self._rank.world
-        kept = torch.load(self._found.path / f"rank{self._rank.index if same else 0}.pt", weights_only=True)
+        own = self._found.path / f"rank{self._rank.index if same else 0}.pt"
+        kept = torch.load(own, map_location="cpu", weights_only=True)
         engine.set_buffers(kept["buffers"])
         if same:
             randomness.restore(kept["draws"])
         return step
 
-    def save(self, engine: Engine, step: int) -> None:
+    @property
+    def losses(self) -> list[float]:
+        """The query losses that the state was saved with."""
+        losses: Any = () if self._found is None else self._found.metadata.extra["query_losses"]
+        return list(losses)
+
+    def save(self, engine: Engine, step: int, losses: Sequence[float]) -> None:
         """Save where the training stands after a step, then remove the state before."""
         draft = checkpoints.temporary(self._folder, step)
         if self._rank.index == 0:
             checkpoints.begin(self._folder, step)
         dist.barrier()
-        engine.save_state(draft, ZERO)
-        torch.save({"draws": randomness.draws(), "buffers": engine.buffers()}, draft / f"rank{self._rank.index}.pt")
+        with _writing(draft):
+            engine.save_state(draft, ZERO)
+            torch.save({"draws": randomness.draws(), "buffers": engine.buffers()}, draft / f"rank{self._rank.index}.pt")
         dist.barrier()
         if self._rank.index == 0:
-            of = {"zero_stage": self._stage}
+            of: dict[str, JSON] = {"zero_stage": self._stage, "query_losses": losses}
             metadata = Metadata(self._job.role, self._job.seed, step, self._digest, self._rank.world, of)
             checkpoints.commit(draft, metadata, needed="rank0.pt")
             checkpoints.keep(self._folder, newest=1)
@@ -112,3 +126,13 @@ class Resume:
         found = [checkpoints.latest(self._folder) if self._rank.index == 0 else None]
         dist.broadcast_object_list(found, 0)
         return found[0]
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's writer has no error class of its own
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in TORCHS_WRITER):
+            raise
+        raise WriteFailed(f"cannot write {folder}: {error}; free space or fix permissions, then run again") from error

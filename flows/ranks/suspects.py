@@ -51,7 +51,7 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, ke
         classes = workload.logits(model, points.take(range(1))).shape[1]
     parts = torch.arange(len(points)).split(READ_BATCH)
     inputs = torch.cat([inputs_of(workload, points.take(part)) for part in parts])  # [n, d]
-    folds = OutOfFold(workload, points, plan.config.training, config.folds, rank, keep)
+    folds = OutOfFold(workload, points, plan.config.training, config.folds, rank, keep, plan.share)
     rounds: list[Tensor] = []
 
     def out_of_fold(kept: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from flows.dataset import check_unchanged
-from flows.plans import GIVEN, Job, TrainPlan, read_plan
+from flows.plans import GIVEN, STOPPED, Job, TrainPlan, read_plan
 from flows.ranks.device import device, here
 from flows.ranks.engine import Engine, connect
 from flows.ranks.holdout import Holdout
 from flows.ranks.order import Order
+from flows.ranks.outcome import Outcome
 from flows.ranks.points import Points
 from flows.ranks.precision import in_precision
 from flows.ranks.randomness import seed_all
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.resume import STATE, Resume
+from flows.ranks.stopping import Never, Stopping
 from flows.ranks.weights import load_file, load_weights, weights_of
 from flows.recipe import learning_rate, resume_points
 from flows.workload import Workload, check_losses, load_workload, seeded_model
@@ -66,7 +68,7 @@ class Trainer:
             load_weights(model, job.weights)
             self._holdout.judge(in_precision(model, self._config.training.precision), job.folder / "holdout.parquet")
             return
-        if (job.folder / f"step-{job.steps:06d}").exists():
+        if job.last.exists():
             self._done += job.steps
         elif self._config.training.command:
             self._take(job, model)
@@ -95,47 +97,61 @@ class Trainer:
         order = Order(self._kept(job.removed), training.batch_size, job.seed)
         begun = resume.load(engine)
         order.skip(begun)
-        self._done += begun
-        states = resume_points(training, job)
-        started = time.monotonic()
+        stopping = self._stopping(job, resume.losses)
+        states, started, before = resume_points(training, job), time.monotonic(), self._done
         for step in range(begun + 1, job.steps + 1):
-            engine.set_rate(learning_rate(training, step, job.steps))
-            mine = order.next()[self._rank.index :: self._rank.world]
-            for rows in mine.chunk(training.accumulation):
+            engine.set_rate(learning_rate(training, step, job.planned))
+            for rows in order.next()[self._rank.index :: self._rank.world].chunk(training.accumulation):
                 with masks.own(here(self._keys[rows])):
                     losses = self._workload.loss(engine.model, here(self._batches.take(rows)))  # [b]
                     check_losses(losses.detach().cpu(), rows, self._ids)
                     engine.step(losses)
-            if step == job.steps:
-                self._leave(job, engine, (time.monotonic() - started) / (step - begun))
-            if step in job.save_at:
+            if stopped := stopping.after(step, engine.model):
+                self._stop(job, step, stopping.losses)
+            if stopped or step == job.steps:
+                self._leave(job, engine, step, (time.monotonic() - started) / (step - begun))
+            if stopped or step in job.save_at:
                 self._save(engine.weights(), job, step, definition)
+            if stopped:
+                break
             if step in states:
-                resume.save(engine, step)
-            self._done += 1
-            self._rank.progress(f"training {job.role}, seed {job.seed}", self._done, self._steps)
+                resume.save(engine, step, stopping.losses)
+            self._rank.progress(f"training {job.role}, seed {job.seed}", before + step, self._steps)
+        self._done = before + job.steps
         engine.close()
+
+    def _stopping(self, job: Job, losses: list[float]) -> Stopping | Never:
+        config = self._config.training.early_stopping
+        if config is None or not job.stops:
+            return Never()
+        queries = Outcome("query", self._workload.queries(), self._workload, self._rank)
+        return Stopping(config, job.planned, queries, losses)
+
+    def _stop(self, job: Job, step: int, losses: Sequence[float]) -> None:
+        if self._rank.index == 0:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(job.folder / STOPPED, {"steps": step, "query_losses": losses})
 
     def _kept(self, removed: Path | None) -> torch.Tensor:
         gone = set() if removed is None else set(pq.read_table(removed)["point_id"].to_pylist())
         kept = [point not in gone for point in self._manifest.ids]
         return self._rows[torch.tensor(kept)]
 
-    def _leave(self, job: Job, engine: Engine, seconds: float) -> None:
+    def _leave(self, job: Job, engine: Engine, step: int, seconds: float) -> None:
         """What stands beside the last checkpoint."""
         if self._rank.index == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_json(job.folder / "timing.json", {"seconds_per_step": seconds})
             if job.role == "baseline":
-                self._record(job)
+                self._record(job, step)
         engine.share_buffers()
         self._holdout.judge(engine.model, job.folder / "holdout.parquet")
 
-    def _record(self, job: Job) -> None:
-        training, steps = self._config.training, range(1, job.steps + 1)
+    def _record(self, job: Job, last: int) -> None:
+        training, steps = self._config.training, range(1, last + 1)
         order = Order(self._kept(job.removed), training.batch_size, job.seed)
         taken = [order.next().int().numpy() for _ in steps]
-        rates = [learning_rate(training, step, job.steps) for step in steps]
+        rates = [learning_rate(training, step, job.planned) for step in steps]
         kind = self._manifest.table.schema.field("point_id").type
         trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates)
 

@@ -15,6 +15,15 @@ EXECUTION = {"ranks", "accumulation", "activation_checkpointing", "offload", "ze
 """Keys that change how a model is trained, but nothing of the model beyond rounding."""
 
 
+class EarlyStoppingConfig(Section):
+    """The baseline's training ends once the mean loss on the query set no longer falls."""
+
+    every: Share = 0.05
+    """Share of the planned training after which the loss is taken."""
+    patience: Count = 3
+    """How often in a row it may fail to fall below the lowest."""
+
+
 class TrainingConfig(Section):
     """How every model of the cycle is trained: baseline, challenger, control and the out-of-fold models."""
 
@@ -24,6 +33,8 @@ class TrainingConfig(Section):
     ranks: Count = 2
     seed: Annotated[int, Field(ge=0)] = 0
     epochs: Count = 40
+    early_stopping: EarlyStoppingConfig | None = None
+    """Ends the training of the first baseline; every arm then takes as many steps, at the same learning rates."""
     batch_size: Count = 64
     """Points per optimizer step, over all ranks."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
@@ -76,6 +87,8 @@ class TrainingConfig(Section):
         if self.batch_size % (self.ranks * self.accumulation):
             times = f"ranks {self.ranks} x accumulation {self.accumulation}"
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of {times}")
+        if self.command and self.early_stopping:
+            raise ValueError("early_stopping is not for a command of your own: leave one of them out")
         if self.offload == "cpu" and self.zero_stage < 2:
             raise ValueError(
                 f"offload 'cpu' with zero_stage {self.zero_stage}: give zero_stage 2 or 3, or offload 'none'"

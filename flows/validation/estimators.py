@@ -58,7 +58,7 @@ def _pairs(
     blocks = _blocks(setting, model, energies)
     chosen = approximation(config, blocks, Share(0, 1))
     fisher = Fisher(scoring.fisher, seed=training.seed)
-    damping = damping_of(config, scoring.estimator, scoring.damping, horizon(training, setting.steps))
+    damping = damping_of(config, scoring.estimator, scoring.damping, horizon(training, setting.steps, setting.steps))
     first, *others = (_times(damping, factor) for factor in times)
     with Influence(model, _task(setting), chosen.curvature, blocks, fisher, None, chosen.compressor) as influence:
         train, queries = _Batches(setting.train, scoring.chunk), _Batches(setting.queries, scoring.chunk)

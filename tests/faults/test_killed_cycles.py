@@ -13,8 +13,8 @@ KILLS = {
     ),
     "open, the run is in MLflow and the cycle not in the ledger": "storage.ledger:Ledger.open_cycle before 1 kill",
     "open, the cycle is in the ledger and has no folder": "storage.ledger:Ledger.open_cycle after 1 kill",
-    "train, a first checkpoint is whole": "rank 0 storage.checkpoints:commit after 1 kill",
-    "train, the last checkpoint is written and not committed": "rank 0 storage.checkpoints:commit before 1 kill",
+    "train, a first state is whole": "rank 0 storage.checkpoints:commit after 1 kill",
+    "train, the last checkpoint is written and not committed": "rank 0 storage.checkpoints:write_tensors after 2 kill",
     "score, a fold model has answered": "rank 1 flows.ranks.folds:OutOfFold._train after 1 kill",
     "score, a checkpoint's curvatures are half kept": "rank 0 flows.ranks.kept:Kept.write before 3 kill",
     "score, some chunks are scored": "rank 1 flows.ranks.attribution:Attribution.score_chunk before 4 kill",
@@ -23,7 +23,7 @@ KILLS = {
     "propose, the proposal is in the ledger alone": "storage.ledger:Ledger.add_proposal after 1 kill",
     "review, the approval is in the ledger alone": "storage.ledger:Ledger.add_review after 1 kill",
     "apply, the removals stand in the ledger": "storage.ledger:Ledger.apply_removals after 1 kill",
-    "retrain, two of five models are done": "rank 0 storage.checkpoints:commit after 2 kill",
+    "retrain, two of five models are done": "rank 0 storage.checkpoints:commit after 8 kill",
     "retrain, all are done and the stage has no result": "storage.ledger:Ledger.record_event after 1 kill",
     "judge, the verdict is in the ledger and the stage has no result": (
         "storage.ledger:Ledger.record_event after 2 kill"

@@ -40,7 +40,7 @@ STEPS = 30
 
 def train_plan(folder: Path, entry: str = "tiny", options: Any = None, **training: Any) -> TrainPlan:
     config = load(write_toml(folder, entry, options, training=training))
-    job = Job(role="baseline", seed=3, steps=STEPS, folder=folder / "model", save_at=(10, STEPS))
+    job = Job(role="baseline", seed=3, steps=STEPS, planned=STEPS, folder=folder / "model", save_at=(10, STEPS))
     return TrainPlan(config=config, logs=folder / "logs", train_digest=train_digest(config), jobs=(job,))
 
 

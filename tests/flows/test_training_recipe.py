@@ -86,7 +86,7 @@ def test_the_learning_rate_rises_in_the_warmup_and_falls_to_the_end_and_the_hori
     def rates(**keys: Any) -> list[float]:
         training = TrainingConfig(learning_rate=1.0, **keys)
         found = [learning_rate(training, step, 10) for step in range(1, 11)]
-        assert horizon(training, 10) == pytest.approx(sum(found), rel=1e-12)
+        assert horizon(training, 10, 10) == pytest.approx(sum(found), rel=1e-12)
         return found
 
     assert rates() == [1.0] * 10

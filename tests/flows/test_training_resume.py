@@ -1,6 +1,7 @@
 """A training that was killed goes on as if it had not been: the same bytes in the end."""
 
 import json
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from flows.ranks.engine import Engine
 from flows.ranks.resume import STATE
 from flows.sections.training import TrainingConfig
 from storage import checkpoints
-from storage.errors import CheckpointDamaged
+from storage.errors import CheckpointDamaged, WriteFailed
 from storage.files import sha256_file
 from storage.trajectory_store import TRAJECTORY
 from tests.faults.trap import TRAPS, trapped
@@ -45,7 +46,8 @@ class Killed(Exception):
 def plan(folder: Path, *models: str, entry: str = NOISY, **training: Any) -> TrainPlan:
     config = load(write_toml(folder, entry, training={"batch_size": 32} | training))
     jobs = [
-        Job(role="baseline", seed=3, steps=STEPS, folder=folder / name, save_at=(STEPS // 2, STEPS)) for name in models
+        Job(role="baseline", seed=3, steps=STEPS, planned=STEPS, folder=folder / name, save_at=(STEPS // 2, STEPS))
+        for name in models
     ]
     return TrainPlan(config=config, logs=folder / "logs", train_digest=train_digest(config), jobs=tuple(jobs))
 
@@ -151,6 +153,29 @@ def test_another_stage_cannot_take_up_a_training_and_other_ways_to_run_it_can(
     here(plan(tmp_path, "whole", entry="tiny", zero_stage=2))
     one, other = (vector(checkpoints.read_tensors(tmp_path / n / f"step-{STEPS:06d}")) for n in ("killed", "whole"))
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_state_is_one_line_and_the_state_before_stands(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    begin = checkpoints.begin
+
+    def fill(role_dir: Path, step: int) -> Path:
+        if (role_dir.name, step) == (STATE, 6):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, most))  # from now on no file grows beyond
+        return begin(role_dir, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "begin", fill)
+        try:
+            with pytest.raises(WriteFailed, match=r"state/\.step-000006\.tmp: .*; free space[^\n]*$"):
+                here(plan(tmp_path, "full"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert (tmp_path / "full" / STATE / "step-000003").exists()
+    here(plan(tmp_path, "full", "whole"))
+    assert left(tmp_path / "full") == left(tmp_path / "whole")
 
 
 def test_what_a_model_is_known_by_is_its_recipe_and_not_how_it_is_run() -> None:

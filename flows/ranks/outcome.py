@@ -1,0 +1,53 @@
+"""What a model makes of a set of points: one loss and one prediction each, gathered from the ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flows.dataset import manifest_of, rows_by_id
+from flows.ranks.device import here
+from flows.ranks.rank import Rank
+from flows.workload import Batches, PointSet, Workload, collate_of
+
+BATCH = 512
+
+
+class Outcome:
+    """Of models on one set.
+
+    Args:
+        name: Of the set.
+        points: Its points.
+        workload: Loss and logits.
+        rank: This process.
+    """
+
+    def __init__(self, name: str, points: PointSet, workload: Workload, rank: Rank) -> None:
+        self._workload, self._rank = workload, rank
+        self.manifest = manifest_of(name, points)
+        self._rows = rows_by_id(points, self.manifest)
+        self._batches = Batches(points, collate_of(workload))
+
+    def of(self, model: nn.Module) -> Tensor:
+        """Loss, and whether the prediction is right, by manifest: `[2, n]`, float64; all ranks call this together."""
+        training = model.training
+        model.eval()
+        outcome = torch.zeros(2, len(self._rows), dtype=torch.float64)
+        with torch.no_grad():
+            for start in range(0, len(self._rows), BATCH * self._rank.world):
+                self._part(model, start, outcome)
+        model.train(training)
+        self._rank.sum(outcome)
+        return outcome
+
+    def _part(self, model: nn.Module, start: int, outcome: Tensor) -> None:
+        # Every rank runs the same number of forward passes, as ZeRO 3 requires; the last rows are repeated to fill up.
+        at = torch.arange(start + self._rank.index * BATCH, start + (self._rank.index + 1) * BATCH)
+        mine = at[at < len(self._rows)]
+        batch = here(self._batches.take(self._rows[mine if len(mine) else at[:1] * 0]))
+        losses = self._workload.loss(model, batch)
+        correct = self._workload.logits(model, batch).argmax(1) == self._workload.labels(batch)
+        if len(mine):
+            outcome[0, mine] = losses.double().cpu()
+            outcome[1, mine] = correct.double().cpu()
