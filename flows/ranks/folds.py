@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flows.ranks.kept import Keep
+from flows.ranks.kept import NOTHING, Keep
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
@@ -60,7 +60,7 @@ class OutOfFold:
         training: TrainingConfig,
         folds: int,
         rank: Rank,
-        keep: Keep,
+        keep: Keep = NOTHING,
         share: float = 1.0,
     ) -> None:
         self._workload, self._points = workload, points
