@@ -31,7 +31,7 @@ from storage.errors import WriteFailed
 from storage.files import JSON
 
 ZERO = "zero"
-TORCHS_WRITER = ("PytorchStreamWriter", "iostream error")
+TORCHS_WRITER = ("inline_container", "iostream error")
 
 
 class Resume:
