@@ -12,6 +12,8 @@ from storage.files import atomic_write_text, read_json
 
 STOPPED = "stopped.json"
 """In a job's folder: after which step it was stopped, and the query losses that said so."""
+STATE = "state"
+"""In a job's folder: what a training under way is resumed from."""
 GIVEN = "given"
 """In a job's folder: what `training.command` left."""
 

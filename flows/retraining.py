@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from flows.plans import Job
+from flows.plans import STATE, Job
 from flows.pruning import Proposed
 from flows.recipe import save_points
 from flows.stages import Cycle, once
 from flows.training import Trained, arm_folder, planned_steps, train_jobs, training_inputs, write_ids
+from storage import checkpoints
 from storage.files import JSON
 from storage.points import PointId
 from storage.proposals import Proposal
@@ -81,6 +82,8 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     todo = tuple(missing) + ((judged,) if judged else ())
     if todo:
         train_jobs(cycle, todo, cycle.folder / "logs" / "retrain")
+    for job in jobs.values():
+        checkpoints.discard(job.folder / STATE)  # of one that was killed once its model was there
     if pruning:
         cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(jobs)}, key=proposed.hash)
     return Retrained(

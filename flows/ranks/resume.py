@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from flows.errors import BadInput
-from flows.plans import Job
+from flows.plans import STATE, Job
 from flows.ranks import randomness
 from flows.ranks.engine import Engine, universal
 from flows.ranks.rank import Rank
@@ -30,9 +30,8 @@ from storage.checkpoints import Checkpoint, Metadata
 from storage.errors import WriteFailed
 from storage.files import JSON
 
-STATE = "state"
 ZERO = "zero"
-TORCHS_WRITER = ("PytorchStreamWriter", "iostream error")
+TORCHS_WRITER = ("inline_container", "iostream error")
 
 
 class Resume:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from flows.dataset import check_unchanged
-from flows.plans import GIVEN, STOPPED, Job, TrainPlan, read_plan
+from flows.plans import GIVEN, STATE, STOPPED, Job, TrainPlan, read_plan
 from flows.ranks.device import device, here
 from flows.ranks.engine import Engine, connect
 from flows.ranks.holdout import Holdout
@@ -31,7 +31,7 @@ from flows.ranks.points import Points
 from flows.ranks.precision import in_precision
 from flows.ranks.randomness import seed_all
 from flows.ranks.rank import Rank, rank_process
-from flows.ranks.resume import STATE, Resume
+from flows.ranks.resume import Resume
 from flows.ranks.stopping import Never, Stopping
 from flows.ranks.weights import load_file, load_weights, weights_of
 from flows.recipe import learning_rate, resume_points

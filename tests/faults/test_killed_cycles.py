@@ -55,6 +55,7 @@ def test_a_cycle_killed_in_every_stage_ends_as_an_undisturbed_one(undisturbed: B
         finished = now
     ended = bench.run()
     assert ended.code == 0, ended.err
+    assert not list(bench.cycle.glob("checkpoints/*/state")), "a state outlived its training"
     assert models(bench.workspace) == finished, "a finished model was trained again"
     assert ledger(bench.workspace) == ledger(undisturbed.workspace)
     assert proposal_hashes(bench.workspace) == proposal_hashes(undisturbed.workspace)

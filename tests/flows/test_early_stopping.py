@@ -8,12 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.plans import STOPPED, TrainPlan
+from flows.plans import STATE, STOPPED, TrainPlan
 from flows.ranks.folds import OutOfFold
 from flows.ranks.outcome import Outcome
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone
-from flows.ranks.resume import STATE
 from flows.ranks.stopping import Stopping
 from flows.recipe import horizon, learning_rate
 from flows.sections.training import EarlyStoppingConfig, TrainingConfig

@@ -12,10 +12,9 @@ import pytest
 
 from flows.config import load
 from flows.errors import BadInput, StageFailed
-from flows.plans import Job, TrainPlan, write_plan
+from flows.plans import STATE, Job, TrainPlan, write_plan
 from flows.ranks import randomness
 from flows.ranks.engine import Engine
-from flows.ranks.resume import STATE
 from flows.sections.training import TrainingConfig
 from storage import checkpoints
 from storage.errors import CheckpointDamaged, WriteFailed
