@@ -16,6 +16,7 @@ from flows.stages import Cycle
 from flows.training import Trained
 from storage import checkpoints
 from storage.records import State
+from storage.retention import retire
 from storage.tracking import ModelVersion
 
 
@@ -61,7 +62,7 @@ def _why_nothing(proposed: Proposed) -> str:
 
 
 def close(cycle: Cycle, verdict: Verdict, concluded: Concluded) -> None:
-    """Put the promoted model into service, restore what did not prove itself, and end the cycle."""
+    """Put the promoted model into service, restore what did not prove itself, end the cycle, and make room."""
     if concluded.promoted is not None:
         cycle.tracker.set_champion(concluded.promoted)
     if concluded.state == "rolled_back":
@@ -69,3 +70,5 @@ def close(cycle: Cycle, verdict: Verdict, concluded: Concluded) -> None:
     else:
         detail = {"reason": concluded.reason, "promoted": verdict.promote, "champion": concluded.champion}
         cycle.ledger.record_event(cycle.number, concluded.state, detail=detail)
+    keep = cycle.config.training.keep.model_dump()
+    retire(cycle.folder.parent, keep, cycle.ledger.cited_checkpoints())

@@ -36,6 +36,10 @@ SELECT p.* EXCLUDE (seq) FROM proposals p JOIN events e ON e.cycle = p.cycle AND
 WHERE p.cycle = ? AND e.state = 'proposed' ORDER BY e.seq DESC LIMIT 1
 """
 REVIEWS = "SELECT cycle, hash AS proposal, decision, actor, how, reason, event_at FROM reviews"
+CITED = """
+SELECT checkpoint_digest FROM actions WHERE checkpoint_digest IS NOT NULL
+UNION SELECT key FROM events WHERE state = 'trained'
+"""
 NOW = 2**31 - 1
 
 
@@ -135,6 +139,11 @@ class LedgerViews:
         """All events of a cycle, in order."""
         with self._open() as con:
             return records(con, EventRecord, "FROM events WHERE cycle = ? ORDER BY seq", [cycle])
+
+    def cited_checkpoints(self) -> frozenset[str]:
+        """Digests of the models that cycles were scored on, in events and in actions."""
+        with self._open() as con:
+            return frozenset(digest for (digest,) in con.execute(CITED).fetchall())
 
     def log(self, limit: int = 50) -> tuple[EventRecord, ...]:
         """The newest events of all cycles, newest first."""

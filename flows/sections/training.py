@@ -11,7 +11,7 @@ from flows.sections.base import Count, Section, Share
 from storage.files import JSON
 
 Precision = Literal["fp32", "bf16"]
-EXECUTION = {"ranks", "accumulation", "activation_checkpointing", "offload", "zero_stage", "resume_every"}
+EXECUTION = {"ranks", "accumulation", "activation_checkpointing", "offload", "zero_stage", "resume_every", "keep"}
 """Keys that change how a model is trained, but nothing of the model beyond rounding."""
 
 
@@ -22,6 +22,14 @@ class EarlyStoppingConfig(Section):
     """Share of the planned training after which the loss is taken."""
     patience: Count = 3
     """How often in a row it may fail to fall below the lowest."""
+
+
+class KeepConfig(Section):
+    """Of how many cycles, the newest, a role's checkpoints stay on disk; those that the ledger cites stay for ever."""
+
+    baseline: Count = 3
+    challenger: Count = 1
+    control: Count = 1
 
 
 class TrainingConfig(Section):
@@ -62,6 +70,7 @@ class TrainingConfig(Section):
     resume_every: Share = 0.25
     """Share of a training after which its state is saved, as it is at `checkpoints`: what a crash costs at most. A
     share, so that it fits a training of any length; a state takes three times the parameters' bytes. 1.0: none."""
+    keep: KeepConfig = KeepConfig()
     turn_over: tuple[str, ...] = ()
     """Modules whose outputs every point sees through a mask of its own (turn-over dropout); none by default."""
 

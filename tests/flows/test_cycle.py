@@ -181,6 +181,9 @@ def test_wrong_labels_that_hurt_are_removed_and_the_challenger_is_promoted(here:
     manifest = Manifest.read(here / "ws/cycles/000002/manifest.parquet")
     gone: frozenset[PointId] = frozenset(range(12)) - {3}
     assert dataset_sha256(manifest, gone) == known.ledger.cycle(2).dataset_sha256
+    left = (here / "ws/cycles/000001/checkpoints").glob("*/step-*")
+    assert {path.parent.name.partition("-")[0] for path in left} == {"baseline"}, "the others are of an older cycle now"
+    assert action.checkpoint_digest in known.ledger.cited_checkpoints()
 
 
 def test_removals_that_do_not_prove_themselves_are_restored_and_the_cycle_says_why(here: Path) -> None:
