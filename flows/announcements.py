@@ -2,7 +2,9 @@
 
     <workspace>/nodes/launch.json   {"key", "program", "plan", "ranks", "logs"} while the first node's agent runs
 
-It is gone when the launch is over, for whatever reason; a node then ends what is left of it on its own side.
+It is gone when the launch is over or its command ended; a node then ends what is left of it on its own side.
+
+    <workspace>/nodes/ended         touched when a command of the first node has ended well: the nodes may go
 """
 
 from __future__ import annotations
@@ -37,6 +39,23 @@ def announced(launch: Launch) -> Iterator[str]:
         yield key
     finally:
         launch.announcement.unlink(missing_ok=True)
+
+
+def forget(workspace: Path) -> None:
+    """Take back what a command that was killed had announced."""
+    announcement(workspace).unlink(missing_ok=True)
+
+
+def dismiss(workspace: Path) -> None:
+    """Tell the nodes, if there are any, that the command has ended well."""
+    if (folder := announcement(workspace).parent).is_dir():
+        (folder / "ended").touch()
+
+
+def dismissed(workspace: Path) -> int:
+    """When the nodes were last told so, by the clock of the shared folder; 0 if never."""
+    mark = announcement(workspace).parent / "ended"
+    return mark.stat().st_mtime_ns if mark.exists() else 0
 
 
 def announced_launch(path: Path) -> dict[str, Any] | None:

@@ -13,11 +13,9 @@ as with our own trainer: the files are checked, committed as checkpoints and jud
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from flows.errors import BadInput, StageFailed
@@ -37,7 +35,7 @@ def train_elsewhere(cycle: Cycle, job: Job) -> None:
         BadInput: It left something else than it must.
     """
     folder, timing = job.folder / GIVEN, job.folder / "timing.json"
-    if not timing.exists():
+    if not (job.done or (timing.exists() and folder.exists())):
         started = time.monotonic()
         _run(cycle, job, folder)
         seconds = time.monotonic() - started
@@ -68,8 +66,8 @@ def _run(cycle: Cycle, job: Job, folder: Path) -> None:
         try:
             code = process.wait()
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()
+            process.wait()
     if code != 0:
         said = log.read_text(errors="replace").strip().splitlines()[-1:]
         raise StageFailed(f"training.command ended with code {code} for {name}: {' '.join(said)}; its log is {log}")

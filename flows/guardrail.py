@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flows.errors import BadInput
+from flows.plans import HOLDOUT
 from flows.pruning import Proposed
 from flows.retraining import Retrained
 from flows.sections.curation import GuardrailConfig
@@ -95,10 +96,10 @@ class Outcome:
 
 def judge(cycle: Cycle, proposed: Proposed, retrained: Retrained) -> Verdict:
     """Compare the arms and say which model, if any, becomes champion."""
-    files = [folder / "holdout.parquet" for folders in retrained.folders.values() for folder in folders]
+    files = [folder / HOLDOUT for folders in retrained.folders.values() for folder in folders]
     inputs: dict[str, JSON] = {"outcomes": [sha256_file(path) for path in files], **cycle.section("guardrail")}
     if retrained.champion is not None:
-        inputs["champion"] = sha256_file(retrained.champion / "holdout.parquet")
+        inputs["champion"] = sha256_file(retrained.champion / HOLDOUT)
     return once(cycle, "judge", Verdict, inputs, lambda: _judge(cycle, proposed, retrained))
 
 
@@ -117,7 +118,7 @@ def read_outcome(folders: tuple[Path, ...]) -> Outcome:
     Raises:
         BadInput: A loss is not finite.
     """
-    tables = [pq.read_table(folder / "holdout.parquet") for folder in folders]
+    tables = [pq.read_table(folder / HOLDOUT) for folder in folders]
     loss = torch.stack([torch.from_numpy(table["loss"].to_numpy().copy()) for table in tables])
     if not bool(loss.isfinite().all()):
         seed, point = (~loss.isfinite()).nonzero()[0].tolist()

@@ -60,6 +60,9 @@ class Watch:
 def _is_stopped(beat: Path) -> bool:
     """Whether the rank is a stopped process, which is known of this node's alone."""
     known = json.loads(beat.read_text())
-    if known["host"] != socket.gethostname() or not psutil.pid_exists(known["pid"]):
+    if known["host"] != socket.gethostname():
         return False
-    return bool(psutil.Process(known["pid"]).status() == psutil.STATUS_STOPPED)
+    try:
+        return bool(psutil.Process(known["pid"]).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False

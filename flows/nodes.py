@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.agents import Launch, agent
-from flows.announcements import announced_launch, announcement
+from flows.announcements import announced_launch, announcement, dismissed
 from flows.config import Config
 from flows.errors import BadInput
 from flows.opening import is_held
@@ -20,7 +20,7 @@ RANKS_OF_NODE = ("NODE_RANK", "JOB_COMPLETION_INDEX")  # of a Kubernetes job; of
 
 
 def join(config: Config, rank: int | None, say: Callable[[str], None]) -> None:
-    """Join every launch of the first node, from when its command works in the workspace until it no longer does.
+    """Join every launch of the first node, until its command has ended well; one that fails or is killed may come back.
 
     Args:
         config: The same settings as the first node's.
@@ -31,13 +31,12 @@ def join(config: Config, rank: int | None, say: Callable[[str], None]) -> None:
         BadInput: No such node is to join.
     """
     node = _number(rank, nodes_of(config.launch.launcher))
-    path = announcement(config.workspace)
-    say(f"node {node} waits for `tamis run` in {config.workspace}")
-    _until(lambda: is_held(config.workspace))
-    joined = ""
-    while is_held(config.workspace):
-        said = announced_launch(path)
-        if said is not None and said["key"] != joined:
+    workspace, joined = config.workspace, ""
+    before = dismissed(workspace)
+    say(f"node {node} waits for `tamis run` in {workspace}")
+    while dismissed(workspace) == before:
+        said = announced_launch(announcement(workspace))
+        if said is not None and said["key"] != joined and is_held(workspace):
             joined = said["key"]
             _join(config, node, said, say)
         time.sleep(POLL_SECONDS)
@@ -54,6 +53,7 @@ def _number(given: int | None, nodes: int) -> int:
 
 
 def _join(config: Config, node: int, said: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    path = announcement(config.workspace)
     launch = Launch(
         program=said["program"],
         plan=Path(said["plan"]),
@@ -62,13 +62,8 @@ def _join(config: Config, node: int, said: Mapping[str, Any], say: Callable[[str
         heartbeat_seconds=config.launch.heartbeat_seconds,
         launcher=config.launch.launcher,
     )
-    path = announcement(config.workspace)
     with agent(launch, node, said["key"]) as process:
         say(f"{launch.program}: joined")
-        _until(lambda: process.poll() is not None or announced_launch(path) != said)
+        while process.poll() is None and announced_launch(path) == said and is_held(config.workspace):
+            time.sleep(POLL_SECONDS)
     say(f"{launch.program}: {'over' if process.returncode == 0 else f'ended with code {process.returncode}'}")
-
-
-def _until(over: Callable[[], bool]) -> None:
-    while not over():
-        time.sleep(POLL_SECONDS)

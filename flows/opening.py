@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
+from flows.announcements import forget
 from flows.config import Config
 from flows.dataset import read_sets
 from flows.errors import BadInput
@@ -55,6 +56,7 @@ def workspace(config: Config) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()} ({' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])})")
         lock.flush()
+        forget(config.workspace)
         ledger = ledger_of(config)
         if ledger.exists:
             ledger.last_cycle()  # opens it, and so refuses a newer one before anything else is touched

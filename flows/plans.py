@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from flows.config import Config
 from storage.files import atomic_write_text, read_json
 
+HOLDOUT = "holdout.parquet"
+"""In a job's folder: what the model makes of the holdout set."""
+
 STOPPED = "stopped.json"
 """In a job's folder: after which step it was stopped, and the query losses that said so."""
 STATE = "state"
@@ -45,7 +48,7 @@ class Job(BaseModel):
     removed: Path | None = None
     """Parquet file of the ids to leave out."""
     folder: Path
-    """Checkpoints go here; the holdout outcomes go to `holdout.parquet` in it."""
+    """Checkpoints go here, and beside them the holdout outcomes."""
     save_at: tuple[int, ...] = ()
     """Steps after which parameters are saved; the last is the end of the training."""
     weights: Path | None = None
@@ -57,9 +60,20 @@ class Job(BaseModel):
         return int(read_json(stopped)["steps"]) if self.stops and stopped.exists() else self.steps
 
     @property
+    def saved(self) -> tuple[Path, ...]:
+        """The checkpoints it leaves, the last of which ends it."""
+        steps = (*(step for step in self.save_at if step < self.ended), self.ended)
+        return tuple(self.folder / f"step-{step:06d}" for step in steps)
+
+    @property
     def last(self) -> Path:
         """The checkpoint that ends it."""
-        return self.folder / f"step-{self.ended:06d}"
+        return self.saved[-1]
+
+    @property
+    def done(self) -> bool:
+        """Whether it is trained: every checkpoint is there, and it was judged."""
+        return all(path.exists() for path in (*self.saved, self.folder / HOLDOUT))
 
 
 class TrainPlan(Plan):

@@ -7,6 +7,7 @@ was killed trains only what is missing.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from flows.plans import STATE, Job
+from flows.plans import GIVEN, HOLDOUT, STATE, Job
 from flows.pruning import Proposed
 from flows.recipe import save_points
 from flows.stages import Cycle, once
@@ -66,7 +67,7 @@ def retrain(cycle: Cycle, trained: Trained, proposed: Proposed) -> Retrained:
 def _intact(retrained: Retrained) -> bool:
     models = [folder for folders in retrained.folders.values() for folder in folders]
     outcomes = models if retrained.champion is None else [*models, retrained.champion]
-    return all((folder / "holdout.parquet").exists() for folder in outcomes) and all(
+    return all((folder / HOLDOUT).exists() for folder in outcomes) and all(
         checkpoint.exists() for checkpoint in retrained.checkpoints.values()
     )
 
@@ -78,12 +79,13 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     arms = ARMS if pruning else ("baseline",)
     jobs = {(arm, seed): _job(cycle, trained, proposed, arm, seed) for arm in arms for seed in seeds}
     judged = _champion(cycle, champion) if champion else None
-    missing = [job for job in jobs.values() if not job.last.exists()]
+    missing = [job for job in jobs.values() if not job.done]
     todo = tuple(missing) + ((judged,) if judged else ())
     if todo:
         train_jobs(cycle, todo, cycle.folder / "logs" / "retrain")
-    for job in jobs.values():
-        checkpoints.discard(job.folder / STATE)  # of one that was killed once its model was there
+    for job in jobs.values():  # of one that was killed once its model was there
+        checkpoints.discard(job.folder / STATE)
+        shutil.rmtree(job.folder / GIVEN, ignore_errors=True)
     if pruning:
         cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(jobs)}, key=proposed.hash)
     return Retrained(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flows.announcements import dismiss
 from flows.check import require
-from flows.config import load
+from flows.config import Config, load
 from flows.cycle import plainly, run_cycle
 from flows.opening import workspace
 from flows.progress import progress_shown
 from flows.server import end_left_server, interrupts_held, prefect_environment
 from flows.summary import Summary
+from flows.workload import Workload
 
 
 def run_file(file: Path, *, dry_run: bool = False) -> Summary:
@@ -24,11 +26,17 @@ def run_file(file: Path, *, dry_run: bool = False) -> Summary:
     workload = require(config)
     with workspace(config):
         end_left_server(config.workspace)
-        if config.orchestrator == "none":
-            with progress_shown() as show:
-                return run_cycle(config, workload, plainly, show, dry_run=dry_run)
-        prefect_environment(config.workspace)
-        from flows.orchestration import curate
+        summary = _run(config, workload, dry_run)
+        dismiss(config.workspace)
+    return summary
 
-        with interrupts_held():  # until the flow begins, which is when its server is up
-            return curate(str(config.file), dry_run)
+
+def _run(config: Config, workload: Workload, dry_run: bool) -> Summary:
+    if config.orchestrator == "none":
+        with progress_shown() as show:
+            return run_cycle(config, workload, plainly, show, dry_run=dry_run)
+    prefect_environment(config.workspace)
+    from flows.orchestration import curate
+
+    with interrupts_held():  # until the flow begins, which is when its server is up
+        return curate(str(config.file), dry_run)

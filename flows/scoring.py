@@ -138,8 +138,8 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
     chunks = len(ChunkGrid(len(cycle.manifest), config.scoring.chunk))
     if score_store.missing_chunks(folder, chunks, inputs_digest):
         score_store.discard(folder)
-        cycle.launch("score", plan, config.scoring.ranks)
-        reports = [plan.logs / f"score-rank{rank}.json" for rank in range(config.scoring.ranks)]
+        logs = cycle.launch("score", plan, config.scoring.ranks)
+        reports = [logs / f"score-rank{rank}.json" for rank in range(config.scoring.ranks)]
         spent = Spent.read(reports, len(cycle.manifest))
     scores = score_store.finish(folder, chunks)
     parts.clear()

@@ -70,8 +70,11 @@ class Cycle:
         dump = self.config.model_dump(mode="json", by_alias=True)
         return {name: {key: value for key, value in dump[name].items() if key not in without} for name in names}
 
-    def launch(self, program: str, plan: Plan, ranks: int) -> None:
+    def launch(self, program: str, plan: Plan, ranks: int) -> Path:
         """Run a rank program on a plan, and again after a fault: it goes on from what it has finished.
+
+        Returns:
+            The logs of the attempt that succeeded.
 
         Raises:
             BadInput: A rank found its input bad, which another attempt would not cure.
@@ -80,17 +83,20 @@ class Cycle:
         attempts = self.config.launch.attempts
         for stale in plan.logs.glob(f"attempt-*/{program}-*"):
             stale.unlink()
-        for attempt in range(1, attempts + 1):
+        attempt = 1
+        while True:
             logs = plan.logs if attempt == 1 else plan.logs / f"attempt-{attempt}"
             path = write_plan(plan.model_copy(update={"logs": logs}), self.folder / "plans" / f"{program}.json")
             try:
                 run_ranks(self._launch(program, path, ranks, logs), self.show)
-                break
             except StageFailed as error:
                 if attempt == attempts:
                     raise
                 self.record_failure(str(error), attempt=attempt, attempts=attempts)
-                self.show(Progress(f"{program}, attempt {attempt + 1} of {attempts}", 0, 1))
+                attempt += 1
+                self.show(Progress(f"{program}, attempt {attempt} of {attempts}", 0, 1))
+            else:
+                return logs
 
     def _launch(self, program: str, plan: Path, ranks: int, logs: Path) -> Launch:
         settings = self.config.launch

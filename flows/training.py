@@ -14,7 +14,7 @@ from flows.plans import Job, TrainPlan
 from flows.recipe import save_points, steps_for
 from flows.stages import Cycle, once
 from storage import checkpoints
-from storage.files import JSON, atomic_path, read_json, sha256_json
+from storage.files import JSON, atomic_path, read_json, sha256_file, sha256_json
 from storage.points import Manifest, PointId
 
 
@@ -59,8 +59,12 @@ def train_jobs(cycle: Cycle, jobs: tuple[Job, ...], logs: Path) -> None:
 
 def training_inputs(cycle: Cycle) -> dict[str, JSON]:
     """What every trained model of the cycle depends on."""
+    training = cycle.config.training
+    beside = [cycle.config.file.parent / part for part in training.command]
     return cycle.section("workload") | {
-        "training": cycle.config.training.recipe(),
+        "training": training.recipe(),
+        "command": {path.name: sha256_file(path) for path in beside if path.is_file()},
+        "query": cycle.digests["query"] if training.early_stopping else None,
         "dataset": cycle.dataset_sha256,
         "holdout": cycle.digests["holdout"],
         "code": cycle.digests["code"],
@@ -83,10 +87,9 @@ def _train(cycle: Cycle) -> Trained:
     )
     train_jobs(cycle, (job,), cycle.folder / "logs")
     steps = job.ended
-    saved = (*(job.folder / f"step-{step:06d}" for step in job.save_at if step < steps), job.last)
-    digest = checkpoints.verify(saved[-1]).digest
+    digest = checkpoints.verify(job.last).digest
     cycle.ledger.record_event(cycle.number, "trained", detail={"checkpoint": digest, "steps": steps}, key=digest)
-    return Trained(saved, digest, steps, read_json(job.folder / "timing.json")["seconds_per_step"])
+    return Trained(job.saved, digest, steps, read_json(job.folder / "timing.json")["seconds_per_step"])
 
 
 def planned_steps(cycle: Cycle) -> int:

@@ -66,6 +66,7 @@ class OutOfFold:
         self._workload, self._points = workload, points
         self._training, self._folds, self._rank, self._keep = training, folds, rank, keep
         self._round, self._share = 0, share
+        self._place = ("out-of-fold models", 0, 1)
 
     def log_probabilities(self, kept: Tensor, repeats: int, classes: int) -> Tensor:
         """One round of fold models; every rank must call this together.
@@ -84,7 +85,8 @@ class OutOfFold:
         count = torch.zeros(len(kept), dtype=torch.float64)
         mine = Share(self._rank.index, self._rank.world).of(len(models))
         for done, index in enumerate(mine):
-            self._rank.progress(f"out-of-fold models, round {self._round}", done, len(mine))
+            self._place = (f"out-of-fold models, round {self._round}", done, len(mine))
+            self._rank.progress(*self._place)
             total[models[index].held] += self._answers(models[index], index, classes)
             count[models[index].held] += 1
         self._rank.sum(total)
@@ -126,5 +128,16 @@ class OutOfFold:
         planned = steps_for(training, len(fold.train))
         steps = max(1, round(self._share * planned))
         save_at = {*(step for step in save_points(training, planned) if step < steps), steps}
-        train_plainly(self._workload, self._points, training, fold.train, fold.seed, steps, save_at, predict, planned)
+        train_plainly(
+            self._workload,
+            self._points,
+            training,
+            fold.train,
+            fold.seed,
+            steps,
+            save_at,
+            predict,
+            planned,
+            after=lambda _: self._rank.progress(*self._place),  # however long a model takes
+        )
         return total / len(save_at)

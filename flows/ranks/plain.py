@@ -26,6 +26,7 @@ def train_plainly(
     save_at: Collection[int],
     saved: Callable[[nn.Module], None],
     planned: int | None = None,
+    after: Callable[[int], None] | None = None,
 ) -> None:
     """Train a new model by the recipe of the cycle, without DeepSpeed.
 
@@ -39,6 +40,7 @@ def train_plainly(
         save_at: Steps after which `saved` is called.
         saved: Called with the model in evaluation mode, without gradients.
         planned: Steps of the learning rates' schedule; default: `steps`.
+        after: Called after each step.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -56,7 +58,13 @@ def train_plainly(
                 nn.utils.clip_grad_norm_(model.parameters(), training.clipping)
             optimizer.step()
             if step in save_at:
-                model.eval()
-                with torch.no_grad():
-                    saved(model)
-                model.train()
+                _show(model, saved)
+            if after is not None:
+                after(step)
+
+
+def _show(model: nn.Module, saved: Callable[[nn.Module], None]) -> None:
+    model.eval()
+    with torch.no_grad():
+        saved(model)
+    model.train()

@@ -29,7 +29,8 @@ from storage.files import JSON, atomic_write_json
 
 BEAT_SECONDS = 0.2
 PIECE = 64 * 2**20  # bytes at a time in a collective: gloo slows down beyond
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT = timedelta(days=7)
+"""A rank may wait long for one that works; one that hangs is found by its heartbeats."""
 
 
 class Place(Protocol):

@@ -134,4 +134,5 @@ def _writing(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # torch's writer has no error class of its own
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in TORCHS_WRITER):
             raise
+        shutil.rmtree(folder, ignore_errors=True)  # so that there is room to say so
         raise WriteFailed(f"cannot write {folder}: {error}; free space or fix permissions, then run again") from error

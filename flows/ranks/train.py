@@ -21,7 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from flows.dataset import check_unchanged
-from flows.plans import GIVEN, STATE, STOPPED, Job, TrainPlan, read_plan
+from flows.plans import GIVEN, HOLDOUT, STATE, STOPPED, Job, TrainPlan, read_plan
 from flows.ranks.device import device, here
 from flows.ranks.engine import Engine, connect
 from flows.ranks.holdout import Holdout
@@ -66,9 +66,9 @@ class Trainer:
         model = seeded_model(self._workload, job.seed).to(device())
         if job.weights is not None:
             load_weights(model, job.weights)
-            self._holdout.judge(in_precision(model, self._config.training.precision), job.folder / "holdout.parquet")
+            self._holdout.judge(in_precision(model, self._config.training.precision), job.folder / HOLDOUT)
             return
-        if job.last.exists():
+        if job.done:
             self._done += job.steps
         elif self._config.training.command:
             self._take(job, model)
@@ -84,7 +84,7 @@ class Trainer:
             load_file(model, job.folder / GIVEN / f"step-{step:06d}.safetensors")
             weights = weights_of(model)
             if step == job.steps:
-                self._holdout.judge(in_precision(model, precision), job.folder / "holdout.parquet")
+                self._holdout.judge(in_precision(model, precision), job.folder / HOLDOUT)
             self._save(weights, job, step, definition)
         self._done += job.steps
 
@@ -145,7 +145,7 @@ class Trainer:
             if job.role == "baseline":
                 self._record(job, step)
         engine.share_buffers()
-        self._holdout.judge(engine.model, job.folder / "holdout.parquet")
+        self._holdout.judge(engine.model, job.folder / HOLDOUT)
 
     def _record(self, job: Job, last: int) -> None:
         training, steps = self._config.training, range(1, last + 1)

@@ -48,15 +48,18 @@ def refuse_owned(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Names the key to give instead.
     """
+    for table in ("zero_optimization",):
+        if not isinstance(settings.get(table, {}), Mapping):
+            raise ValueError(f"{table} = {settings[table]!r} is not a table")
     for key in _keys(settings):
         if key in OWNED:
             raise ValueError(f"{key} is not for DeepSpeed's settings; give {OWNED[key]}")
 
 
 def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, tables within tables too; no key is in both."""
-    inner = {key: merged(ours[key], theirs[key]) for key in ours.keys() & theirs.keys()}
-    return {**ours, **theirs, **inner}
+    """Both, tables within tables too; where both have a value, theirs counts."""
+    both = [key for key in ours.keys() & theirs.keys() if isinstance(ours[key], Mapping)]
+    return {**ours, **theirs, **{key: merged(ours[key], theirs[key]) for key in both}}
 
 
 def _keys(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -69,7 +69,7 @@ class TrainingConfig(Section):
     """Shares of the training at which parameters are saved; influence is summed over them."""
     resume_every: Share = 0.25
     """Share of a training after which its state is saved, as it is at `checkpoints`: what a crash costs at most. A
-    share, so that it fits a training of any length; a state takes three times the parameters' bytes. 1.0: none."""
+    share, so that it fits a training of any length; a state takes three times the parameters' bytes."""
     keep: KeepConfig = KeepConfig()
     turn_over: tuple[str, ...] = ()
     """Modules whose outputs every point sees through a mask of its own (turn-over dropout); none by default."""

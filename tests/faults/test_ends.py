@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.faults.harness import TAMIS, Bench, Command, failure_tag, failures, ledger, popen_python, servers, text
 
 WORKLOAD = '''
@@ -82,16 +84,20 @@ def test_a_loss_that_raises_a_nan_a_killed_and_a_stopped_rank_each_give_one_line
     assert bench.left() == []
 
 
-def test_a_rank_that_is_killed_once_costs_an_attempt_and_not_the_cycle(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "trap"),
+    [("train", IN_TRAINING), ("score", "flows.ranks.attribution:Attribution.score_chunk before 2")],
+)
+def test_a_rank_that_is_killed_once_costs_an_attempt_and_not_the_cycle(tmp_path: Path, program: str, trap: str) -> None:
     bench = Bench(tmp_path, attempts=2)
-    ended = bench.run(f"rank 1 {IN_TRAINING} kill_first")
+    ended = bench.run(f"rank 1 {trap} kill_first")
     assert ended.code == 0, ended.err
     assert bench.left() == []
-    first, second = (bench.cycle / "logs" / name / "train-rank1.log" for name in (".", "attempt-2"))
+    first, second = (bench.cycle / "logs" / name / f"{program}-rank1.log" for name in (".", "attempt-2"))
     assert first.exists()
     assert second.exists(), "what the first attempt said is kept"
     [(cycle, detail)] = failures(bench.workspace)
-    reason = f"train: rank 1: was killed (SIGKILL; out of memory?); its log is {first.resolve()}"
+    reason = f"{program}: rank 1: was killed (SIGKILL; out of memory?); its log is {first.resolve()}"
     assert (cycle, detail) == (1, {"attempt": 1, "attempts": 2, "reason": reason})
     assert ledger(bench.workspace)["events"][-1][1] == "promoted"
 

@@ -75,9 +75,9 @@ def test_two_nodes_end_in_the_ledger_of_one_machine(
 
 @pytest.mark.slow
 def test_a_node_cut_off_in_the_training_ends_the_attempt_with_one_line_and_the_cycle_goes_on(
-    namespaces: tuple[str, str], one_machine: Bench, tmp_path: Path
+    namespaces: tuple[str, str], tmp_path: Path
 ) -> None:
-    bench = Bench(tmp_path, launcher=TORCHRUN, prefix=inside(namespaces[0]), heartbeat=45.0, epochs=4000)
+    bench = Bench(tmp_path, launcher=TORCHRUN, prefix=inside(namespaces[0]), heartbeat=45.0, epochs=100)
     second, command = join(bench, namespaces[1]), bench.start()
     beat = bench.cycle / "logs" / "train-rank1.beat"
     command.until(lambda: beat.exists() and '"training' in beat.read_text(), "both nodes train")
@@ -87,12 +87,13 @@ def test_a_node_cut_off_in_the_training_ends_the_attempt_with_one_line_and_the_c
     [line] = ended.lines
     assert line.startswith("tamis: train: rank "), line
     assert "showed no progress for 45 s; its log is " in line
-    assert second.wait().code == 0
-    assert bench.left() == []
+    assert second.process.poll() is None, "the node waits for the command to come back"
     ip("-n", namespaces[1], "link", "set", "tamis0", "up")
-    bench.configure(epochs=10, heartbeat=300.0)
-    second = join(bench, namespaces[1])
     ended = bench.run()
     assert ended.code == 0, ended.err
-    assert second.wait().code == 0
-    assert proposal_hashes(bench.workspace) == proposal_hashes(one_machine.workspace)
+    left = second.wait()
+    assert left.code == 0, left.err
+    assert left.err.count("train: joined") > 1
+    assert bench.left() == []
+    states = [event[1] for event in ledger(bench.workspace)["events"]]
+    assert states.count("trained") == 1

@@ -90,7 +90,7 @@ def test_every_arm_takes_the_steps_of_the_baseline_that_was_stopped(here: Path) 
 
 def test_out_of_fold_models_are_stopped_at_the_same_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("flows.ranks.folds.train_plainly", lambda *given: asked.append(given[5:7] + given[8:]))
+    monkeypatch.setattr("flows.ranks.folds.train_plainly", lambda *given, after: asked.append(given[5:7] + given[8:]))
     config = plan(tmp_path, "x").config
     workload = Blobs()
     points = Points("train", workload.points(), workload)

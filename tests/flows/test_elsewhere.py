@@ -104,11 +104,12 @@ def test_another_model_or_one_that_diverged_is_refused_and_the_command_is_run_ag
     assert torch.equal(kept["hidden.weight"], state["hidden.weight"])
 
 
-def test_a_command_and_what_it_started_do_not_outlive_the_flow(tmp_path: Path) -> None:
+@pytest.mark.parametrize("session", [False, True], ids=["in its group", "in a session of its own, as torchrun's ranks"])
+def test_a_command_and_what_it_started_do_not_outlive_the_flow(tmp_path: Path, session: bool) -> None:
     child = (
         f"import time; open({str(tmp_path / 'child')!r}, 'w').write(str(__import__('os').getpid())); time.sleep(600)"
     )
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session={session})"
     warden = str(ROOT / "flows" / "warden.py")
     flow = psutil.Popen(
         [

@@ -11,6 +11,7 @@ from flows.config import load
 from flows.errors import BadInput
 from flows.plans import TrainPlan
 from flows.ranks.activations import recompute
+from flows.ranks.engine import settings_of
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.recipe import horizon, learning_rate
@@ -113,12 +114,20 @@ def test_activations_of_the_named_modules_are_computed_again() -> None:
     assert len(passes) == 2
 
 
+def test_a_value_of_theirs_takes_the_place_of_ours() -> None:
+    training = TrainingConfig(deepspeed={"steps_per_print": 10, "zero_optimization": {"reduce_bucket_size": 1000}})
+    found = settings_of(training, 2)
+    assert found["steps_per_print"] == 10
+    assert found["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+
+
 @pytest.mark.parametrize(
     ("training", "parts"),
     [
         ({"deepspeed": {"optimizer": {"type": "Adam"}}}, ("optimizer is not for", "training.learning_rate")),
         ({"deepspeed": {"zero_optimization": {"stage": 1}}}, ("zero_optimization.stage", "training.zero_stage")),
         ({"deepspeed": {"bf16": {"enabled": True}}}, ("bf16", "give training.precision")),
+        ({"deepspeed": {"zero_optimization": 3}}, ("zero_optimization = 3 is not a table",)),
         ({"deepspeed": "none.json"}, ("none.json: no such file", "beside the TOML")),
         ({"accumulation": 5}, ("batch_size 64 is not a multiple of ranks 1 x accumulation 5",)),
         ({"offload": "cpu", "zero_stage": 1}, ("offload 'cpu' with zero_stage 1", "zero_stage 2 or 3")),
