@@ -83,9 +83,11 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     todo = tuple(missing) + ((judged,) if judged else ())
     if todo:
         train_jobs(cycle, todo, cycle.folder / "logs" / "retrain")
-    for job in jobs.values():  # of one that was killed once its model was there
-        checkpoints.discard(job.folder / STATE)
-        shutil.rmtree(job.folder / GIVEN, ignore_errors=True)
+    for folder in (
+        cycle.folder / "checkpoints"
+    ).iterdir():  # of models killed when done, or given up for another recipe
+        checkpoints.discard(folder / STATE)
+        shutil.rmtree(folder / GIVEN, ignore_errors=True)
     if pruning:
         cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(jobs)}, key=proposed.hash)
     return Retrained(

@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "mlp": (OWN, ("tests.benchmarks.ratios", "mlp")),
     "cnn": (OWN, ("tests.benchmarks.ratios", "cnn")),
     "transformer": (OWN, ("tests.benchmarks.ratios", "transformer")),
+    "ranks": (OWN, ("tests.benchmarks.ranks",)),
     "memory": (OWN, ("tests.benchmarks.memory",)),
     "kronfluence-mlp": (PEERS, ("tests.benchmarks.against", "mlp")),
     "kronfluence-cnn": (PEERS, ("tests.benchmarks.against", "cnn")),
@@ -36,7 +37,7 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "convex": (PEERS, ("tests.benchmarks.convex",)),
     "help": (OWN, ()),
 }
-MEASURED = ("influence", "tests/benchmarks")
+MEASURED = ("influence", "flows/ranks", "tests/benchmarks")
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 
