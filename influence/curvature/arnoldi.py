@@ -23,7 +23,7 @@ from influence.blocks import Block
 from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preconditioned, Snapshot, Solved
 from influence.curvature.joint import Joint
 from influence.curvature.products import Product, factor_product
-from influence.curvature.roots import OnRoots, squared_sizes
+from influence.curvature.roots import RestorableOnRoots, squared_sizes
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients, dots, squared_norms, total
 from influence.sharding import WHOLE, Share
@@ -91,7 +91,7 @@ def _fresh(image: Tensor, basis: Tensor, scale: float) -> Tensor:
     return image
 
 
-class Arnoldi(OnRoots):
+class Arnoldi(RestorableOnRoots):
     """The largest eigenvalues of Gauss-Newton on the blocks together, cross terms included, from kept Fisher roots.
 
     Args:

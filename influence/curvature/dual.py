@@ -23,7 +23,7 @@ from influence.curvature.base import AllReduce, Damping, Diagnostics, Own, Preco
 from influence.curvature.gram import Rows, cross, gram
 from influence.curvature.joint import add_up, runs
 from influence.curvature.products import combine, largest_eigenvalue, sum_of_blocks
-from influence.curvature.roots import OnRoots, squared_sizes
+from influence.curvature.roots import RestorableOnRoots, squared_sizes
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients, squared_norms, total
 from influence.sharding import WHOLE, Share
@@ -31,7 +31,7 @@ from influence.sharding import WHOLE, Share
 LARGEST = 12_000  # rows: two matrices of 1.2 GB, and some 20 s for one Cholesky on one core
 
 
-class DualGaussNewton(OnRoots):
+class DualGaussNewton(RestorableOnRoots):
     """Damped Gauss-Newton on the blocks together, cross terms included.
 
     Args:

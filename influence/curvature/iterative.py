@@ -22,7 +22,7 @@ from influence.curvature.dual import DualGaussNewton
 from influence.curvature.joint import Joint, runs
 from influence.curvature.own import own_by_solving
 from influence.curvature.products import Product, factor_product, largest_eigenvalue
-from influence.curvature.roots import OnRoots, squared_sizes
+from influence.curvature.roots import RestorableOnRoots, squared_sizes
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients
 from influence.sharding import WHOLE, Share
@@ -93,7 +93,7 @@ def conjugate_gradients(
     return Solution(joint.split_like(x, gradients), iterations, residuals)
 
 
-class PCG(OnRoots):
+class PCG(RestorableOnRoots):
     """Gauss-Newton on the blocks together, cross terms included, solved by conjugate gradients on kept Fisher roots.
 
     Args:

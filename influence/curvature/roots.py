@@ -86,7 +86,7 @@ class KeptRoots:
         return [points, double, roots, *longest]
 
 
-class OnRoots(ABC):
+class OnRoots:
     """A curvature that keeps the Fisher roots of all points: what such ones share until the only pass ends.
 
     Args:
@@ -113,6 +113,10 @@ class OnRoots(ABC):
     def accumulate(self, batch: Factors, weights: Tensor) -> None:
         """Keep the Fisher roots of a batch."""
         self._kept.add(batch, weights)
+
+
+class RestorableOnRoots(OnRoots, ABC):
+    """One whose fit can be kept."""
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take what was fitted by the same kind of curvature on the same blocks, in place of the pass."""

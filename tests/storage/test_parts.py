@@ -1,9 +1,10 @@
-import multiprocessing
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from storage.errors import WriteFailed
 from storage.parts import Parts
 
 ARRAYS = {
@@ -59,24 +60,26 @@ def test_a_sweep_removes_what_is_of_other_inputs_and_what_was_never_finished(tmp
     assert not tmp_path.exists()
 
 
-def _write_on_a_full_disk(folder: Path, said: "multiprocessing.Queue[str]") -> None:
-    import resource
-    import signal
-
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**10, 2**10))
-    try:
-        Parts(folder, "a" * 64).write("chunk", {"x": np.zeros(2**12)})
-    except WriteFailed as error:
-        said.put(str(error))
+WRITES = """
+import sys
+from pathlib import Path
+import numpy as np
+from storage.errors import WriteFailed
+from storage.parts import Parts
+try:
+    Parts(Path(sys.argv[1]), "a" * 64).write("chunk", {"x": np.zeros(2**12)})
+except WriteFailed as error:
+    print(error)
+"""
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    said = context.Queue()
-    process = context.Process(target=_write_on_a_full_disk, args=(tmp_path, said))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert "free space" in said.get(timeout=10)
+    done = subprocess.run(
+        [sys.executable, "-c", WRITES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**10, 2**10)),
+    )
+    assert "free space" in done.stdout
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
