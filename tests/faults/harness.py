@@ -119,7 +119,7 @@ class Bench:
         """Run `tamis run` to its end."""
         return self.start(*traps, arguments=arguments).wait()
 
-    def left(self) -> list[str]:
+    def left(self, patience: float = 20.0) -> list[str]:
         """Processes of ours that still live, those given a moment to die included; none is right."""
         found: list[str] = []
 
@@ -136,7 +136,7 @@ class Bench:
             found[:] = [f"{process.pid} {command_line(process)}" for process in alive]
             return not found
 
-        wait_for(none_lives, "processes to end", patience=20.0, strict=False)
+        wait_for(none_lives, "processes to end", patience=patience, strict=False)
         return found
 
 

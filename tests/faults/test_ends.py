@@ -143,13 +143,13 @@ def test_with_prefect_ctrl_c_and_failures_are_one_line_each_and_leave_nothing(tm
     ended = command.wait()
     assert ended.code == 130, ended.err
     assert ended.lines == ["tamis: interrupted; the same command continues"]
-    assert bench.left() == []
+    assert bench.left(patience=90.0) == []  # its server takes its time on a busy machine
     for fault, code, start in (("raise", 1, "tamis: train: rank 1: RuntimeError"), ("nan", 2, "tamis: the loss of ")):
         (tmp_path / "fault").write_text(fault)
         ended = bench.run()
         assert ended.code == code, ended.err
         assert [line[: len(start)] for line in ended.lines] == [start], ended.err
-        assert bench.left() == []
+        assert bench.left(patience=90.0) == []
 
 
 def test_a_second_run_ctrl_c_and_a_locked_ledger_give_one_line_each_that_names_the_other(tmp_path: Path) -> None:
