@@ -135,13 +135,22 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to write tamis.toml 
 
 
 @app.command()
-def check(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
-    """Load the workload, run one batch and say in one line each what is wrong."""
+def check(
+    file: TOML = HERE,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the trial.")] = False,
+    as_json: JSON_OPTION = False,
+) -> None:
+    """Say in one line each what is wrong, or else, after a short trial, what time, memory and disk a cycle takes."""
     from flows.check import check as check_workload
     from flows.config import load
     from flows.tables import print_findings
 
-    findings = check_workload(load(file))
+    config = load(file)
+    findings = check_workload(config)
+    if not quick and all(finding.ok for finding in findings):
+        from flows.outlook import outlook
+
+        findings += outlook(config)
     print_findings(findings, as_json=as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(2)

@@ -95,6 +95,8 @@ class ScorePlan(Plan):
     inputs_digest: str
     horizon: float
     """Sum of the learning rates over the training, for the damping kind `horizon`."""
+    sample: int | None = None
+    """Only so many points, at even distances: a trial, of which the time for all is foretold."""
     share: float = 1.0
     """Of the planned training, after which it was stopped: out-of-fold models are, too."""
 

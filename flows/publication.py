@@ -34,7 +34,7 @@ def publish(cycle: Cycle, workload: Workload, done: Progression) -> Summary:
         tracker.log_figure(run, title.split(",")[0].lower().replace(" ", "_"), png)
     tracker.log_report(run, html)
     tracker.log_metrics(run, _metrics(summary, done))
-    spent = "" if done.scored.spent is None else f"\n\n{done.scored.spent.said}"
+    spent = "" if done.scored.spent is None else f"\n\n{done.scored.spent.said(done.scored.rows)}"
     tracker.describe(run, describe(summary) + spent)
     _log_arms(cycle, done)
     if done.concluded is not None:
@@ -112,6 +112,7 @@ def describe(summary: Summary) -> str:
             f"- {arm}: holdout accuracy {accuracy.mean:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}], "
             f"loss {loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}] nats, {outcome.seeds} seeds"
         ]
+    lines += [f"- {row.what}: {row.said}" for row in summary.forecast]
     return "\n".join(lines)
 
 
@@ -187,7 +188,7 @@ def _facts(summary: Summary, done: Progression) -> dict[str, str]:
     if summary.known_errors is not None:
         known = summary.known_errors
         facts["known errors in the set"] = f"{known.total:,}, of which {known.found:,} proposed"
-    return facts
+    return facts | {row.what: row.said for row in summary.forecast}
 
 
 def _points(cycle: Cycle, workload: Workload, done: Progression, proposal: Proposal) -> list[ReportPoint]:

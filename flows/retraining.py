@@ -18,6 +18,7 @@ import torch
 from flows.plans import GIVEN, HOLDOUT, STATE, Job
 from flows.pruning import Proposed
 from flows.recipe import save_points
+from flows.spent import Spent
 from flows.stages import Cycle, once
 from flows.training import Trained, arm_folder, planned_steps, train_jobs, training_inputs, write_ids
 from storage import checkpoints
@@ -37,12 +38,14 @@ class Retrained:
         folders: Arm to the folders of its models, in the order of `seeds`.
         checkpoints: Arm to the checkpoint of its first seed.
         champion: Folder of the champion's holdout outcome, if there is a champion.
+        spent: What the ranks spent; None where every model was there.
     """
 
     seeds: tuple[int, ...]
     folders: Mapping[str, tuple[Path, ...]]
     checkpoints: Mapping[str, Path]
     champion: Path | None
+    spent: Spent | None = None
 
 
 def retrain(cycle: Cycle, trained: Trained, proposed: Proposed) -> Retrained:
@@ -81,8 +84,7 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     judged = _champion(cycle, champion) if champion else None
     missing = [job for job in jobs.values() if not job.done]
     todo = tuple(missing) + ((judged,) if judged else ())
-    if todo:
-        train_jobs(cycle, todo, cycle.folder / "logs" / "retrain")
+    spent = train_jobs(cycle, todo, cycle.folder / "logs" / "retrain") if todo else None
     for folder in (
         cycle.folder / "checkpoints"
     ).iterdir():  # of models killed when done, or given up for another recipe
@@ -95,6 +97,7 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
         folders={arm: tuple(jobs[arm, seed].folder for seed in seeds) for arm in arms},
         checkpoints={arm: jobs[arm, seeds[0]].last for arm in arms},
         champion=judged.folder if judged else None,
+        spent=spent,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,53 +12,17 @@ from pydantic import TypeAdapter
 
 from flows.plans import ScorePlan
 from flows.recipe import horizon
+from flows.spent import Spent
 from flows.stages import Cycle, once
 from flows.training import Trained, planned_steps, write_ids
 from flows.trust import Probe
 from influence.blocks import BlockSummary
 from influence.sharding import ChunkGrid
 from storage import score_store
-from storage.files import JSON, read_json, sha256_json
+from storage.files import JSON, sha256_json
 
 HOW = {"ranks", "placement", "factor_cache"}
 """Keys that change how fast scores come and not what they are, beyond their last digits."""
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What the ranks spent, their start not included.
-
-    Attributes:
-        seconds: By phase, of the rank that took longest.
-        cpu_seconds: Of all ranks.
-        exchange_bytes: Given to collectives by all ranks.
-        points_per_second: None where parts of an earlier run were found.
-    """
-
-    seconds: Mapping[str, float]
-    cpu_seconds: float
-    exchange_bytes: int
-    points_per_second: float | None
-
-    @classmethod
-    def read(cls, reports: Sequence[Path], points: int) -> Spent:
-        """Add up the reports of all ranks."""
-        ranks = [read_json(report) for report in reports]
-        slowest = max(ranks, key=lambda rank: sum(rank["seconds"].values()))["seconds"]
-        anew = not any(rank["parts_found"] for rank in ranks)
-        return cls(
-            seconds=slowest,
-            cpu_seconds=round(sum(sum(rank["cpu_seconds"].values()) for rank in ranks), 3),
-            exchange_bytes=sum(rank["exchange_bytes"] for rank in ranks),
-            points_per_second=round(points / sum(slowest.values()), 3) if anew else None,
-        )
-
-    @property
-    def said(self) -> str:
-        """One line for the page of a run."""
-        rate = "" if self.points_per_second is None else f"{self.points_per_second:,.1f} points/s, "
-        moved = f"{self.exchange_bytes / 1e6:,.1f} MB between ranks"
-        return f"Scoring: {sum(self.seconds.values()):,.1f} s, {rate}{self.cpu_seconds:,.1f} CPU s, {moved}."
 
 
 @dataclass(frozen=True)
@@ -139,8 +103,7 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
     if score_store.missing_chunks(folder, chunks, inputs_digest):
         score_store.discard(folder)
         logs = cycle.launch("score", plan, config.scoring.ranks)
-        reports = [logs / f"score-rank{rank}.json" for rank in range(config.scoring.ranks)]
-        spent = Spent.read(reports, len(cycle.manifest))
+        spent = Spent.read(logs / f"score-rank{rank}.json" for rank in range(config.scoring.ranks))
     scores = score_store.finish(folder, chunks)
     parts.clear()
     detail: dict[str, JSON] = {"scores": scores.sha256, "rows": scores.rows}

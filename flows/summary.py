@@ -12,6 +12,7 @@ import torch
 from flows.conclusion import Concluded
 from flows.estimators import named
 from flows.guardrail import ArmOutcome, Check, Verdict
+from flows.hindsight import Compared, compare
 from flows.pruning import Proposed
 from flows.recipe import steps_for
 from flows.retraining import Retrained
@@ -67,6 +68,7 @@ class Summary:
     arms: Mapping[str, ArmOutcome]
     checks: tuple[Check, ...]
     savings: Savings | None
+    forecast: tuple[Compared, ...]
     champion: int | None
     report: Path
     next_commands: tuple[str, ...]
@@ -128,6 +130,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         arms=done.verdict.arms if done.verdict else {},
         checks=done.verdict.checks if done.verdict else (),
         savings=_savings(cycle, done),
+        forecast=compare(cycle, done.trained, done.scored, done.retrained),
         champion=concluded.champion if concluded else None,
         report=cycle.folder / "report.html",
         next_commands=_commands(cycle, state, proposed),

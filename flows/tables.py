@@ -60,6 +60,8 @@ def _facts(summary: Summary) -> dict[str, str]:
         facts["known errors"] = f"{known.total:,} in the set, {known.found:,} proposed ({rates})"
     if (saved := summary.savings) is not None:
         facts["next training saves"] = f"{saved.steps:,} steps, {saved.seconds:.1f} s at the same epochs (computed)"
+    if summary.forecast:
+        facts["foretold"] = "; ".join(f"{row.what} {row.said}" for row in summary.forecast)
     facts["proposal"] = summary.proposal[:12]
     facts["champion"] = f"version {summary.champion}" if summary.champion else "none yet"
     facts["report"] = str(summary.report)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from flows.elsewhere import train_elsewhere
 from flows.plans import Job, TrainPlan
 from flows.recipe import save_points, steps_for
+from flows.spent import Spent
 from flows.stages import Cycle, once
 from storage import checkpoints
 from storage.files import JSON, atomic_path, read_json, sha256_file, sha256_json
@@ -27,12 +28,14 @@ class Trained:
         digest: Of the last.
         steps: Optimizer steps of every arm of this cycle.
         seconds_per_step: Of the training, without the ranks' start.
+        spent: What the ranks spent.
     """
 
     checkpoints: tuple[Path, ...]
     digest: str
     steps: int
     seconds_per_step: float
+    spent: Spent | None = None
 
 
 def train(cycle: Cycle) -> Trained:
@@ -46,7 +49,7 @@ def _intact(trained: Trained) -> bool:
     return all(path.exists() for path in trained.checkpoints)
 
 
-def train_jobs(cycle: Cycle, jobs: tuple[Job, ...], logs: Path) -> None:
+def train_jobs(cycle: Cycle, jobs: tuple[Job, ...], logs: Path) -> Spent:
     """Have the ranks train the models, or take them from the team's own command, and judge them."""
     config = cycle.config
     if config.training.command:
@@ -54,7 +57,8 @@ def train_jobs(cycle: Cycle, jobs: tuple[Job, ...], logs: Path) -> None:
             if job.weights is None:
                 train_elsewhere(cycle, job)
     plan = TrainPlan(config=config, logs=logs, train_digest=cycle.digests["train"], jobs=jobs)
-    cycle.launch("train", plan, config.training.ranks)
+    logs = cycle.launch("train", plan, config.training.ranks)
+    return Spent.read(logs / f"train-rank{rank}.json" for rank in range(config.training.ranks))
 
 
 def training_inputs(cycle: Cycle) -> dict[str, JSON]:
@@ -85,11 +89,11 @@ def _train(cycle: Cycle) -> Trained:
         folder=arm_folder(cycle, "baseline", training.seed, training_inputs(cycle)),
         save_at=save_points(training, steps),
     )
-    train_jobs(cycle, (job,), cycle.folder / "logs")
+    spent = train_jobs(cycle, (job,), cycle.folder / "logs")
     steps = job.ended
     digest = checkpoints.verify(job.last).digest
     cycle.ledger.record_event(cycle.number, "trained", detail={"checkpoint": digest, "steps": steps}, key=digest)
-    return Trained(job.saved, digest, steps, read_json(job.folder / "timing.json")["seconds_per_step"])
+    return Trained(job.saved, digest, steps, read_json(job.folder / "timing.json")["seconds_per_step"], spent)
 
 
 def planned_steps(cycle: Cycle) -> int:

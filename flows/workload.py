@@ -151,6 +151,33 @@ def _file(path: Path) -> ModuleType:
     return module
 
 
+class Sample:
+    """Some points of a set, at even distances.
+
+    Args:
+        points: The set.
+        count: How many, at most.
+    """
+
+    def __init__(self, points: PointSet, count: int) -> None:
+        count = min(count, len(points))
+        self._points, self._rows = points, [row * len(points) // count for row in range(count)]
+        self.ids: list[Any] = [points.ids[row] for row in self._rows]
+        self.labels = [int(points.labels[row]) for row in self._rows]
+        groups = getattr(points, "groups", None)
+        self.groups = None if groups is None else [groups[row] for row in self._rows]
+        whole: Callable[[Tensor], Any] | None = getattr(points, "batch_of", None)
+        if whole is not None:
+            rows = torch.tensor(self._rows)
+            self.batch_of = lambda places: whole(rows[places])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> Any:
+        return self._points[self._rows[index]]
+
+
 class Batches:
     """Batches of one data set by row index.
 
@@ -160,6 +187,9 @@ class Batches:
     Args:
         points: The data set.
         collate: Makes a batch of a list of samples.
+
+    Attributes:
+        held: Bytes of the set that is held in memory.
 
     Raises:
         BadInput: `batch_of` gives another batch than the collation.
@@ -178,6 +208,7 @@ class Batches:
             )
             if small:
                 self._whole = collate([points[row] for row in range(len(points))])
+        self.held = sum(leaf.nbytes for leaf in tree_leaves(self._whole) if isinstance(leaf, Tensor))
 
     def take(self, rows: Tensor) -> Any:
         """The batch of the given rows, in their order."""

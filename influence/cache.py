@@ -60,6 +60,9 @@ class FactorCache:
         memory: bytes that may be kept in memory.
         disk: bytes that may be kept in `file` once memory is full.
         file: where; needed if `disk` is not 0.
+
+    Attributes:
+        held: bytes kept in memory.
     """
 
     def __init__(self, memory: int, disk: int = 0, file: CacheFile | None = None) -> None:
@@ -69,6 +72,7 @@ class FactorCache:
         self._in_memory: dict[int, Reading] = {}
         self._on_disk: dict[int, _OnDisk] = {}
         self._end = 0
+        self.held = 0
 
     def get(self, number: int) -> Reading | None:
         """The reading of a batch, if it was kept."""
@@ -86,6 +90,7 @@ class FactorCache:
         if size <= self._left:
             self._in_memory[number] = reading
             self._left -= size
+            self.held += size
         elif size <= self._left_on_disk:
             self._on_disk[number] = self._store(tensors, tuple(reading.losses))
             self._left_on_disk -= size

@@ -61,6 +61,12 @@ def sha256_parts(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files under a folder; 0 if there is nothing."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def sync_file(path: Path) -> None:
     """Force the content of a file to disk."""
     with path.open("rb") as file:

@@ -102,6 +102,7 @@ class Attribution:
         summary: How much of the model they are.
         head: The last layer.
         together: Whether the model is partitioned, so that each of its passes is one of all ranks.
+        cache: Of the factors, while it is open.
     """
 
     def __init__(self, model: nn.Module, workload: Workload, setting: Setting, points: Points, place: Place) -> None:
@@ -121,6 +122,7 @@ class Attribution:
 
     def __enter__(self) -> Attribution:
         config = self._setting.config
+        self.cache = self._cache()
         both: Blocks = self.blocks if self.head in self.blocks or self.exact is None else (*self.blocks, self.head)
         model = self._open.enter_context(partitioned(self._model, both)) if self.together else self._model
         self._reader = self._open.enter_context(
@@ -129,7 +131,7 @@ class Attribution:
                 self._task,
                 both,
                 Fisher(config.scoring.fisher, seed=config.training.seed),
-                self._cache(),
+                self.cache,
                 self._compressor,
             )
         )
@@ -169,6 +171,7 @@ class Attribution:
                 reading = self._reader.train(self._points.take(places), chunk, self._points.keys[at])
             if counts:
                 yield reading, self._points.in_train[at]
+        self._place.progress("decomposing the curvature", 0, 1)
 
     def prepare(self, queries: Points) -> None:
         """Solve the gradients of every query; every rank must call this together."""

@@ -21,6 +21,7 @@ def measure_energies(model: nn.Module, workload: Workload, points: Points, place
     A point's gradient is computed alone, and the sum over ranks only fills in what others computed: the energies, and
     so the blocks, are the same to the last bit on any number of ranks.
     """
+    place.progress("measuring the blocks", 0, 1)
     probe = drawn(points, PROBE)
     names = [block.name for block in available(model)]
     squares = torch.zeros(len(probe), len(names), dtype=torch.float64)

@@ -120,6 +120,7 @@ class OutOfFold:
         rows, total = torch.arange(len(fold.held)), torch.zeros(len(fold.held), classes, dtype=torch.float64)
 
         def predict(model: nn.Module) -> None:
+            self._rank.meter.enter("answers of out-of-fold models")
             for part in rows.split(PREDICT_BATCH):
                 logits = self._workload.logits(model, self._points.take(fold.held[part]))  # [b, C]
                 total[part] += logits.double().log_softmax(1)
@@ -127,6 +128,7 @@ class OutOfFold:
         training = self._training
         planned = steps_for(training, len(fold.train))
         steps = max(1, round(self._share * planned))
+        self._rank.meter.enter("making an out-of-fold model")  # until its first step is done
         save_at = {*(step for step in save_points(training, planned) if step < steps), steps}
         train_plainly(
             self._workload,

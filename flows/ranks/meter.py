@@ -1,4 +1,4 @@
-"""What a rank spends: seconds in each phase of its work, and what it gives to the others."""
+"""What a rank spends: seconds in each phase of its work, memory, and what it gives to the others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import torch
 
 from storage.files import JSON
 
@@ -35,11 +38,19 @@ class Meter:
         self._moved += size
 
     def figures(self) -> dict[str, JSON]:
-        """Seconds and CPU seconds by phase, seconds in collectives, bytes given to them."""
+        """Seconds and CPU seconds by phase, seconds in collectives, bytes given to them, and the most memory held."""
         self.enter("end")
         return {
             "seconds": {phase: round(value, 3) for phase, value in self._seconds.items()},
             "cpu_seconds": {phase: round(value, 3) for phase, value in self._cpu.items()},
             "exchange_seconds": round(self._waited, 3),
             "exchange_bytes": self._moved,
+            "peak_bytes": peak_bytes(),
+            "device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         }
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held, as Linux counts it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))

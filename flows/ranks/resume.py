@@ -95,6 +95,7 @@ class Resume:
 
     def save(self, engine: Engine, step: int, losses: Sequence[float]) -> None:
         """Save where the training stands after a step, then remove the state before."""
+        self._rank.meter.enter("saving the state")
         draft = checkpoints.temporary(self._folder, step)
         if self._rank.index == 0:
             checkpoints.begin(self._folder, step)

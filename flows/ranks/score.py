@@ -28,7 +28,7 @@ from flows.ranks.attribution import QUERY_BATCH, Attribution, Setting, score_tra
 from flows.ranks.blocks import measure_energies
 from flows.ranks.chunks import PointScores, gather, relative_columns, score_chunks
 from flows.ranks.engine import connect
-from flows.ranks.kept import Kept
+from flows.ranks.kept import Kept, packed
 from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
 from flows.ranks.probe import probe
@@ -37,7 +37,7 @@ from flows.ranks.shards import shard_table
 from flows.ranks.suspects import Suspects, suspects
 from flows.ranks.weights import load_weights
 from flows.trust import Probe
-from flows.workload import load_workload
+from flows.workload import Sample, load_workload
 from influence import ChunkGrid, Share
 from influence.discovery import Influences, Trusted, harmful, mislabeled, trusted
 from storage import checkpoints, score_store
@@ -51,7 +51,9 @@ class Scoring:
         self._plan, self._rank = plan, rank
         self._workload = load_workload(plan.config)
         removed = frozenset(pq.read_table(plan.removed)["point_id"].to_pylist())
-        self._points = Points("train", self._workload.points(), self._workload, removed)
+        points = self._workload.points()
+        some = points if plan.sample is None else Sample(points, plan.sample)
+        self._points = Points("train", some, self._workload, removed)
         check_unchanged(self._points.manifest, plan.train_digest)
         self._queries = Points("query", self._workload.queries(), self._workload)
         self._grid = ChunkGrid(len(self._points), plan.config.scoring.chunk)
@@ -69,13 +71,19 @@ class Scoring:
             chunks = score_chunks(attributions, self._queries, self._grid, self._rank, self._keep)
             scores = gather(chunks, self._points, self._grid, self._rank)
             metadata = self._metadata(last, found, probed)
+            cached = sum(one.cache.held for one in attributions)
         relative, whole = relative_columns(scores, self._points), self._policies(scores, reference, found)
         for done, (chunk, columns) in enumerate(chunks.items(), start=1):
             table = shard_table(self._points, self._queries, self._grid.rows(chunk), columns, relative, whole)
             cycle = pa.array([self._plan.cycle] * len(table), pa.int32())
             write_chunk(self._plan.folder, self._rank.index, chunk, table.add_column(1, "cycle", cycle), metadata)
             self._rank.progress("writing shards", done, len(chunks))
-        self._rank.report(parts_found=self._keep.found)
+        self._rank.report(
+            found=self._keep.found,
+            data_bytes=self._points.batches.held,
+            cache_bytes=cached,
+            column_bytes=sum(tensor.nbytes for columns in chunks.values() for tensor in packed(columns).values()),
+        )
 
     def _setting(self) -> Setting:
         plan, energies = self._plan, dict[str, float]()

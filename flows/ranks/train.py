@@ -45,7 +45,7 @@ class Trainer:
     """Trains and judges the jobs of one plan."""
 
     def __init__(self, plan: TrainPlan, rank: Rank) -> None:
-        self._config, self._rank = plan.config, rank
+        self._config, self._jobs, self._rank = plan.config, plan.jobs, rank
         self._workload: Workload = load_workload(plan.config)
         dataset = self._workload.points()
         points = Points("train", dataset, self._workload)
@@ -55,10 +55,15 @@ class Trainer:
         self._keys = torch.empty_like(points.keys).scatter_(0, points.rows, points.keys)  # by row
         self._holdout = Holdout(self._workload, rank)
         self._steps = sum(job.steps for job in plan.jobs)
-        self._done = 0
+        self._done, self._resumed = 0, False
 
-    def run(self, job: Job) -> None:
-        """Train the job's model, or load it, and judge it on the holdout set."""
+    def run(self) -> None:
+        """Train each job's model, or load it, and judge it on the holdout set."""
+        for job in self._jobs:
+            self._run(job)
+        self._rank.report(found=self._resumed)
+
+    def _run(self, job: Job) -> None:
         if self._rank.index == 0:
             checkpoints.sweep(job.folder)
             checkpoints.sweep(job.folder / STATE)
@@ -69,7 +74,7 @@ class Trainer:
             self._holdout.judge(in_precision(model, self._config.training.precision), job.folder / HOLDOUT)
             return
         if job.done:
-            self._done += job.steps
+            self._done, self._resumed = self._done + job.steps, True
         elif self._config.training.command:
             self._take(job, model)
         else:
@@ -90,6 +95,8 @@ class Trainer:
 
     def _train(self, job: Job, model: torch.nn.Module) -> None:
         training, definition = self._config.training, _definition(model)
+        phase, meter = f"training {job.role}, seed {job.seed}", self._rank.meter
+        meter.enter(f"making the engine of {job.role}, seed {job.seed}")
         resume = Resume(job, training.zero_stage, definition, self._rank)
         seed_all(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
         engine = Engine(model, training, self._rank.world, universal=resume.universal)
@@ -99,7 +106,9 @@ class Trainer:
         order.skip(begun)
         stopping = self._stopping(job, resume.losses)
         states, started, before = resume_points(training, job), time.monotonic(), self._done
+        self._resumed |= begun > 0
         for step in range(begun + 1, job.steps + 1):
+            meter.enter(phase)
             engine.set_rate(learning_rate(training, step, job.planned))
             for rows in order.next()[self._rank.index :: self._rank.world].chunk(training.accumulation):
                 with masks.own(here(self._keys[rows])):
@@ -116,7 +125,7 @@ class Trainer:
                 break
             if step in states:
                 resume.save(engine, step, stopping.losses)
-            self._rank.progress(f"training {job.role}, seed {job.seed}", before + step, self._steps)
+            self._rank.progress(phase, before + step, self._steps)
         self._done = before + job.steps
         engine.close()
 
@@ -139,6 +148,7 @@ class Trainer:
 
     def _leave(self, job: Job, engine: Engine, step: int, seconds: float) -> None:
         """What stands beside the last checkpoint."""
+        self._rank.meter.enter("judging")
         if self._rank.index == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_json(job.folder / "timing.json", {"seconds_per_step": seconds})
@@ -156,6 +166,7 @@ class Trainer:
         trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates)
 
     def _save(self, weights: Mapping[str, NDArray[Any]], job: Job, step: int, definition: str) -> None:
+        self._rank.meter.enter("saving parameters")
         if self._rank.index == 0 and not (job.folder / f"step-{step:06d}").exists():
             draft = checkpoints.begin(job.folder, step)
             checkpoints.write_tensors(draft, weights)
@@ -172,9 +183,7 @@ def main() -> None:
     """Run the plan named on the command line."""
     plan = read_plan(TrainPlan, Path(sys.argv[1]))
     with rank_process("train", plan.logs, connect) as rank:
-        trainer = Trainer(plan, rank)
-        for job in plan.jobs:
-            trainer.run(job)
+        Trainer(plan, rank).run()
 
 
 if __name__ == "__main__":

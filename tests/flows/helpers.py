@@ -76,10 +76,7 @@ def run_here(job: Launch, show: Callable[[Progress], None]) -> None:
         if job.program == "train":
             from flows.ranks.train import Trainer
 
-            plan = read_plan(TrainPlan, job.plan)
-            trainer = Trainer(plan, rank)
-            for one in plan.jobs:
-                trainer.run(one)
+            Trainer(read_plan(TrainPlan, job.plan), rank).run()
         else:
             from flows.ranks.score import Scoring
 

@@ -105,7 +105,7 @@ def test_what_init_writes_passes_check_and_is_never_overwritten(tmp_path: Path) 
     folder = tmp_path / "a folder"
     done = tamis("init", folder)
     assert done.stdout.split("\n")[:2] == [str(folder / "tamis.toml"), str(folder / "workload.py")]
-    checked = tamis("check", cwd=folder)
+    checked = tamis("check", "--quick", cwd=folder)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert [line[:5] for line in checked.stdout.splitlines()] == ["ok   "] * 6
     (folder / "tamis.toml").write_text("mine")
@@ -143,5 +143,5 @@ def test_the_current_folder_may_hold_packages_named_like_our_rooms(tmp_path: Pat
     for room in ("storage", "influence", "flows"):
         (tmp_path / room).mkdir()
         (tmp_path / room / "__init__.py").write_text("")
-    done = tamis("check", write_toml(tmp_path, "tiny"), cwd=tmp_path)
+    done = tamis("check", "--quick", write_toml(tmp_path, "tiny"), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
