@@ -6,7 +6,7 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data test test-all lint format proof proof-flips proof-lds proof-uses proof-estimators proof-memorization storm \
+.PHONY: demo data test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-estimators proof-memorization storm \
 	bench bench-peers clean
 
 demo: $(STAMP)
@@ -20,7 +20,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not matrix"
+
+matrix: $(STAMP)
+	$(BIN)/python -m pytest -m matrix --verbose
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

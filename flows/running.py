@@ -8,6 +8,7 @@ from flows.announcements import dismiss
 from flows.check import require
 from flows.config import Config, load
 from flows.cycle import plainly, run_cycle
+from flows.errors import StageFailed
 from flows.opening import workspace
 from flows.progress import progress_shown
 from flows.server import end_left_server, interrupts_held, prefect_environment
@@ -36,7 +37,12 @@ def _run(config: Config, workload: Workload, dry_run: bool) -> Summary:
         with progress_shown() as show:
             return run_cycle(config, workload, plainly, show, dry_run=dry_run)
     prefect_environment(config.workspace)
+    import httpx
+
     from flows.orchestration import curate
 
     with interrupts_held():  # until the flow begins, which is when its server is up
-        return curate(str(config.file), dry_run)
+        try:
+            return curate(str(config.file), dry_run)
+        except httpx.TransportError as error:
+            raise StageFailed(f"Prefect's server does not answer ({error}); the same command continues") from error

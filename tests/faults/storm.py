@@ -2,8 +2,9 @@
 
     python -m tests.faults.storm --kills 100 --seed 7
 
-A workspace is run until its cycle is over, and in each run one process of the tree is killed with SIGKILL: the command,
-the agent, a rank, Prefect's server or whatever else there is. After each run nothing of it may live, but Prefect's
+A workspace is run until its cycle is over. As long as a run lasts, one process of its tree after the other is killed
+with SIGKILL, each after a while that is drawn between nothing and what an undisturbed cycle takes: the command, the
+agent, a rank, Prefect's server or whatever else there is. After each run nothing of it may live, but Prefect's
 server where the command was killed, which goes with the next run; after each cycle ledger, proposal hash, MLflow and
 weights are those of a workspace that was left alone.
 """
@@ -63,10 +64,10 @@ def storm(folder: Path, kills: int, seed: int, say: Callable[[str], None] = lamb
         bench = Bench(folder / f"{cycles:03d}", orchestrator=orchestrator, attempts=2, heartbeat=60.0)
         code = 1
         while code:
-            hit, ended = _strike(bench, draw, draw.uniform(0, length) if struck.total() < kills else float("inf"))
-            struck.update([hit] if hit else [])
+            hits, ended = _strike(bench, draw, length, kills - struck.total())
+            struck.update(hits)
             code = ended.code
-            said = f"{struck.total():3d} {' '.join(hit) if hit else 'nothing'}: code {code} {ended.lines}"
+            said = f"{struck.total():3d} {'; '.join(map(' '.join, hits)) or 'nothing'}: code {code} {ended.lines}"
             say(said)
             assert code in ENDS, said
             assert _left(bench, ended) == [], said
@@ -80,15 +81,17 @@ def _left(bench: Bench, ended: Ended) -> list[str]:
     return [line for line in bench.left() if ended.code == 0 or "prefect" not in line]
 
 
-def _strike(bench: Bench, draw: random.Random, after: float) -> tuple[tuple[str, str] | None, Ended]:
-    """Run, and kill one process after some seconds, if the run lasts as long."""
-    command = bench.start()
-    deadline = time.monotonic() + after
-    while command.process.poll() is None and time.monotonic() < deadline:
-        command.tree()
-        time.sleep(0.05)
-    hit = _kill(command, bench, draw) if command.process.poll() is None else None
-    return hit, command.wait()
+def _strike(bench: Bench, draw: random.Random, longest: float, most: int) -> tuple[list[tuple[str, str]], Ended]:
+    """Run, and kill one process after the other, at most so many, as long as the run lasts."""
+    command, hits = bench.start(), list[tuple[str, str]]()
+    while command.process.poll() is None:
+        deadline = time.monotonic() + (draw.uniform(0, longest) if len(hits) < most else float("inf"))
+        while command.process.poll() is None and time.monotonic() < deadline:
+            command.tree()
+            time.sleep(0.05)
+        if command.process.poll() is None and (hit := _kill(command, bench, draw)):
+            hits.append(hit)
+    return hits, command.wait()
 
 
 def _kill(command: Command, bench: Bench, draw: random.Random) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""Promise 1 with Prefect, on the workload of the demo: kill -9 of the command alone."""
+"""Promise 1 with Prefect: kill -9 of the command alone, on the workload of the demo, and of the server alone."""
 
 from pathlib import Path
 
@@ -31,3 +31,20 @@ def test_the_command_killed_under_prefect_leaves_no_rank_and_its_server_ends_wit
     assert proposal_hashes(bench.workspace) == proposal_hashes(plain.workspace)
     assert ledger(bench.workspace)["events"][-1][1] in ("promoted", "rolled_back")
     assert tracked(bench.workspace)["champion"] == {"champion": 1}
+
+
+def test_a_server_of_prefect_that_is_killed_is_one_line_and_the_same_command_ends_the_cycle(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, orchestrator="prefect")
+    command = bench.start(f"rank 1 {IN_TRAINING} hold")
+    logs = bench.cycle / "logs"
+    command.until(lambda: all((logs / f"train-rank{rank}.beat").exists() for rank in (0, 1)), "both ranks train")
+    [server] = servers(command)
+    server.kill()
+    ended = command.wait()
+    assert ended.code == 1
+    [line] = ended.lines
+    assert line.startswith("tamis: Prefect's server does not answer")
+    assert line.endswith("; the same command continues")
+    assert bench.left() == []
+    again = bench.run()
+    assert (again.code, again.lines) == (0, [])

@@ -218,41 +218,6 @@ def test_one_and_two_ranks_give_the_same_scores(scored: Scored, estimator: str) 
         assert one[name].equals(two[name]), name
 
 
-MANY = {
-    "ekfac": ({}, ("2", "3", "4", "1 partitioned", "2 partitioned", "4 partitioned"), 1e-5),
-    "compressed ekfac": (
-        {"compression": {"kind": "mask", "ratio": 2}, "exact_head": False},
-        ("2", "3 partitioned"),
-        1e-5,
-    ),
-    "arnoldi": ({"estimator": "arnoldi"}, ("3 partitioned",), 1e-3),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", MANY)
-def test_any_number_of_ranks_with_the_model_whole_or_partitioned_gives_the_same_scores_and_proposal(
-    trained: Path, tmp_path: Path, case: str
-) -> None:
-    """Three chunks of 70, 70 and 60 points: two ranks have unlike shares, and four are more than there are chunks."""
-    (scoring, worlds, tolerance), tables, hashes = MANY[case], [], set()
-    for world in ("1", *worlds):
-        ranks, placement = int(world[0]), world[2:] or "replicated"
-        how = {"ranks": ranks, "placement": placement, "probe": 0, "chunk": 70, **scoring}
-        plan = score_plan(tmp_path / world, trained, launch={"oversubscribe": True}, **how)
-        here("score", plan) if ranks == 1 else launch("score", plan, ranks)
-        score_store.finish(plan.folder, 3)
-        tables.append(score_store.read(plan.folder))
-        hashes.add(proposal_of(plan.folder).hash)
-    assert len(hashes) == 1
-    for field in tables[0].schema:
-        if pa.types.is_floating(field.type):
-            one = tables[0][field.name].drop_null().to_numpy()
-            for other in tables[1:]:
-                difference = np.linalg.norm(one - other[field.name].drop_null().to_numpy())
-                assert difference <= tolerance * np.linalg.norm(one), field.name
-
-
 def proposal_of(folder: Path) -> Proposal:
     rules, budgets = rules_of(PruningConfig()), Budgets(cycle=0.15, cumulative=0.3, per_class=0.5)
     return Proposal.build(1, select(folder, rules, budgets), "0" * 64, "0" * 64, policy_json(rules, budgets))

@@ -1,8 +1,9 @@
 """A training that was killed goes on as if it had not been: the same bytes in the end."""
 
+import itertools
 import json
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,16 @@ RECIPE = {
     "warmup": 0.2,
     "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},  # partitions the smallest, too
 }
-CASES = [(0, "bf16"), (1, "fp32"), (2, "bf16"), (3, "fp32")]  # on one rank, in this process: all eight
-MOVES = [(1, "fp32", 1), (2, "bf16", 1), (3, "fp32", 4)]
+OFTEN = {(0, "bf16"), (1, "fp32"), (2, "bf16"), (3, "fp32"), (1, "fp32", 1), (2, "bf16", 1), (3, "fp32", 4)}
+
+
+def all_but_often(*ways: Sequence[Any]) -> list[Any]:
+    """Every combination; those that are not among OFTEN only in `make matrix`."""
+    return [pytest.param(*case, marks=[] if case in OFTEN else pytest.mark.matrix) for case in itertools.product(*ways)]
+
+
+CASES = all_but_often(range(4), ("fp32", "bf16"))  # on one rank, in this process: all eight
+MOVES = all_but_often(range(4), ("fp32", "bf16"), (1, 4))
 KILLED = 8  # after the states of steps 3 and 6
 
 
