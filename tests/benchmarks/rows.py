@@ -35,16 +35,12 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
-def read(path: Path) -> list[Row]:
-    """Rows that were kept."""
-    return [Row(**row) for row in json.loads(path.read_text())]
-
-
-def table(rows: Iterable[Row]) -> str:
-    """Markdown."""
-    lines = ["| what | on | measured | target | | how |", "|---|---|---|---|---|---|"]
-    for row in rows:
+def table(rows: Iterable[tuple[Row, str]]) -> str:
+    """Markdown, of rows with when they were measured."""
+    lines = ["| what | on | measured | target | | how | when |", "|---|---|---|---|---|---|---|"]
+    for row, at in rows:
         target = "" if row.target is None else f"{row.target:.3g}"
         verdict = "" if row.target is None else "met" if row.measured <= row.target else "missed"
-        lines.append(f"| {row.what} | {row.on} | {row.measured:.3g} {row.unit} | {target} | {verdict} | {row.note} |")
+        shown = f"| {row.what} | {row.on} | {row.measured:.3g} {row.unit} | {target} | {verdict} | {row.note} |"
+        lines.append(f"{shown} {at} |")
     return "\n".join(lines)

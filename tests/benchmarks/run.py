@@ -1,4 +1,4 @@
-"""`make bench`: measure what is asked for and write docs/benchmarks.md from all that this revision has measured.
+"""`make bench`: measure what is asked for, and write docs/benchmarks.md from it and what was measured before.
 
 Each part runs in a process of its own; what compares with other libraries runs in their interpreter, because pyDVL
 asks for a numpy that Tamis does not run with.
@@ -7,19 +7,23 @@ asks for a numpy that Tamis does not run with.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
-from tests.benchmarks.rows import Row, read, table, write
+from tests.benchmarks.rows import Row, table
 from tests.benchmarks.setups import RECIPES, ROOT
 
 PEERS = ROOT / "build" / "bench" / "peers" / "bin" / "python"
@@ -37,8 +41,9 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "convex": (PEERS, ("tests.benchmarks.convex",)),
     "help": (OWN, ()),
 }
-MEASURED = ("influence", "flows/ranks", "tests/benchmarks")
-PAGE = ROOT / "docs" / "benchmarks.md"
+BENCHES = ("against", "convex", "floor", "jobs", "memory", "models", "peak", "peers", "ranks", "ratios", "setups")
+MEASURED = ("influence", "flows/ranks", *(f"tests/benchmarks/{part}.py" for part in BENCHES))
+KEPT, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
 
 
 def main() -> None:
@@ -46,48 +51,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     arguments = parser.parse_args()
-    revision = _revision()
-    kept = ROOT / "build" / "bench" / "rows" / revision
+    parts: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for name in arguments.only:
         started = time.monotonic()
-        _measure(name, kept / f"{name}.json")
+        rows = _measure(name)
+        parts[name] = {"machine": _machine(), "at": f"{date.today().isoformat()}, {_revision()}", "rows": rows}
+        KEPT.write_text(json.dumps(parts, indent=1) + "\n")
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
-    measured = [name for name in PARTS if (kept / f"{name}.json").exists()]
-    PAGE.write_text(page(revision, [row for name in measured for row in read(kept / f"{name}.json")]))
+    PAGE.write_text(page(parts))
     print(PAGE.read_text())
 
 
-def page(revision: str, rows: Sequence[Row]) -> str:
-    """The Markdown page."""
+def page(parts: Mapping[str, Any]) -> str:
+    """The Markdown page: every part as it was measured last."""
     setups = "; ".join(f"{name} {recipe.points:,} x {recipe.queries:,}" for name, recipe in RECIPES.items())
-    return "\n".join(
-        [
-            "# Speed and memory",
-            "",
-            f"Measured {date.today().isoformat()}, revision {revision}, {platform.machine()} ({_processor()}), "
-            f"{os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32 unless said; seed 0.",
-            "",
-            "Ratios are of CPU seconds in one run, medians of rounds in which both sides take turns. The floor is one "
-            "plain forward and backward over the same train and query points, all weights trainable, at its fastest "
-            "batch size. Peak memory is that of a fresh process above what is resident after imports and with the data "
-            f"loaded. Data are random but class-structured, models trained a little ({setups}); a row says how many of "
-            "these points it takes. `make bench` measures again, `python -m tests.benchmarks.run --only mlp` a part.",
-            "",
-            table(rows),
-            "",
+    lines = [
+        "# Speed and memory",
+        "",
+        "Float32 unless said; seed 0; 1 thread a process. Ratios are of CPU seconds in one run, medians of rounds in "
+        "which both sides take turns. The floor is one plain forward and backward over the same train and query points, "
+        "all weights trainable, at its fastest batch size. Peak memory is that of a fresh process above what is resident "
+        "after imports and with the data loaded. Data are random but class-structured, models trained a little "
+        f"({setups}); a row says how many of these points it takes. `make bench` measures again, "
+        "`python -m tests.benchmarks.run --only mlp` a part; the last column says when, and the last commit of what is "
+        "measured.",
+        "",
+    ]
+    there = [name for name in PARTS if name in parts]
+    for machine in dict.fromkeys(parts[name]["machine"] for name in there):
+        rows = [
+            (Row(**row), parts[name]["at"])
+            for name in there
+            if parts[name]["machine"] == machine
+            for row in parts[name]["rows"]
         ]
-    )
+        lines += [f"## {machine}", "", table(rows), ""]
+    return "\n".join(lines)
 
 
-def _measure(name: str, out: Path) -> None:
+def _measure(name: str) -> list[dict[str, Any]]:
     if name == "help":
-        write(out, [_help()])
-        return
+        return [asdict(_help())]
     interpreter, command = PARTS[name]
     if not interpreter.exists():
         raise SystemExit(f"{name} needs {interpreter.relative_to(ROOT)}: run `make bench`, which makes it")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    subprocess.run([interpreter, "-m", *command, out], cwd=ROOT, env=environment, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        subprocess.run([interpreter, "-m", *command, out], cwd=ROOT, env=environment, check=True)
+        rows: list[dict[str, Any]] = json.loads(out.read_text())
+    return rows
 
 
 def _help() -> Row:
@@ -97,6 +110,10 @@ def _help() -> Row:
         return time.perf_counter() - started
 
     return Row("`tamis --help`", "answers", median(once() for _ in range(7)), "s", 0.3, "wall clock, median of 7")
+
+
+def _machine() -> str:
+    return f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def _revision() -> str:
