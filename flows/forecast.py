@@ -18,12 +18,11 @@ from flows.retraining import ARMS
 from flows.sections.scoring import EstimatorName
 from flows.trial import STEPS, TrainTrial, Trial
 from flows.workload import CACHE_BYTES
-from influence.suspicion import DISTANCES
 
 STATE_COPIES = 6
 """Of the parameters' bytes, in a state and the one before it: float32 parameters and AdamW's two moments, twice."""
-NEIGHBOUR_COPIES = 7
-"""Of the inputs' float32 bytes, while nearest neighbours are sought: as given, and three times in float64."""
+NEIGHBOUR_COPIES = 3
+"""Of the inputs' bytes, while nearest neighbours are sought: as given, centered, and on the way to that."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def _score_memory(trial: Trial, config: Config) -> int:
     data = held * more if held * more <= CACHE_BYTES else 0.0
     growing: int = reported["cache_bytes"] + reported["column_bytes"]
     curvature = score.parts_bytes["curvature"] * (more**powers.memory - 1)
-    neighbours = NEIGHBOUR_COPIES * trial.points * score.input_bytes + 3 * 8 * min(DISTANCES, trial.points**2)
+    neighbours = NEIGHBOUR_COPIES * trial.points * score.input_bytes
     later = max(growing * (more - 1) + curvature, neighbours)
     return round(score.launched.spent.memory + data - held + later)
 

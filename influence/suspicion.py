@@ -23,11 +23,13 @@ from torch.nn.functional import one_hot
 
 from influence.curvature.base import AllReduce, alone
 from influence.errors import InfluenceError
+from influence.matmul import product
 from influence.sharding import WHOLE, Share
 from influence.stacking import Stack, fit_stack
 
 NEIGHBOURS = 15
-DISTANCES = 1 << 22  # in memory at a time
+SEEKING, VOTING = 256, 1 << 14  # points and voters between which distances are in memory at a time
+REFINED = 64  # points whose candidates are measured again at a time
 EVIDENCE = 3.0  # nats that noise must gain over none before it is believed: twenty times likelier labels
 OutOfFold = Callable[[Tensor], Tensor]
 
@@ -100,19 +102,34 @@ def knn_votes(
     """
     if not 0 < k < int(voters.sum()):
         raise InfluenceError(f"k = {k} neighbours of {int(voters.sum())} voting points: give k in [1, voters - 1]")
-    x = inputs.double().flatten(1)
-    x = x - x.mean(0)  # the expanded square below loses digits far from the origin
+    x = inputs.flatten(1)
+    centered = (x - x.mean(0)).float()  # the expanded square of `_near` loses digits far from the origin
     voting = torch.where(voters)[0]
-    squares = x[voting].square().sum(1)
     votes = torch.zeros(len(x), classes, dtype=torch.float64)
-    parts = torch.arange(len(x)).split(max(1, DISTANCES // len(voting)))
+    parts = torch.arange(len(x)).split(SEEKING)
     for rows in (parts[part] for part in share.of(len(parts))):
-        distances = squares - 2 * x[rows] @ x[voting].T  # less |x|^2, the same along a row; [rows, voters]
-        distances.masked_fill_(rows[:, None] == voting, torch.inf)
-        nearest = voting[distances.topk(k, dim=1, largest=False).indices]  # [rows, k]
-        votes[rows] = one_hot(labels[nearest], classes).double().sum(1)
+        near = _near(centered, rows, voting, min(2 * k, len(voting)))  # [rows, 2k]
+        for some, candidates in zip(rows.split(REFINED), near.split(REFINED)):
+            exact = (x[some][:, None] - x[candidates]).square().sum(2)  # [rows, 2k]
+            exact.masked_fill_(candidates == some[:, None], torch.inf)
+            nearest = candidates.gather(1, exact.topk(k, dim=1, largest=False).indices)  # [rows, k]
+            votes[some] = one_hot(labels[nearest], classes).double().sum(1)
     all_reduce(votes)
     return votes
+
+
+def _near(x: Tensor, rows: Tensor, voting: Tensor, count: int) -> Tensor:
+    """Voters whose squared distances to some rows of `x`, expanded and so rounded, are the smallest: [rows, count]."""
+    values, found = [], []
+    for voters in voting.split(VOTING):
+        others = x[voters]
+        distances = others.square().sum(1) - 2 * product(x[rows], others.T)  # less |x|^2, the same along a row
+        distances.masked_fill_(rows[:, None] == voters, torch.inf)
+        smallest = distances.topk(min(count, len(voters)), dim=1, largest=False, sorted=False)
+        values.append(smallest.values)
+        found.append(voters[smallest.indices])
+    best = torch.cat(values, 1).topk(count, dim=1, largest=False, sorted=False).indices
+    return torch.cat(found, 1).gather(1, best)
 
 
 def suspect(

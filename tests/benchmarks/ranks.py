@@ -1,6 +1,6 @@
 """Scoring on more ranks, and of more points: real launches of the scoring program on the Fashion-MNIST CNN.
 
-    python -m tests.benchmarks.ranks OUT
+    python -m tests.benchmarks.ranks ranks|points OUT
 
 Seconds are of the clock and of the slowest rank, from when it has read the data to its end, on one thread a rank: the
 machine must be idle otherwise. The share of the fold models, which a recipe makes as long as it likes, is kept small:
@@ -30,28 +30,24 @@ SHARED, SIZES = 20_000, (10_000, 60_000)
 
 
 def main() -> None:
-    """Measure, and keep the rows."""
+    """Measure, and keep the row."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        checkpoint = _trained(root)
-        alone, shared = (_seconds(root, checkpoint, SHARED, ranks) for ranks in (1, 2))
-        few, many = (_seconds(root, checkpoint, points, 1) / points for points in SIZES)
+        row = {"ranks": _ranks, "points": _points}[sys.argv[1]](root, _trained(root))
+    write(Path(sys.argv[2]), [row])
+
+
+def _ranks(root: Path, checkpoint: Path) -> Row:
+    alone, shared = (_seconds(root, checkpoint, SHARED, ranks) for ranks in (1, 2))
     on = f"CNN {SHARED:,} x {QUERIES}, EK-FAC and exact head"
-    write(
-        Path(sys.argv[1]),
-        [
-            Row("scoring on 2 ranks", on, shared / alone, "x 1 rank", 1 / 1.7, f"{shared:.0f} s, {alone:.0f} s"),
-            Row(
-                "a point among 60,000",
-                f"CNN, {QUERIES} queries, 1 rank",
-                many / few,
-                "x a point among 10,000",
-                1.1,
-                f"{1000 * many:.3g} ms, {1000 * few:.3g} ms",
-            ),
-        ],
-    )
+    return Row("scoring on 2 ranks", on, shared / alone, "x 1 rank", 1 / 1.7, f"{shared:.0f} s, {alone:.0f} s")
+
+
+def _points(root: Path, checkpoint: Path) -> Row:
+    few, many = (_seconds(root, checkpoint, points, 1) / points for points in SIZES)
+    said = f"{1000 * many:.3g} ms, {1000 * few:.3g} ms"
+    return Row("a point among 60,000", f"CNN, {QUERIES} queries, 1 rank", many / few, "x one of 10,000", 1.1, said)
 
 
 def _config(root: Path, points: int, ranks: int) -> Config:

@@ -32,7 +32,8 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "mlp": (OWN, ("tests.benchmarks.ratios", "mlp")),
     "cnn": (OWN, ("tests.benchmarks.ratios", "cnn")),
     "transformer": (OWN, ("tests.benchmarks.ratios", "transformer")),
-    "ranks": (OWN, ("tests.benchmarks.ranks",)),
+    "ranks": (OWN, ("tests.benchmarks.ranks", "ranks")),
+    "points": (OWN, ("tests.benchmarks.ranks", "points")),
     "memory": (OWN, ("tests.benchmarks.memory",)),
     "kronfluence-mlp": (PEERS, ("tests.benchmarks.against", "mlp")),
     "kronfluence-cnn": (PEERS, ("tests.benchmarks.against", "cnn")),
@@ -69,12 +70,12 @@ def page(parts: Mapping[str, Any]) -> str:
         "# Speed and memory",
         "",
         "Float32 unless said; seed 0; 1 thread a process. Ratios are of CPU seconds in one run, medians of rounds in "
-        "which both sides take turns. The floor is one plain forward and backward over the same train and query points, "
-        "all weights trainable, at its fastest batch size. Peak memory is that of a fresh process above what is resident "
-        "after imports and with the data loaded. Data are random but class-structured, models trained a little "
-        f"({setups}); a row says how many of these points it takes. `make bench` measures again, "
-        "`python -m tests.benchmarks.run --only mlp` a part; the last column says when, and the last commit of what is "
-        "measured.",
+        "which both sides take turns. The floor is one plain forward and backward over the same train and query "
+        "points, all weights trainable, at its fastest batch size. Peak memory is that of a fresh process above what "
+        "is resident after imports and with the data loaded. Data are random but class-structured, models trained a "
+        f"little ({setups}); a row says how many of these points it takes. `make bench` measures again, "
+        "`python -m tests.benchmarks.run --only mlp` a part; the last column says when, and the last commit of what "
+        "is measured.",
         "",
     ]
     there = [name for name in PARTS if name in parts]

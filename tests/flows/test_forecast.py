@@ -100,7 +100,7 @@ def test_memory_of_scoring_grows_by_what_is_held_of_each_point_or_by_the_neighbo
     assert held.memory == {"train": 500 * MEGABYTE, "score": (500 + 21 * 7) * MEGABYTE}
     wide = trial(3200, 400)
     wide = replace(wide, score=replace(wide.score, input_bytes=2 * MEGABYTE // 10))
-    neighbours = 7 * 3200 * 2 * MEGABYTE // 10 + 24 * (1 << 22)
+    neighbours = 3 * 3200 * 2 * MEGABYTE // 10
     assert foretell(wide, config, in_train=3200).memory["score"] == 500 * MEGABYTE + neighbours
 
 

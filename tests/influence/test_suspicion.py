@@ -96,7 +96,8 @@ def test_points_outside_the_fit_do_not_move_it_but_are_scored() -> None:
 
 
 def test_neighbours_are_others_and_agree_with_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("influence.suspicion.DISTANCES", 700)  # chunks of 20 rows
+    for name, size in (("SEEKING", 20), ("VOTING", 16), ("REFINED", 7)):
+        monkeypatch.setattr(f"influence.suspicion.{name}", size)
     g = torch.Generator().manual_seed(3)
     x = torch.randn(50, 6, generator=g, dtype=torch.float64) + 100
     labels = torch.randint(3, (50,), generator=g)
