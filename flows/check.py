@@ -18,6 +18,7 @@ from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
 from flows.ranks.probe import rehearse
 from flows.ranks.rank import Alone
+from flows.ranks.split import owned
 from flows.trust import described
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, load_workload, seeded_model
 from influence import Blocks, Share, blocks
@@ -109,6 +110,8 @@ class _Checker:
         scoring = self.config.scoring
         energies = measure_energies(self.model, self.workload, self.points, Alone(lambda *_: None))
         self.chosen = chosen = blocks.select(self.model, *selections(scoring.blocks, energies))
+        if scoring.placement == "split":
+            owned(chosen, Share(0, scoring.ranks))  # refuses more ranks than there are blocks
         approximation(self.config, chosen, Share())  # refuses more parameters than it takes
         head = blocks.head(self.model)
         if scoring.exact_head and head.parameters > LARGEST:

@@ -155,8 +155,9 @@ def _growth(trial: Trial, config: Config, in_train: int) -> Mapping[str, float]:
 
 
 def _own(config: Config, points: int) -> int:
-    """Chunks of the rank that has most."""
-    return math.ceil(math.ceil(points / config.scoring.chunk) / config.scoring.ranks)
+    """Chunks that the rank with most of them reads."""
+    ranks = 1 if config.scoring.placement == "split" else config.scoring.ranks
+    return math.ceil(math.ceil(points / config.scoring.chunk) / ranks)
 
 
 def _score_memory(trial: Trial, config: Config) -> int:

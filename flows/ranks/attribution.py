@@ -23,7 +23,8 @@ from flows.estimators import approximation, damping_of, selections
 from flows.ranks.kept import NOTHING, Keep, keep_fitted, recall
 from flows.ranks.partitioned import in_step, partitioned
 from flows.ranks.points import Points
-from flows.ranks.rank import Place
+from flows.ranks.rank import Alone, Place
+from flows.ranks.split import added_up, owned
 from flows.workload import Workload, check_losses
 from influence import (
     Blocks,
@@ -38,9 +39,11 @@ from influence import (
     Reading,
     Share,
     Task,
+    alone,
     check_cross_entropy,
     each,
     fit,
+    grand,
     head,
     select,
     share_queries,
@@ -48,6 +51,7 @@ from influence import (
     summarize,
     turn_over_self_influence,
 )
+from influence.sharding import WHOLE
 from storage.files import JSON
 
 QUERY_BATCH = 64
@@ -102,6 +106,7 @@ class Attribution:
         summary: How much of the model they are.
         head: The last layer.
         together: Whether the model is partitioned, so that each of its passes is one of all ranks.
+        split: Whether each rank has the curvature of its own blocks alone, and reads every point for them.
         cache: Of the factors, while it is open.
     """
 
@@ -112,7 +117,9 @@ class Attribution:
         self.head = head(model)
         self._setting, self._points, self._place = setting, points, place
         self._share = Share(place.index, place.world)
-        chosen = approximation(setting.config, self.blocks, self._share)
+        self.split = scoring.placement == "split"
+        own = owned(self.blocks, self._share) if self.split else self.blocks
+        chosen = approximation(setting.config, own, WHOLE if self.split else self._share)
         self.curvature, self._compressor = chosen.curvature, chosen.compressor
         self.exact = GaussNewton([self.head]) if setting.exact_head else None
         self._grid = ChunkGrid(len(points), scoring.chunk)
@@ -123,7 +130,8 @@ class Attribution:
     def __enter__(self) -> Attribution:
         config = self._setting.config
         self.cache = self._cache()
-        both: Blocks = self.blocks if self.head in self.blocks or self.exact is None else (*self.blocks, self.head)
+        own = owned(self.blocks, self._share) if self.split else self.blocks
+        both: Blocks = own if self.head in own or self.exact is None else (*own, self.head)
         model = self._open.enter_context(partitioned(self._model, both)) if self.together else self._model
         self._reader = self._open.enter_context(
             Reader(
@@ -154,15 +162,16 @@ class Attribution:
         exact = () if self.exact is None else (self.exact,)
         fitted = {f"{phase}/blocks": self.curvature, **{f"{phase}/head": one for one in exact}}
         if not recall(fitted, keep, of, self._place):
-            fit(tuple(fitted.values()), lambda: self._pass(phase), self._place.sum)
+            fit(tuple(fitted.values()), lambda: self._pass(phase), alone if self.split else self._place.sum)
             self._place.progress("keeping the curvature", 0, 1)
-            keep_fitted(fitted, keep, of, self._place)
+            own = [f"{phase}/blocks"] if self.split else []
+            keep_fitted(fitted, keep, of, self._place, own)
         self.curvature.finish(damping_of(config, config.scoring.estimator, config.scoring.damping, horizon))
         for one in exact:
             one.finish(damping_of(config, "dense", config.scoring.head_damping, horizon))
 
     def _pass(self, phase: str) -> Iterator[tuple[Reading, Tensor]]:
-        mine = self._share.of(len(self._grid))
+        mine = self.reads(len(self._grid))
         for done, (chunk, counts) in enumerate(in_step(mine, self._place, self.together)):
             self._place.progress(phase, done, len(mine))
             places = self._grid.rows(chunk)
@@ -172,6 +181,14 @@ class Attribution:
             if counts:
                 yield reading, self._points.in_train[at]
         self._place.progress("decomposing the curvature", 0, 1)
+
+    def reads(self, count: int) -> range:
+        """The items, out of `count` that are dealt to the ranks, that this one reads; of these it `owns` some."""
+        return (WHOLE if self.split else self._share).of(count)
+
+    def owns(self, item: int) -> bool:
+        """Whether an item is this rank's to keep."""
+        return self._share.owns(item)
 
     def prepare(self, queries: Points) -> None:
         """Solve the gradients of every query; every rank must call this together."""
@@ -184,7 +201,10 @@ class Attribution:
                 return each([self._reader.queries(queries.take(parts[part]))], len(parts[part]))
 
         sizes, points = [len(part) for part in parts], int(self._points.in_train.sum())
-        scorers = share_queries(both, read, sizes, points, self._share, self._place.broadcast)
+        share, broadcast = (
+            (WHOLE, Alone(self._place.progress).broadcast) if self.split else (self._share, self._place.broadcast)
+        )
+        scorers = share_queries(both, read, sizes, points, share, broadcast)
         self._scorer, self._head_scorer = scorers[0], None if self.exact is None else scorers[1]
 
     def score_chunk(self, chunk: int) -> ChunkPairs:
@@ -218,12 +238,26 @@ class Attribution:
 
     def _score(self, reading: Reading) -> ChunkPairs:
         exact = None if self._head_scorer is None else self._head_scorer.score(subset(reading.losses, [self.head.name]))
-        return ChunkPairs(self._scorer.score(subset(reading.losses, self.curvature.blocks)), exact, reading)
+        pairs = self._scorer.score(subset(reading.losses, self.curvature.blocks))
+        return ChunkPairs(added_up(pairs, self._place) if self.split else pairs, exact, reading)
+
+    def gradient_norms(self, reading: Reading) -> Tensor:
+        """Of the losses, on the blocks that are scored, `[B]`."""
+        norms = grand(subset(reading.losses, self.curvature.blocks))
+        if not self.split:
+            return norms
+        squares = norms.square()
+        self._place.sum(squares)
+        return squares.sqrt()
 
     @cached_property
     def diagnostics(self) -> Mapping[str, Diagnostics]:
-        """Of the configured estimator, once it is fitted."""
-        return self.curvature.diagnostics()
+        """Of the configured estimator, once it is fitted; all ranks ask first together."""
+        found = self.curvature.diagnostics()
+        if not self.split:
+            return found
+        whole = {name: one for part in self._place.gather(found) for name, one in part.items()}
+        return {block.name: whole[block.name] for block in self.blocks}
 
     def describe(self) -> dict[str, JSON]:
         """Diagnostics of both curvatures, the resolved damping among them."""

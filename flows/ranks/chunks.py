@@ -19,9 +19,7 @@ from influence import (
     Own,
     Share,
     cheap_signals,
-    grand,
     relative_influence,
-    subset,
     summarize_chunk,
 )
 
@@ -53,13 +51,15 @@ def score_chunks(
         place: This process.
         keep: Where each chunk is kept as soon as it is known.
     """
-    mine = Share(place.index, place.world).of(len(grid))
+    last, mine = attributions[-1], Share(place.index, place.world).of(len(grid))
     known = {chunk: kept(keep, _name(chunk), ChunkColumns) for chunk in mine}
     chunks = {chunk: columns for chunk, columns in known.items() if columns is not None}
     missing = [chunk for chunk in mine if chunk not in chunks]
-    for chunk, counts in in_step(missing, place, attributions[-1].together):
+    if last.split:
+        missing = sorted(chunk for part in place.gather(missing) for chunk in part)
+    for chunk, counts in in_step(missing, place, last.together):
         columns = _score_chunk(attributions, queries, chunk)
-        if counts:
+        if counts and last.owns(chunk):
             keep.write(_name(chunk), packed(columns))
             chunks[chunk] = columns
             place.progress("scoring", len(chunks), len(mine))
@@ -82,7 +82,7 @@ def _columns(pairs: ChunkPairs, last: Attribution, queries: Points, turn_over: T
         scores=summarize_chunk(pairs.blocks, queries.labels, classes),
         head=None if pairs.head is None else summarize_chunk(pairs.head, queries.labels, classes),
         cheap=cheap_signals(pairs.last.logits, pairs.last.labels),
-        grand=grand(subset(pairs.last.losses, last.curvature.blocks)),
+        grand=last.gradient_norms(pairs.last),
         turn_over=turn_over,
     )
 

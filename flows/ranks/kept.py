@@ -5,7 +5,7 @@ Parts are named by what they are of, never by a rank: any number of ranks contin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
@@ -100,7 +100,7 @@ def recall(curvatures: Mapping[str, Restorable], keep: Keep, of: str, place: Pla
         Whether all ranks have found all of them; if not, all ranks are to fit them.
     """
     parts = {
-        name: {block: keep.read(_name(name, index), of) for index, block in enumerate(curvature.blocks)}
+        name: {block: keep.read(_name(name, block), of) for block in curvature.blocks}
         for name, curvature in curvatures.items()
     }
     found = torch.tensor(float(all(part is not None for one in parts.values() for part in one.values())))
@@ -112,16 +112,26 @@ def recall(curvatures: Mapping[str, Restorable], keep: Keep, of: str, place: Pla
     return True
 
 
-def keep_fitted(curvatures: Mapping[str, Restorable], keep: Keep, of: str, place: Place) -> None:
-    """Keep fitted curvatures, each block by one rank."""
+def keep_fitted(
+    curvatures: Mapping[str, Restorable], keep: Keep, of: str, place: Place, own: Collection[str] = ()
+) -> None:
+    """Keep fitted curvatures, each block by one rank.
+
+    Args:
+        curvatures: By the names that they are kept by.
+        keep: Where.
+        of: What else they depend on.
+        place: This process.
+        own: Names of those whose blocks no other rank has.
+    """
     for name, curvature in curvatures.items():
-        for index, part in enumerate(curvature.snapshot().values()):
-            if index % place.world == place.index:
-                keep.write(_name(name, index), part, of)
+        for index, (block, part) in enumerate(curvature.snapshot().items()):
+            if name in own or index % place.world == place.index:
+                keep.write(_name(name, block), part, of)
 
 
-def _name(curvature: str, block: int) -> str:
-    return f"{curvature}-{block:04d}"
+def _name(curvature: str, block: str) -> str:
+    return f"{curvature}-{block}"
 
 
 def _unpack(kind: type[T], tensors: Mapping[str, Tensor], prefix: str) -> T:

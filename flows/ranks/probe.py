@@ -61,9 +61,9 @@ def probe(
     exact = Exact(model, workload, points, queries, place)
     rows, columns = drawn(points, setting.config.scoring.probe), drawn(queries, QUERIES)
     found = torch.zeros(len(rows), 1 + len(columns), dtype=torch.float64)
-    if place.index == 0:
+    if place.index == 0 or last.split:
         influence = last.score_points(points, rows).blocks.influence  # [b, m]
-        found += torch.cat([influence.mean(1, keepdim=True), influence[:, columns]], 1)
+        found += torch.cat([influence.mean(1, keepdim=True), influence[:, columns]], 1) * (place.index == 0)
     place.sum(found)
     truth = exact.influence(rows, columns, exact.learned, damping)
     chosen = exact.within(last.blocks)

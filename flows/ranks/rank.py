@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from flows.ranks.meter import Meter
 from influence.errors import InfluenceError
 from storage.errors import StorageError
 from storage.files import JSON, atomic_write_json
+
+T = TypeVar("T")
 
 BEAT_SECONDS = 0.2
 PIECE = 64 * 2**20  # bytes at a time in a collective: gloo slows down beyond
@@ -53,6 +55,9 @@ class Place(Protocol):
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Give a tensor of one of them to all others, in place."""
 
+    def gather(self, value: T) -> list[T]:
+        """What all of them have, in their order."""
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -71,6 +76,10 @@ class Alone:
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Nothing: there is no one to give it to."""
+
+    def gather(self, value: T) -> list[T]:
+        """This one's alone."""
+        return [value]
 
 
 @dataclass
@@ -111,6 +120,12 @@ class Rank:
         with self.meter.exchange(tensor.nbytes if self.world > 1 else 0):
             for piece in _pieces(tensor):
                 dist.broadcast(piece, source)
+
+    def gather(self, value: T) -> list[T]:
+        """What all ranks have, in their order: a small object of each."""
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
 
     def report(self, **more: JSON) -> None:
         """Leave what was spent, and more, in the log and beside it as JSON."""

@@ -38,7 +38,7 @@ from flows.ranks.suspects import Suspects, suspects
 from flows.ranks.weights import load_weights
 from flows.trust import Probe
 from flows.workload import Sample, load_workload
-from influence import ChunkGrid, Share
+from influence import ChunkGrid
 from influence.discovery import Influences, Trusted, harmful, mislabeled, trusted
 from storage import checkpoints, score_store
 from storage.score_store import ScoreMetadata, write_chunk
@@ -87,7 +87,7 @@ class Scoring:
 
     def _setting(self) -> Setting:
         plan, energies = self._plan, dict[str, float]()
-        if plan.config.scoring.placement == "replicated":  # they are squared gradients of every parameter
+        if plan.config.scoring.placement != "partitioned":  # they are squared gradients of every parameter
             model = self._model(plan.checkpoints[-1])
             energies = measure_energies(model, self._workload, self._points, self._rank)
         return Setting(
@@ -120,12 +120,13 @@ class Scoring:
         pairs = torch.zeros(m, m, dtype=torch.float64)
         own = torch.zeros(m, dtype=torch.float64)
         parts = torch.arange(m).split(QUERY_BATCH)
-        mine = Share(self._rank.index, self._rank.world).of(len(parts))
-        for done, (part, counts) in enumerate(in_step(mine, self._rank, attributions[-1].together)):
+        last = attributions[-1]
+        mine = last.reads(len(parts))
+        for done, (part, counts) in enumerate(in_step(mine, self._rank, last.together)):
             self._rank.progress("scoring the queries", done, len(mine))
             found = [one.score_points(self._queries, parts[part]) for one in attributions]
             scores = score_trajectory(found).blocks
-            if counts:
+            if counts and last.owns(part):
                 pairs[parts[part]], own[parts[part]] = scores.influence, scores.self_influence
         self._rank.sum(pairs)
         self._rank.sum(own)

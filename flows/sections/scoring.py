@@ -72,8 +72,9 @@ class ScoringConfig(Section):
     """How the points are scored."""
 
     ranks: Count = 2
-    placement: Literal["replicated", "partitioned"] = "replicated"
-    """The whole model on each rank; or its parameters partitioned over them (ZeRO-3), and gathered layer by layer."""
+    placement: Literal["replicated", "split", "partitioned"] = "replicated"
+    """Model and curvature whole on each rank; curvature and solved queries split by blocks, for which every rank then
+    reads all points; or the model's parameters partitioned over the ranks (ZeRO-3), and gathered layer by layer."""
     estimator: EstimatorName = "ekfac"
     """`tamis estimators` says what there is, what it costs and when to use it."""
     blocks: BlocksConfig = BlocksConfig()
@@ -115,6 +116,15 @@ class ScoringConfig(Section):
             raise ValueError(
                 "placement 'partitioned' needs probe = 0 and blocks that are not chosen by their energy: both take "
                 "gradients of the whole model"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _split(self) -> ScoringConfig:
+        if self.placement == "split" and (self.compression or self.estimator not in ("ekfac", "kfac", "identity")):
+            raise ValueError(
+                "placement 'split' is for ekfac, kfac and identity without compression: other estimators take blocks "
+                "together"
             )
         return self
 

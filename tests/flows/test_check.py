@@ -49,6 +49,10 @@ def test_what_is_wrong_stands_in_its_line_before_a_cycle_spends_anything(
     ("sections", "parts"),
     [
         ({"scoring": {"blocks": ["encoder.*"]}}, ("'encoder.*'", "hidden", "head")),
+        (
+            {"scoring": {"placement": "split", "ranks": 3}, "launch": {"oversubscribe": True}},
+            ("scoring.ranks = 3, and 2 blocks to split over them", "'replicated'"),
+        ),
         ({"training": {"turn_over": ["encoder"]}}, ("turn-over layer 'encoder': the model has hidden",)),
         ({"pruning": {"protected": [5, 9999]}}, ("pruning.protected: [9999] not in the train set",)),
         ({"pruning": {"protected": ["5"]}}, ("pruning.protected: ['5']", "int ids")),

@@ -77,7 +77,7 @@ def test_an_altered_part_is_computed_again(trained: Path, tmp_path: Path, monkey
     for name in ("fold-1-0000", "chunk-00002"):
         [part] = plan.folder.rglob(f"{name}.safetensors")
         part.write_bytes(part.read_bytes()[:-1] + b"\x55")
-    next(plan.folder.rglob("blocks-0001.safetensors")).unlink()
+    next(plan.folder.rglob("blocks-2.safetensors")).unlink()
     score_store.discard(plan.folder)
     assert score(plan) == whole
     assert work.done == {"folds": 1, "passes": 2, "chunks": 2}

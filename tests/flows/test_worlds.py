@@ -15,7 +15,7 @@ from tests.flows.helpers import launch
 from tests.flows.test_ranks import here, proposal_of, score_plan, train_plan
 
 MANY = {
-    "ekfac": ({}, ("2", "3", "4", "1 partitioned", "2 partitioned", "4 partitioned"), 1e-5),
+    "ekfac": ({}, ("2", "3", "4", "1 partitioned", "2 partitioned", "4 partitioned", "2 split"), 1e-5),
     "compressed ekfac": (
         {"compression": {"kind": "mask", "ratio": 2}, "exact_head": False},
         ("2", "3 partitioned"),
@@ -50,12 +50,13 @@ def test_any_number_of_ranks_with_the_model_whole_or_partitioned_gives_the_same_
 @pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ON_DIGITS)
-def test_digits_are_scored_alike_by_one_to_four_ranks_with_the_model_whole_or_partitioned(
+def test_digits_are_scored_alike_by_one_to_four_ranks_with_the_model_whole_or_partitioned_or_the_curvature_split(
     one_rank: None, tmp_path: Path, case: str
 ) -> None:
     here("train", train_plan(tmp_path, "digits"))
     tolerance = 1e-3 if case == "arnoldi" else 1e-5
-    assert_alike_in(EVERY_WORLD, tmp_path, "digits", ON_DIGITS[case], tolerance)
+    worlds = (*EVERY_WORLD, "2 split", "3 split") if case == "ekfac" else EVERY_WORLD
+    assert_alike_in(worlds, tmp_path, "digits", ON_DIGITS[case], tolerance)
 
 
 def assert_alike_in(
