@@ -26,23 +26,24 @@ def outlook(config: Config) -> list[Finding]:
 
     Args:
         config: Of a workload that is in order.
-
-    Raises:
-        BadInput: The workspace is in use.
     """
     if nodes_of(config.launch.launcher) > 1:
         return [Finding("forecast", True, "none: launch.launcher has several nodes, of which this is one")]
-    workload = load_workload(config)
+    try:
+        forecast = _forecast(config)
+    except (BadInput, StageFailed) as error:
+        return [Finding("trial", False, str(error))]
+    return [_time(config, forecast), *_memory(config, forecast), _disk(config, forecast)]
+
+
+def _forecast(config: Config) -> Forecast:
     with workspace(config), progress_shown() as show:
-        try:
-            trial = measure(config, workload, config.workspace / "trial", show)
-        except (BadInput, StageFailed) as error:
-            return [Finding("trial", False, str(error))]
+        trial = measure(config, load_workload(config), config.workspace / "trial", show)
         ledger = ledger_of(config)
         removed = len(ledger.removed_contents()) if ledger.exists else 0
         forecast = foretell(trial, config, max(1, trial.points - removed))
         keep(config, forecast)
-    return [_time(config, forecast), *_memory(config, forecast), _disk(config, forecast)]
+    return forecast
 
 
 def _time(config: Config, forecast: Forecast) -> Finding:

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.ranks ranks|points OUT
 
 Seconds are of the slowest rank, from when it has read the data to its end, on one thread a rank; for the ranks those of
-the clock, so that the machine must be idle otherwise, for the points those of the processor. The share of the fold models, which a recipe makes as long as it likes, is kept small:
-one epoch, two folds, one repeat.
+the clock, so that the machine must be idle otherwise, for the points those of the processor. The share of the fold
+models, which a recipe makes as long as it likes, is kept small: one epoch, two folds, one repeat.
 """
 
 from __future__ import annotations
