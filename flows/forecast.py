@@ -173,9 +173,10 @@ def _score_memory(trial: Trial, config: Config) -> int:
 
 
 def _kept(trial: Trial, config: Config, steps: int, saved: int, others: int) -> int:
-    models = (saved + others) * trial.train.checkpoint_bytes
+    train, seeds = trial.train, config.guardrail.seeds
+    models = (saved + others) * train.checkpoint_bytes + (1 + others) * train.outcome_bytes
     rows = trial.score.shard_bytes * trial.points / trial.score.points
-    return round(models + trial.train.record_bytes * steps + rows)
+    return round(models + train.record_bytes * steps * seeds + rows)
 
 
 def _parts(trial: Trial, config: Config) -> int:

@@ -20,12 +20,13 @@ from flows.agents import Launch
 from flows.config import Config
 from flows.dataset import digest, manifest_of
 from flows.launch import Progress, run_ranks
-from flows.plans import Job, Plan, ScorePlan, TrainPlan, write_plan
+from flows.plans import HOLDOUT, Job, Plan, ScorePlan, TrainPlan, write_plan
 from flows.recipe import horizon, resume_points, save_points, steps_for
 from flows.spent import Spent
 from flows.workload import Batches, Sample, Workload, collate_of, inputs_of
 from storage import checkpoints
 from storage.files import read_json, size_of
+from storage.trajectory_store import TRAJECTORY
 
 STEPS = 24
 """Of each of the two models that are trained; the first bears what only a first one does."""
@@ -58,13 +59,15 @@ class TrainTrial:
         saved: Checkpoints of both.
         states: Of both.
         checkpoint_bytes: Of one.
-        record_bytes: Of what is left beside them for each step.
+        outcome_bytes: Of what a model makes of the holdout set.
+        record_bytes: Of what a baseline leaves of each step.
     """
 
     launched: Launched
     saved: int
     states: int
     checkpoint_bytes: int
+    outcome_bytes: int
     record_bytes: float
 
 
@@ -140,13 +143,13 @@ def _train(config: Config, train_digest: str, folder: Path, show: Callable[[Prog
     )
     plan = TrainPlan(config=config, logs=folder / "logs", train_digest=train_digest, jobs=jobs)
     launched = _launch("train", plan, config.training.ranks, show)
-    beside = sum(path.stat().st_size for path in jobs[1].folder.iterdir() if path.is_file())
     return TrainTrial(
         launched=launched,
         saved=2 * len(save_at),
         states=2 * len(resume_points(config.training, jobs[0])),
         checkpoint_bytes=size_of(jobs[1].last),
-        record_bytes=beside / STEPS,
+        outcome_bytes=size_of(jobs[1].folder / HOLDOUT),
+        record_bytes=size_of(jobs[1].folder / TRAJECTORY) / STEPS,
     )
 
 

@@ -47,7 +47,9 @@ def spent(seconds: dict[str, float], memory: int = 500 * MEGABYTE) -> Spent:
 
 
 def trial(points: int, few: int) -> Trial:
-    train = TrainTrial(Launched(4.0, spent(TRAINED), {}), 4, 6, checkpoint_bytes=MEGABYTE, record_bytes=10.0)
+    train = TrainTrial(
+        Launched(4.0, spent(TRAINED), {}), 4, 6, checkpoint_bytes=MEGABYTE, outcome_bytes=500, record_bytes=10.0
+    )
     score = ScoreTrial(
         Launched(3.0, spent(SCORED), REPORTED),
         points=few,
@@ -106,7 +108,7 @@ def test_memory_of_scoring_grows_by_what_is_held_of_each_point_or_by_the_neighbo
 
 def test_disk_is_what_stays_and_above_it_what_is_kept_of_a_stage_under_way(config: Config) -> None:
     found = foretell(trial(3200, 400), config, in_train=3200)
-    assert found.kept == (2 + 8) * MEGABYTE + 10 * 1000 + 3200 * 1000
+    assert found.kept == (2 + 8) * MEGABYTE + 9 * 500 + 10 * 1000 * 3 + 3200 * 1000
     assert found.disk - found.kept == max(6 * MEGABYTE, 5 * MEGABYTE + 3200 * 1100)
 
 
