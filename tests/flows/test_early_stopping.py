@@ -12,7 +12,7 @@ from flows.plans import STATE, STOPPED, TrainPlan
 from flows.ranks.folds import OutOfFold
 from flows.ranks.outcome import Outcome
 from flows.ranks.points import Points
-from flows.ranks.rank import Alone
+from flows.ranks.rank import Rank
 from flows.ranks.stopping import Stopping
 from flows.recipe import horizon, learning_rate
 from flows.sections.training import EarlyStoppingConfig, TrainingConfig
@@ -88,13 +88,16 @@ def test_every_arm_takes_the_steps_of_the_baseline_that_was_stopped(here: Path) 
     assert sum((folder / STOPPED).exists() for folder in folders) == 1
 
 
-def test_out_of_fold_models_are_stopped_at_the_same_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_fold_models_are_stopped_at_the_same_share(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Any] = []
     monkeypatch.setattr("flows.ranks.folds.train_plainly", lambda *given, after: asked.append(given[5:7] + given[8:]))
     config = plan(tmp_path, "x").config
     workload = Blobs()
     points = Points("train", workload.points(), workload)
     training = TrainingConfig(ranks=1, batch_size=10, epochs=10)  # 120 points in 2 folds: 60 steps
-    folds = OutOfFold(load_workload(config), points, training, 2, Alone(lambda *_: None), share=0.5)
+    rank = Rank(0, 1, tmp_path / "rank.beat")
+    folds = OutOfFold(load_workload(config), points, training, 2, rank, share=0.5)
     folds.log_probabilities(torch.ones(120, dtype=torch.bool), 1, 3)
     assert asked == [(30, {15, 30}, 60)] * 2
