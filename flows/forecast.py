@@ -16,13 +16,18 @@ from flows.ranks.probe import CURVATURE
 from flows.recipe import resume_points, save_points, steps_for
 from flows.retraining import ARMS
 from flows.sections.scoring import EstimatorName
-from flows.trial import STEPS, TrainTrial, Trial
+from flows.trial import TrainTrial, Trial
 from flows.workload import CACHE_BYTES
 
 STATE_COPIES = 6
 """Of the parameters' bytes, in a state and the one before it: float32 parameters and AdamW's two moments, twice."""
 NEIGHBOUR_COPIES = 3
 """Of the inputs' bytes, while nearest neighbours are sought: as given, centered, and on the way to that."""
+
+
+SIGNAL_COPIES = 15
+"""Of a float64 number for each point and class, while the signals of suspicion are weighed."""
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -82,19 +87,22 @@ def foretell(trial: Trial, config: Config, in_train: int) -> Forecast:
     seeds = config.guardrail.seeds
     others = seeds - 1 + seeds * (len(ARMS) - 1)
     kept = _kept(trial, config, steps, saved, others)
+    cache = config.scoring.factor_cache.disk * MEGABYTE * config.scoring.ranks
     seconds = {"score": _scoring(trial, config, in_train)}
+    memory = {"score": _score_memory(trial, config)}
     if not config.training.command:
         own = {"train": [saved], "retrain": [1] * others}
         seconds |= {stage: _training(trial.train, config, steps, models) for stage, models in own.items()}
+        memory["train"] = trial.train.launched.spent.memory
     launches = {"train": trial.train.launched, "score": trial.score.launched}
     return Forecast(
         seconds=seconds,
-        memory={"train": launches["train"].spent.memory, "score": _score_memory(trial, config)},
+        memory=memory,
         device_memory={
             name: found.spent.device_memory for name, found in launches.items() if found.spent.device_memory
         },
         kept=kept,
-        disk=kept + max(STATE_COPIES * trial.train.checkpoint_bytes, _parts(trial, config)),
+        disk=kept + max(STATE_COPIES * trial.train.checkpoint_bytes, _parts(trial, config) + cache),
     )
 
 
@@ -102,7 +110,7 @@ def _training(trial: TrainTrial, config: Config, steps: int, saved: list[int]) -
     """Seconds of a launch that trains models with so many checkpoints each."""
     seconds = trial.launched.spent.seconds
     first, second = (seconds[f"making the engine of baseline, seed {seed}"] for seed in range(2))
-    step = seconds["training baseline, seed 1"] / STEPS
+    step = seconds["training baseline, seed 1"] / trial.steps
     once = second + seconds["judging"] / 2
     checkpoint, state = seconds["saving parameters"] / trial.saved, 0.0
     if trial.states:
@@ -139,11 +147,14 @@ def _growth(trial: Trial, config: Config, in_train: int) -> Mapping[str, float]:
     powers = POWERS.get(scoring.estimator, Powers())
     seen = 1 - 1 / scoring.folds
     steps = steps_for(config.training, math.ceil(seen * in_train)) - 1  # the first is part of making a model
-    short = math.ceil(seen * few / config.training.batch_size) - 1  # one epoch
+    rounds = 2 / sum(phase.startswith("out-of-fold") for phase in trial.score.launched.spent.seconds)  # at most two
     return {
         "finding the neighbours": more**2,
-        "out-of-fold models": steps / max(1, short),
-        "answers of out-of-fold models": more,
+        "making an out-of-fold model": rounds,
+        "out-of-fold models": rounds * steps / (trial.score.fold_steps - 1),
+        "answers of out-of-fold models": rounds * more,
+        "keeping the answers": rounds,
+        "weighing the signals": rounds * more,
         "curvature": own,
         "decomposing the curvature": more**powers.fitting,
         "solving the queries": more**powers.solving,
@@ -165,10 +176,12 @@ def _score_memory(trial: Trial, config: Config) -> int:
     reported, powers = score.launched.reported, POWERS.get(config.scoring.estimator, Powers())
     held: int = reported["data_bytes"]
     data = held * more if held * more <= CACHE_BYTES else 0.0
-    growing: int = reported["cache_bytes"] + reported["column_bytes"]
+    cache: float = min(reported["cache_bytes"] * more, config.scoring.factor_cache.memory * MEGABYTE)
+    growing: float = cache - reported["cache_bytes"] + reported["column_bytes"] * (more - 1)
     curvature = score.parts_bytes["curvature"] * (more**powers.memory - 1)
     neighbours = NEIGHBOUR_COPIES * trial.points * score.input_bytes
-    later = max(growing * (more - 1) + curvature, neighbours)
+    signals = SIGNAL_COPIES * 8 * trial.points * score.classes
+    later = max(growing + curvature, neighbours, signals)
     return round(score.launched.spent.memory + data - held + later)
 
 

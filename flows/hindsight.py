@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 
 from pydantic import TypeAdapter
 
@@ -93,4 +94,5 @@ def _seconds(cycle: Cycle, stage: str) -> float:
 def _settings(config: Config) -> str:
     dump: dict[str, JSON] = config.model_dump(mode="json", by_alias=True)
     seeds = config.guardrail.seeds
-    return sha256_json([dump["workload"], dump["training"], dump["scoring"], dump["launch"], seeds])
+    of = (dump["workload"], dump["training"], dump["scoring"], dump["launch"])
+    return sha256_json([version("tamis"), *of, seeds])

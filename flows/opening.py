@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ from storage.points import Manifest, PointId, dataset_sha256
 from storage.tracking import Tracker
 
 TRIES = 5
+TRIAL = "trial"
+"""In the workspace: what `tamis check` tries, and removes."""
 PACKAGES = ("tamis", "torch", "deepspeed", "prefect", "mlflow", "duckdb")
 
 
@@ -57,6 +60,7 @@ def workspace(config: Config) -> Iterator[None]:
         lock.write(f"{os.getpid()} ({' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])})")
         lock.flush()
         forget(config.workspace)
+        shutil.rmtree(config.workspace / TRIAL, ignore_errors=True)  # of a check that was killed
         ledger = ledger_of(config)
         if ledger.exists:
             ledger.last_cycle()  # opens it, and so refuses a newer one before anything else is touched

@@ -11,11 +11,13 @@ from flows.config import Config
 from flows.errors import BadInput, StageFailed
 from flows.forecast import Forecast, foretell
 from flows.hindsight import keep
-from flows.opening import ledger_of, workspace
+from flows.opening import TRIAL, ledger_of, workspace
 from flows.progress import progress_shown
 from flows.sections.launching import nodes_of
 from flows.trial import measure
 from flows.workload import load_workload
+from influence.errors import InfluenceError
+from storage.errors import StorageError
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 STAGES = {"train": "train", "score": "score", "retrain": "retrain and judge, if points are removed"}
@@ -31,14 +33,14 @@ def outlook(config: Config) -> list[Finding]:
         return [Finding("forecast", True, "none: launch.launcher has several nodes, of which this is one")]
     try:
         forecast = _forecast(config)
-    except (BadInput, StageFailed) as error:
+    except (BadInput, StageFailed, StorageError, InfluenceError) as error:
         return [Finding("trial", False, str(error))]
-    return [_time(config, forecast), *_memory(config, forecast), _disk(config, forecast)]
+    return [_time(config, forecast), _memory(config, forecast), _disk(config, forecast)]
 
 
 def _forecast(config: Config) -> Forecast:
     with workspace(config), progress_shown() as show:
-        trial = measure(config, load_workload(config), config.workspace / "trial", show)
+        trial = measure(config, load_workload(config), config.workspace / TRIAL, show)
         ledger = ledger_of(config)
         removed = len(ledger.removed_contents()) if ledger.exists else 0
         forecast = foretell(trial, config, max(1, trial.points - removed))
@@ -55,22 +57,24 @@ def _time(config: Config, forecast: Forecast) -> Finding:
     return Finding("time", True, f"{said}{most}{own}")
 
 
-def _memory(config: Config, forecast: Forecast) -> list[Finding]:
+def _memory(config: Config, forecast: Forecast) -> Finding:
     has = memory_here()
     ranks = {"train": config.training.ranks, "score": config.scoring.ranks}
-    most = max(forecast.memory[program] * ranks[program] for program in ranks)
+    each = {program: size for program, size in forecast.memory.items() if program in ranks}
     said = ", ".join(
-        f"{_bytes(forecast.memory[program])} for each of {count} ranks that {program}"
-        for program, count in ranks.items()
+        f"{_bytes(size)} for each of {ranks[program]} ranks that {program}" for program, size in each.items()
     )
-    gpu = [f"; on the GPU {_bytes(size)} to {program}" for program, size in forecast.device_memory.items()]
-    return [Finding("memory", most <= has, f"{said}{''.join(gpu)}; this machine has {_bytes(has)}")]
+    gpu = "".join(f"; on the GPU {_bytes(size)} to {program}" for program, size in forecast.device_memory.items())
+    enough = all(size * ranks[program] <= has for program, size in each.items())
+    remedy = "" if enough else ": give fewer ranks, less scoring.factor_cache or scoring.placement = 'split'"
+    return Finding("memory", enough, f"{said}{gpu}; this machine has {_bytes(has)}{remedy}")
 
 
 def _disk(config: Config, forecast: Forecast) -> Finding:
     free = shutil.disk_usage(config.workspace).free
     said = f"{_bytes(forecast.kept)} of checkpoints and scores, {_bytes(forecast.disk)} at most while a cycle runs"
-    return Finding("disk", forecast.disk <= free, f"{said}; {_bytes(free)} are free")
+    remedy = "" if forecast.disk <= free else ": free space, or give another workspace"
+    return Finding("disk", forecast.disk <= free, f"{said}; {_bytes(free)} are free{remedy}")
 
 
 def memory_here() -> int:

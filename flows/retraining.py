@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -85,6 +85,8 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     missing = [job for job in jobs.values() if not job.done]
     todo = tuple(missing) + ((judged,) if judged else ())
     spent = train_jobs(cycle, todo, cycle.folder / "logs" / "retrain") if todo else None
+    if spent is not None and len(missing) < len(jobs) - 1:  # all but the baseline's first seed
+        spent = replace(spent, anew=False)
     for folder in (
         cycle.folder / "checkpoints"
     ).iterdir():  # of models killed when done, or given up for another recipe

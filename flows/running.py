@@ -9,7 +9,7 @@ from flows.check import require
 from flows.config import Config, load
 from flows.cycle import plainly, run_cycle
 from flows.errors import StageFailed
-from flows.opening import workspace
+from flows.opening import ledger_of, workspace
 from flows.progress import progress_shown
 from flows.server import end_left_server, interrupts_held, prefect_environment
 from flows.summary import Summary
@@ -45,4 +45,7 @@ def _run(config: Config, workload: Workload, dry_run: bool) -> Summary:
         try:
             return curate(str(config.file), dry_run)
         except httpx.TransportError as error:
-            raise StageFailed(f"Prefect's server does not answer ({error}); the same command continues") from error
+            ledger = ledger_of(config)
+            over = ledger.exists and ledger.last_cycle() is not None and ledger.unfinished_cycle() is None
+            then = "the cycle has ended, `tamis status` says how" if over else "the same command continues"
+            raise StageFailed(f"Prefect's server does not answer ({error}); {then}") from error

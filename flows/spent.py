@@ -11,7 +11,7 @@ from storage.files import read_json
 
 @dataclass(frozen=True)
 class Spent:
-    """Of one launch; the ranks' start is not in it.
+    """Of one launch, from when its ranks are connected.
 
     Attributes:
         seconds: By phase, of the rank that took longest.

@@ -140,9 +140,10 @@ def once(
     adapter: TypeAdapter[R] = TypeAdapter(kind)
     if path.exists():
         kept = read_json(path)
-        known = adapter.validate_python(kept["result"])
-        if (kept["inputs"] == digest or decided) and intact(known):
-            return known
+        if kept["inputs"] == digest or decided:
+            known = adapter.validate_python(kept["result"])
+            if intact(known):
+                return known
     started = time.time()
     result = work()
     path.parent.mkdir(parents=True, exist_ok=True)

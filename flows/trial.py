@@ -5,6 +5,7 @@ Nothing is measured in another way than in a cycle, so whatever makes a machine 
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -23,16 +24,20 @@ from flows.launch import Progress, run_ranks
 from flows.plans import HOLDOUT, Job, Plan, ScorePlan, TrainPlan, write_plan
 from flows.recipe import horizon, resume_points, save_points, steps_for
 from flows.spent import Spent
-from flows.workload import Batches, Sample, Workload, collate_of, inputs_of
+from flows.workload import Batches, Sample, Workload, collate_of, inputs_of, seeded_model
 from storage import checkpoints
 from storage.files import read_json, size_of
 from storage.trajectory_store import TRAJECTORY
 
 STEPS = 24
-"""Of each of the two models that are trained; the first bears what only a first one does."""
+"""Of each of the two models that are trained, or more where checkpoints lie close; the first bears what only a first
+one does."""
+FOLD_STEPS = 6
+"""Of each out-of-fold model, at least."""
 CHUNKS = 2
 """That each rank scores."""
 PARTS = ("fold", "chunk", "curvature")
+FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class TrainTrial:
 
     Attributes:
         launched: What they took.
+        steps: Of each.
         saved: Checkpoints of both.
         states: Of both.
         checkpoint_bytes: Of one.
@@ -64,6 +70,7 @@ class TrainTrial:
     """
 
     launched: Launched
+    steps: int
     saved: int
     states: int
     checkpoint_bytes: int
@@ -78,7 +85,8 @@ class ScoreTrial:
     Attributes:
         launched: What it took.
         points: How many.
-        models: Checkpoints that were scored.
+        fold_steps: Of each out-of-fold model.
+        classes: C.
         shard_bytes: Of all their rows.
         parts_bytes: Of what was kept on the way, by what it is of: `fold`, `chunk`, `curvature`.
         input_bytes: Of a point, as nearest neighbours are measured on it.
@@ -86,7 +94,8 @@ class ScoreTrial:
 
     launched: Launched
     points: int
-    models: int
+    fold_steps: int
+    classes: int
     shard_bytes: int
     parts_bytes: Mapping[str, int]
     input_bytes: int
@@ -116,40 +125,64 @@ def measure(config: Config, workload: Workload, folder: Path, show: Callable[[Pr
     """
     try:
         points = workload.points()
-        trained = _train(_short(config, 1.0), digest(manifest_of("train", points)), folder, show)
-        count = min(len(points), CHUNKS * config.scoring.ranks * config.scoring.chunk)
-        short = _short(config, count / len(points))
-        steps = steps_for(config.training, len(points))
-        scored = _score(short, workload, Sample(points, count), horizon(config.training, steps, steps), folder, show)
+        planned = steps_for(config.training, len(points))
+        trained = _train(_short(config), digest(manifest_of("train", points)), planned, folder, show)
+        few = Sample(points, _few(config))
+        scored = _score(config, workload, few, len(points), trained.steps, folder, show)
         return Trial(trained, scored, len(points))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _short(config: Config, share: float) -> Config:
-    """One epoch by our own trainer, and room in the cache for as large a share of the points as in a cycle."""
-    training = config.training.model_copy(update={"epochs": 1, "command": (), "early_stopping": None})
+def _few(config: Config) -> int:
+    """Points of the trial of the scoring: some chunks for each rank, and enough for the neighbours and the folds."""
+    scoring = config.scoring
+    return max(CHUNKS * scoring.ranks * scoring.chunk, 2 * (scoring.neighbours + 1), 4 * scoring.folds)
+
+
+def _short(config: Config, share: float = 1.0, epochs: int = 1) -> Config:
+    """By our own trainer, so many epochs, and room in the cache for as large a share of the points as in a cycle."""
+    training = config.training.model_copy(update={"epochs": epochs, "command": (), "early_stopping": None})
     cache = config.scoring.factor_cache
-    less = {"memory": round(cache.memory * share), "disk": round(cache.disk * share)}
+    less = {"memory": math.ceil(cache.memory * share), "disk": math.ceil(cache.disk * share)}
     scoring = config.scoring.model_copy(update={"factor_cache": cache.model_copy(update=less)})
     return config.model_copy(update={"training": training, "scoring": scoring})
 
 
-def _train(config: Config, train_digest: str, folder: Path, show: Callable[[Progress], None]) -> TrainTrial:
-    save_at = save_points(config.training, STEPS)
+def _steps(config: Config, planned: int) -> int:
+    """So many that checkpoints are as many as in a cycle."""
+    steps = STEPS
+    while steps < planned and len(save_points(config.training, steps)) < len(save_points(config.training, planned)):
+        steps *= 2
+    return steps
+
+
+def _train(
+    config: Config, train_digest: str, planned: int, folder: Path, show: Callable[[Progress], None]
+) -> TrainTrial:
+    steps = _steps(config, planned)
+    save_at = save_points(config.training, steps)
     jobs = tuple(
-        Job(role="baseline", seed=seed, steps=STEPS, planned=STEPS, folder=folder / f"model-{seed}", save_at=save_at)
+        Job(
+            role="baseline",
+            seed=seed,
+            steps=steps,
+            planned=max(steps, planned),
+            folder=folder / f"model-{seed}",
+            save_at=save_at,
+        )
         for seed in range(2)
     )
     plan = TrainPlan(config=config, logs=folder / "logs", train_digest=train_digest, jobs=jobs)
     launched = _launch("train", plan, config.training.ranks, show)
     return TrainTrial(
         launched=launched,
+        steps=steps,
         saved=2 * len(save_at),
         states=2 * len(resume_points(config.training, jobs[0])),
         checkpoint_bytes=size_of(jobs[1].last),
         outcome_bytes=size_of(jobs[1].folder / HOLDOUT),
-        record_bytes=size_of(jobs[1].folder / TRAJECTORY) / STEPS,
+        record_bytes=size_of(jobs[1].folder / TRAJECTORY) / steps,
     )
 
 
@@ -157,38 +190,49 @@ def _score(
     config: Config,
     workload: Workload,
     points: Sample,
-    horizon: float,
+    of: int,
+    steps: int,
     folder: Path,
     show: Callable[[Progress], None],
 ) -> ScoreTrial:
-    saved = tuple(folder / "model-1" / f"step-{step:06d}" for step in save_points(config.training, STEPS))
-    manifest = manifest_of("train", points)
-    none = folder / "removed.parquet"
+    seen = math.ceil((1 - 1 / config.scoring.folds) * len(points))
+    epoch = math.ceil(seen / config.training.batch_size)
+    short = _short(config, len(points) / of, epochs=math.ceil(FOLD_STEPS / epoch))
+    plan = _score_plan(short, points, steps, horizon(config.training, *[steps_for(config.training, of)] * 2), folder)
+    launched = _launch("score", plan, config.scoring.ranks, show)
+    one = Batches(points, collate_of(workload)).take(torch.zeros(1, dtype=torch.int64))
+    with torch.no_grad():
+        logits = workload.logits(seeded_model(workload, 0), one)
+    return ScoreTrial(
+        launched=launched,
+        points=len(points),
+        fold_steps=steps_for(short.training, seen),
+        classes=logits.shape[1],
+        shard_bytes=sum(path.stat().st_size for path in plan.folder.glob("*.parquet")),
+        parts_bytes={kind: sum(map(size_of, plan.folder.glob(f"unfinished/*/{kind}*"))) for kind in PARTS},
+        input_bytes=inputs_of(workload, one).numel() * FLOAT,
+    )
+
+
+def _score_plan(config: Config, points: Sample, steps: int, horizon: float, folder: Path) -> ScorePlan:
+    saved = tuple(folder / "model-1" / f"step-{step:06d}" for step in save_points(config.training, steps))
+    manifest, none = manifest_of("train", points), folder / "removed.parquet"
     kind = manifest.table.schema.field("point_id").type
     pq.write_table(pa.table({"point_id": pa.array([], type=kind)}), none)
-    plan = ScorePlan(
+    scores = folder / "scores"
+    scores.mkdir()
+    return ScorePlan(
         config=config,
         logs=folder / "logs",
         train_digest=digest(manifest),
         cycle=0,
         checkpoints=saved,
         removed=none,
-        folder=folder / "scores",
+        folder=scores,
         checkpoint_digest=checkpoints.verify(saved[-1]).digest,
         inputs_digest="trial",
         horizon=horizon,
         sample=len(points),
-    )
-    plan.folder.mkdir()
-    launched = _launch("score", plan, config.scoring.ranks, show)
-    one = Batches(points, collate_of(workload)).take(torch.zeros(1, dtype=torch.int64))
-    return ScoreTrial(
-        launched=launched,
-        points=len(points),
-        models=len(saved),
-        shard_bytes=sum(path.stat().st_size for path in plan.folder.glob("*.parquet")),
-        parts_bytes={kind: sum(map(size_of, plan.folder.glob(f"unfinished/*/{kind}*"))) for kind in PARTS},
-        input_bytes=inputs_of(workload, one).nbytes,
     )
 
 

@@ -29,7 +29,8 @@ from influence.stacking import Stack, fit_stack
 
 NEIGHBOURS = 15
 SEEKING, VOTING = 256, 1 << 14  # points and voters between which distances are in memory at a time
-REFINED = 64  # points whose candidates are measured again at a time
+REFINED = 1 << 21  # numbers in the differences that are measured again at a time
+ROUNDING = 1e-5  # of the largest |x|^2: more than float32 loses in a distance
 EVIDENCE = 3.0  # nats that noise must gain over none before it is believed: twenty times likelier labels
 OutOfFold = Callable[[Tensor], Tensor]
 
@@ -103,23 +104,55 @@ def knn_votes(
     if not 0 < k < int(voters.sum()):
         raise InfluenceError(f"k = {k} neighbours of {int(voters.sum())} voting points: give k in [1, voters - 1]")
     x = inputs.flatten(1)
-    centered = (x - x.mean(0)).float()  # the expanded square of `_near` loses digits far from the origin
+    x = x if x.dtype == torch.float64 else x.float()
     voting = torch.where(voters)[0]
     votes = torch.zeros(len(x), classes, dtype=torch.float64)
     parts = torch.arange(len(x)).split(SEEKING)
+    centered = (x - x.mean(0)).float()  # the expanded square of `_near` loses digits far from the origin
     for rows in (parts[part] for part in share.of(len(parts))):
-        near = _near(centered, rows, voting, min(2 * k, len(voting)))  # [rows, 2k]
-        for some, candidates in zip(rows.split(REFINED), near.split(REFINED)):
-            exact = (x[some][:, None] - x[candidates]).square().sum(2)  # [rows, 2k]
-            exact.masked_fill_(candidates == some[:, None], torch.inf)
-            nearest = candidates.gather(1, exact.topk(k, dim=1, largest=False).indices)  # [rows, k]
-            votes[some] = one_hot(labels[nearest], classes).double().sum(1)
+        nearest = _nearest(x, centered, rows, voting, k)
+        votes[rows] = one_hot(labels[nearest], classes).double().sum(1)
     all_reduce(votes)
     return votes
 
 
-def _near(x: Tensor, rows: Tensor, voting: Tensor, count: int) -> Tensor:
-    """Voters whose squared distances to some rows of `x`, expanded and so rounded, are the smallest: [rows, count]."""
+def _nearest(x: Tensor, centered: Tensor, rows: Tensor, voting: Tensor, k: int) -> Tensor:
+    """The k voters next to some rows, [rows, k]: twice as many by rounded distances, then by exact ones."""
+    count = min(2 * k, len(voting))
+    near = _near(centered, rows, voting, count)
+    found, distances = _by_exact(x, rows, near.voters, k)
+    squares = centered[rows].double().square().sum(1)
+    unseen = near.farthest.double() + squares - ROUNDING * centered.square().sum(1).max()
+    unsure = (distances >= unseen) & (count < len(voting))  # a voter that was left out may be nearer than it seemed
+    if bool(unsure.any()):
+        double = x.double() - x.double().mean(0)
+        found[unsure] = _by_exact(x, rows[unsure], _near(double, rows[unsure], voting, count).voters, k)[0]
+    return found
+
+
+def _by_exact(x: Tensor, rows: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The nearest k of the candidates of each row, [rows, k], and the squared distance of the last, [rows]."""
+    at_once = max(1, REFINED // (candidates.shape[1] * x.shape[1]))
+    found, last = [], []
+    for some, among in zip(rows.split(at_once), candidates.split(at_once)):
+        exact = (x[some][:, None] - x[among]).double().square().sum(2)  # [rows, candidates]
+        exact.masked_fill_(among == some[:, None], torch.inf)
+        nearest = exact.topk(k, dim=1, largest=False)
+        found.append(among.gather(1, nearest.indices))
+        last.append(nearest.values[:, -1])
+    return torch.cat(found), torch.cat(last)
+
+
+@dataclass(frozen=True)
+class _Near:
+    """Candidates of some rows, [rows, count], and the rounded distance, less |x|^2, of the last, [rows]."""
+
+    voters: Tensor
+    farthest: Tensor
+
+
+def _near(x: Tensor, rows: Tensor, voting: Tensor, count: int) -> _Near:
+    """Voters whose squared distances to some rows of `x`, expanded and so rounded, are the smallest."""
     values, found = [], []
     for voters in voting.split(VOTING):
         others = x[voters]
@@ -128,8 +161,8 @@ def _near(x: Tensor, rows: Tensor, voting: Tensor, count: int) -> Tensor:
         smallest = distances.topk(min(count, len(voters)), dim=1, largest=False, sorted=False)
         values.append(smallest.values)
         found.append(voters[smallest.indices])
-    best = torch.cat(values, 1).topk(count, dim=1, largest=False, sorted=False).indices
-    return torch.cat(found, 1).gather(1, best)
+    best = torch.cat(values, 1).topk(count, dim=1, largest=False, sorted=False)
+    return _Near(torch.cat(found, 1).gather(1, best.indices), best.values.max(1).values)
 
 
 def suspect(

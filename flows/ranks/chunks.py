@@ -58,11 +58,12 @@ def score_chunks(
     if last.split:
         missing = sorted(chunk for part in place.gather(missing) for chunk in part)
     for chunk, counts in in_step(missing, place, last.together):
+        place.progress("scoring", len(chunks), len(mine))
         columns = _score_chunk(attributions, queries, chunk)
         if counts and last.owns(chunk):
             keep.write(_name(chunk), packed(columns))
             chunks[chunk] = columns
-            place.progress("scoring", len(chunks), len(mine))
+    place.progress("gathering the scores", 0, 1)
     return dict(sorted(chunks.items()))
 
 

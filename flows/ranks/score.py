@@ -73,11 +73,12 @@ class Scoring:
             metadata = self._metadata(last, found, probed)
             cached = sum(one.cache.held for one in attributions)
         relative, whole = relative_columns(scores, self._points), self._policies(scores, reference, found)
-        for done, (chunk, columns) in enumerate(chunks.items(), start=1):
+        for done, (chunk, columns) in enumerate(chunks.items()):
+            self._rank.progress("writing shards", done, len(chunks))
             table = shard_table(self._points, self._queries, self._grid.rows(chunk), columns, relative, whole)
             cycle = pa.array([self._plan.cycle] * len(table), pa.int32())
             write_chunk(self._plan.folder, self._rank.index, chunk, table.add_column(1, "cycle", cycle), metadata)
-            self._rank.progress("writing shards", done, len(chunks))
+        self._rank.progress("writing shards", len(chunks), len(chunks))
         self._rank.report(
             found=self._keep.found,
             data_bytes=self._points.batches.held,

@@ -56,6 +56,7 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, ke
 
     def out_of_fold(kept: Tensor) -> Tensor:
         rounds.append(folds.log_probabilities(kept, config.repeats, classes))
+        rank.progress("weighing the signals", 0, 1)
         return rounds[-1]
 
     share = Share(rank.index, rank.world)

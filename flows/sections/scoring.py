@@ -121,6 +121,8 @@ class ScoringConfig(Section):
 
     @model_validator(mode="after")
     def _split(self) -> ScoringConfig:
+        if self.placement == "split" and self.blocks.energy is not None:
+            raise ValueError("placement 'split' needs blocks that are not chosen by their energy, known after training")
         if self.placement == "split" and (self.compression or self.estimator not in ("ekfac", "kfac", "identity")):
             raise ValueError(
                 "placement 'split' is for ekfac, kfac and identity without compression: other estimators take blocks "

@@ -54,12 +54,11 @@ def main() -> None:
     arguments = parser.parse_args()
     parts: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for name in arguments.only:
-        started = time.monotonic()
-        rows = _measure(name)
-        parts[name] = {"machine": _machine(), "at": f"{date.today().isoformat()}, {_revision()}", "rows": rows}
+        started, at = time.monotonic(), f"{date.today().isoformat()}, {_revision()}"
+        parts[name] = {"machine": _machine(), "at": at, "rows": _measure(name)}
         KEPT.write_text(json.dumps(parts, indent=1) + "\n")
+        PAGE.write_text(page(parts))
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
-    PAGE.write_text(page(parts))
     print(PAGE.read_text())
 
 

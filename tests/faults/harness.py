@@ -124,14 +124,14 @@ class Bench:
         found: list[str] = []
 
         def none_lives() -> bool:
-            alive = {process for process in self.seen if _lives(process)}
+            alive = {process for process in self.seen if alive(process)}
             mark = str(self.folder)
             for process in psutil.process_iter():
                 try:
                     named = mark in " ".join(process.cmdline()) or process.environ().get(MARK, "").startswith(mark)
                 except (psutil.AccessDenied, psutil.NoSuchProcess):
                     continue
-                if named and _lives(process):
+                if named and alive(process):
                     alive.add(process)
             found[:] = [f"{process.pid} {command_line(process)}" for process in alive]
             return not found
@@ -206,7 +206,8 @@ def wait_for(there: Callable[[], bool], what: str, patience: float = PATIENCE, s
         time.sleep(0.1)
 
 
-def _lives(process: psutil.Process) -> bool:
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs, and is not only waited for."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -23,7 +23,9 @@ from typing import Any
 
 import psutil
 
-from tests.faults.harness import Bench, Command, Ended, command_line, ledger, models, proposal_hashes, tracked
+from flows.server import end_left_server
+from storage.ledger import Ledger
+from tests.faults.harness import Bench, Command, Ended, alive, command_line, ledger, models, proposal_hashes, tracked
 
 KINDS = {
     "flows.ranks.agent": "agent",
@@ -63,29 +65,38 @@ def storm(folder: Path, kills: int, seed: int, say: Callable[[str], None] = lamb
         orchestrator = "prefect" if cycles % SOMETIMES == SOMETIMES - 1 else "none"
         bench = Bench(folder / f"{cycles:03d}", orchestrator=orchestrator, attempts=2, heartbeat=60.0)
         code = 1
-        while code:
+        while code and not _over(bench):  # killed on its way out, a command has nothing left to do
             hits, ended = _strike(bench, draw, length, kills - struck.total())
             struck.update(hits)
             code = ended.code
             said = f"{struck.total():3d} {'; '.join(map(' '.join, hits)) or 'nothing'}: code {code} {ended.lines}"
             say(said)
             assert code in ENDS, said
+            assert hits or code == 0, f"it failed though nothing was killed: {said}"
+            assert not any("Traceback" in line for line in ended.lines), said
             assert _left(bench, ended) == [], said
+        end_left_server(bench.workspace)
         assert _outcome(bench) == expected, f"workspace {bench.folder} ended otherwise than {calm.folder}"
         cycles += 1
     return Storm(struck, cycles)
 
 
+def _over(bench: Bench) -> bool:
+    """Whether the ledger says that the cycle has ended."""
+    ledger = Ledger(bench.workspace / "ledger.duckdb")
+    return ledger.exists and ledger.last_cycle() is not None and ledger.unfinished_cycle() is None
+
+
 def _left(bench: Bench, ended: Ended) -> list[str]:
     """What lives of a run that has ended; Prefect's server, which knows no parent, goes with the next one."""
-    return [line for line in bench.left() if ended.code == 0 or "prefect" not in line]
+    return [line for line in bench.left() if ended.code != -9 or "prefect.server" not in line]
 
 
 def _strike(bench: Bench, draw: random.Random, longest: float, most: int) -> tuple[list[tuple[str, str]], Ended]:
     """Run, and kill one process after the other, at most so many, as long as the run lasts."""
     command, hits = bench.start(), list[tuple[str, str]]()
-    while command.process.poll() is None:
-        deadline = time.monotonic() + (draw.uniform(0, longest) if len(hits) < most else float("inf"))
+    while command.process.poll() is None and len(hits) < most:
+        deadline = time.monotonic() + draw.uniform(0, longest)
         while command.process.poll() is None and time.monotonic() < deadline:
             command.tree()
             time.sleep(0.05)
@@ -95,7 +106,8 @@ def _strike(bench: Bench, draw: random.Random, longest: float, most: int) -> tup
 
 
 def _kill(command: Command, bench: Bench, draw: random.Random) -> tuple[str, str] | None:
-    process = draw.choice([command.process, *command.tree()])
+    below = [process for process in command.tree() if alive(process)]
+    process = draw.choice([command.process, *below])
     kind = "command" if process.pid == command.process.pid else _kind(process)
     stages = sorted(bench.cycle.glob("stages/*.json"), key=lambda path: path.stat().st_mtime)
     try:

@@ -96,7 +96,7 @@ def test_points_outside_the_fit_do_not_move_it_but_are_scored() -> None:
 
 
 def test_neighbours_are_others_and_agree_with_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("SEEKING", 20), ("VOTING", 16), ("REFINED", 7)):
+    for name, size in (("SEEKING", 20), ("VOTING", 16), ("REFINED", 100)):
         monkeypatch.setattr(f"influence.suspicion.{name}", size)
     g = torch.Generator().manual_seed(3)
     x = torch.randn(50, 6, generator=g, dtype=torch.float64) + 100
@@ -108,6 +108,24 @@ def test_neighbours_are_others_and_agree_with_brute_force(monkeypatch: pytest.Mo
     torch.testing.assert_close(found, expected)
     for shared in on_two_ranks(lambda share, add_up: knn_votes(x, labels, 3, voters, 4, share, add_up)):
         assert shared.equal(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16])
+def test_inputs_of_any_dtype_have_the_neighbours_of_their_values(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(4)
+    x = torch.randint(0, 250, (60, 40), generator=g).to(dtype)  # squares beyond what float16 can hold
+    labels, everyone = torch.randint(3, (60,), generator=g), torch.ones(60, dtype=torch.bool)
+    assert knn_votes(x, labels, 3, everyone, k=5).equal(knn_votes(x.double(), labels, 3, everyone, k=5))
+
+
+def test_neighbours_nearer_than_float32_tells_apart_are_found() -> None:
+    g = torch.Generator().manual_seed(5)
+    centres = torch.randn(4, 8, generator=g, dtype=torch.float64) * 1e4
+    x = centres.repeat_interleave(30, 0) + torch.randn(120, 8, generator=g, dtype=torch.float64)
+    labels, everyone = torch.randint(3, (120,), generator=g), torch.ones(120, dtype=torch.bool)
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    expected = torch.eye(3, dtype=torch.float64)[labels[distances.topk(5, largest=False).indices]].sum(1)
+    assert knn_votes(x, labels, 3, everyone, k=5).equal(expected)
 
 
 def test_more_neighbours_than_voters_are_refused() -> None:
