@@ -124,7 +124,7 @@ class Bench:
         found: list[str] = []
 
         def none_lives() -> bool:
-            alive = {process for process in self.seen if alive(process)}
+            living = {process for process in self.seen if alive(process)}
             mark = str(self.folder)
             for process in psutil.process_iter():
                 try:
@@ -132,8 +132,8 @@ class Bench:
                 except (psutil.AccessDenied, psutil.NoSuchProcess):
                     continue
                 if named and alive(process):
-                    alive.add(process)
-            found[:] = [f"{process.pid} {command_line(process)}" for process in alive]
+                    living.add(process)
+            found[:] = [f"{process.pid} {command_line(process)}" for process in living]
             return not found
 
         wait_for(none_lives, "processes to end", patience=patience, strict=False)
