@@ -140,6 +140,11 @@ class Bench:
         return found
 
 
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to a job in the background: it has SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Command:
     """A command as the foreground process group of a session; what it writes goes to files."""
 
@@ -154,6 +159,7 @@ class Command:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                preexec_fn=heed_ctrl_c,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
             )
 
