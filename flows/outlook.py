@@ -60,7 +60,7 @@ def _time(config: Config, forecast: Forecast) -> Finding:
 def _memory(config: Config, forecast: Forecast) -> Finding:
     has = memory_here()
     ranks = {"train": config.training.ranks, "score": config.scoring.ranks}
-    each = {program: size for program, size in forecast.memory.items() if program in ranks}
+    each = {program: forecast.memory[program] for program in ranks if program in forecast.memory}
     said = ", ".join(
         f"{_bytes(size)} for each of {ranks[program]} ranks that {program}" for program, size in each.items()
     )
