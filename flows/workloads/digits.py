@@ -1,7 +1,7 @@
 """scikit-learn's 1,797 handwritten digits with errors planted in the train labels, so that the truth is known.
 
-The sets are split by the content of the images. Query and holdout labels stay clean. `describe` draws the digit for the
-report; `truth` gives the labels before the errors were planted.
+The sets are split by the content of the images. Holdout labels stay clean, and query labels unless asked. `describe`
+draws the digit for the report; `truth` gives the labels before the errors were planted.
 """
 
 from __future__ import annotations
@@ -13,39 +13,44 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flows.workloads.images import ImageWorkload, Split, perceptron
-from flows.workloads.label_errors import check_rate, flipped, misled
+from flows.workloads.images import ImageWorkload, Split, Stack, perceptron, with_copies
+from flows.workloads.label_errors import check_rate, confused, flipped, misled
 
 CLASSES = 10
 IN_TRAIN = 0.76  # share of the misled class that the train set holds
 MISLED = ((8, 1), (3, 5), (4, 9), (7, 2), (9, 7))  # true class, the class it is labelled as
+TAKEN_FOR = (6, 8, 1, 9, 7, 9, 0, 4, 1, 3)  # our choice: a digit that is drawn alike
 
 
 class Digits(ImageWorkload):
     """Handwritten digits `[64]` in `[0, 1]` and a small multilayer perceptron.
 
     Args:
-        corruption: `flips` gives a share of the train points a random wrong label; `systematic` labels a visible
-            subgroup (the heavier drawn digits) of one class as another class.
+        corruption: `flips` gives a share of the train points a random wrong label; `class_dependent` the label of a
+            digit that is drawn alike; `systematic` labels a visible subgroup (the heavier drawn digits) of one class
+            as another class.
         rate: Share of the train points with a wrong label.
         seed: Of the split, the planted errors and the choice of the misled class.
         points: How many digits the train set has.
         queries: How many are queries; the rest is the holdout set.
         hidden: Widths of the hidden layers.
+        query_rate: Share of the queries with a random wrong label.
+        copies: Share of the train points that are exact copies of others.
     """
 
     def __init__(
         self,
-        corruption: Literal["flips", "systematic"] = "flips",
+        corruption: Literal["flips", "class_dependent", "systematic"] = "flips",
         rate: float = 0.1,
         seed: int = 0,
         points: int = 1000,
         queries: int = 300,
         hidden: Sequence[int] = (64, 32),
+        query_rate: float = 0.0,
+        copies: float = 0.0,
     ) -> None:
-        if corruption not in ("flips", "systematic"):
-            raise ValueError(f"corruption = {corruption!r}: give 'flips' or 'systematic'")
         check_rate(rate)
+        check_rate(query_rate)
         from sklearn.datasets import load_digits
 
         data = load_digits()
@@ -53,15 +58,22 @@ class Digits(ImageWorkload):
         true = torch.from_numpy(data.target).long()
         keys = [hashlib.sha256(f"{seed}".encode() + image.tobytes()).hexdigest() for image in data.data]
         order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
-        if corruption == "flips":
-            split = _split(order[:points], order[points:], queries)
-            given = flipped(true, split.train, rate, CLASSES, torch.Generator().manual_seed(seed))
-        else:
-            source, target = MISLED[seed % len(MISLED)]
-            split = _split_around(true[order] == source, order, points, queries)
-            rows = split.train[true[split.train] == source]
-            given = misled(true, rows, images[rows].sum(1), round(rate * points), target)  # the heaviest drawn
-        super().__init__(images, true, given, split, tuple(hidden))
+        generator = torch.Generator().manual_seed(seed)
+        split = _split(order[:points], order[points:], queries)
+        match corruption:
+            case "flips":
+                given = flipped(true, split.train, rate, CLASSES, generator)
+            case "class_dependent":
+                given = confused(true, split.train, rate, TAKEN_FOR, generator)
+            case "systematic":
+                source, target = MISLED[seed % len(MISLED)]
+                split = _split_around(true[order] == source, order, points, queries)
+                rows = split.train[true[split.train] == source]
+                given = misled(true, rows, images[rows].sum(1), round(rate * points), target)  # the heaviest drawn
+            case _:
+                raise ValueError(f"corruption = {corruption!r}: give 'flips', 'class_dependent' or 'systematic'")
+        given = flipped(given, split.query, query_rate, CLASSES, generator)
+        super().__init__(with_copies(Stack(images, true, given, split), copies, generator), tuple(hidden))
 
     def model(self) -> nn.Module:
         """A multilayer perceptron with rectified linear units."""

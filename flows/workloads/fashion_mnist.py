@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flows.errors import BadInput
 from flows.workloads.idx import read_idx
-from flows.workloads.images import Batch, ImageWorkload, Split, perceptron
+from flows.workloads.images import Batch, ImageWorkload, Split, Stack, perceptron, with_copies
 from flows.workloads.label_errors import check_rate, confused, flipped, misled
 
 FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -41,6 +41,8 @@ class FashionMnist(ImageWorkload):
         seed: Of the split and the planted errors.
         hidden: Widths of the dense layers before the last; default: 64 and 32, or 128 in the `cnn`.
         folder: Of the four gzipped IDX files.
+        query_rate: Share of the queries with a random wrong label.
+        copies: Share of the train points that are exact copies of others.
     """
 
     def __init__(
@@ -54,10 +56,13 @@ class FashionMnist(ImageWorkload):
         seed: int = 0,
         hidden: Sequence[int] | None = None,
         folder: str = FOLDER,
+        query_rate: float = 0.0,
+        copies: float = 0.0,
     ) -> None:
         if model not in ("mlp", "cnn"):
             raise ValueError(f"model = {model!r}: give 'mlp' or 'cnn'")
         check_rate(rate)
+        check_rate(query_rate)
         images, true, first, second = _read(Path(folder))
         generator = torch.Generator().manual_seed(seed)
         split = _split(_shuffled(first, generator), _shuffled(second, generator), points, queries, holdout)
@@ -70,8 +75,9 @@ class FashionMnist(ImageWorkload):
                 given = _misled_by_brightness(images, true, split.train, round(rate * points))
             case _:
                 raise ValueError(f"corruption = {corruption!r}: give 'flips', 'class_dependent' or 'systematic'")
+        given = flipped(given, split.query, query_rate, len(NAMES), generator)
         widths = tuple(hidden) if hidden is not None else {"mlp": (64, 32), "cnn": (128,)}[model]
-        super().__init__(images, true, given, split, widths)
+        super().__init__(with_copies(Stack(images, true, given, split), copies, generator), widths)
         self._kind = model
 
     def model(self) -> nn.Module:

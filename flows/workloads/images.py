@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -50,19 +50,56 @@ class Split:
     holdout: Tensor
 
 
+@dataclass(frozen=True)
+class Stack:
+    """All images `[N, side * side]`, true labels `[N]`, labels with the planted errors `[N]`, and the sets."""
+
+    images: Tensor
+    true: Tensor
+    given: Tensor
+    split: Split
+
+
+def with_copies(stack: Stack, share: float, generator: torch.Generator) -> Stack:
+    """Replace a share of the train points by exact copies of others, which get rows of their own at the stack's end.
+
+    Args:
+        stack: Without copies.
+        share: Of the train points that are copies, each of another point and with its label.
+        generator: Draws them.
+
+    Raises:
+        ValueError: More than half would be copies.
+    """
+    train = stack.split.train
+    count = round(share * len(train))
+    if share < 0 or 2 * count > len(train):
+        raise ValueError(f"copies = {share}: give a share from 0 to 0.5")
+    if not count:
+        return stack
+    replaced, sources = torch.randperm(len(train), generator=generator)[: 2 * count].chunk(2)
+    stays = torch.ones(len(train), dtype=torch.bool)
+    stays[replaced] = False
+    rows = train[sources]
+    added = torch.arange(len(stack.images), len(stack.images) + count)
+    return Stack(
+        images=torch.cat([stack.images, stack.images[rows]]),
+        true=torch.cat([stack.true, stack.true[rows]]),
+        given=torch.cat([stack.given, stack.given[rows]]),
+        split=replace(stack.split, train=torch.cat([train[stays], added])),
+    )
+
+
 class ImageWorkload:
     """A workload without its model.
 
     Args:
-        images: The stack `[N, side * side]`.
-        true: True labels `[N]`; queries and holdout points carry them.
-        given: Labels `[N]` with the planted errors; train points carry them.
-        split: Who is in which set.
+        stack: The images; train points and queries carry the given labels, holdout points the true ones.
         hidden: Widths of the dense layers before the last.
     """
 
-    def __init__(self, images: Tensor, true: Tensor, given: Tensor, split: Split, hidden: tuple[int, ...]) -> None:
-        self._images, self._true, self._given, self._split = images, true, given, split
+    def __init__(self, stack: Stack, hidden: tuple[int, ...]) -> None:
+        self._images, self._true, self._given, self._split = stack.images, stack.true, stack.given, stack.split
         self._hidden = hidden
 
     def variants(self) -> Mapping[str, ImageWorkload]:
@@ -87,8 +124,8 @@ class ImageWorkload:
         return self._set(self._split.train, self._given)
 
     def queries(self) -> ImageSet:
-        """Clean images that influence is measured on."""
-        return self._set(self._split.query, self._true)
+        """The images that influence is measured on."""
+        return self._set(self._split.query, self._given)
 
     def holdout(self) -> ImageSet:
         """Clean images that judge."""

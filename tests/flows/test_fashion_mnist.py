@@ -227,3 +227,27 @@ def test_the_real_files_hold_what_the_paper_says() -> None:
     nearest = torch.cdist(workload.inputs(queries.batch_of(torch.arange(2_000))), means).argmin(1)
     # images and labels run beside each other: the nearest class mean is right for about two thirds (chance: a tenth)
     assert (nearest == torch.tensor(queries.labels)).float().mean() > 0.6
+
+
+def test_copies_are_exact_with_ids_of_their_own_and_the_labels_of_their_sources(folder: Path) -> None:
+    workload = small(folder, copies=0.2, rate=0.3)
+    points, true = workload.points(), workload.truth()
+    first: dict[bytes, int] = {}
+    for row, id_ in enumerate(points.ids):
+        if id_ < TRAIN + TEST:
+            first[points[row][0].numpy().tobytes()] = row
+    copies = [row for row, id_ in enumerate(points.ids) if id_ >= TRAIN + TEST]
+    assert len(points) == len(set(points.ids)) == 300
+    assert len(copies) == 60
+    for row in copies:
+        source = first[points[row][0].numpy().tobytes()]
+        assert points.labels[row] == points.labels[source]
+        assert true[points.ids[row]] == true[points.ids[source]]
+    read_sets(workload)
+
+
+def test_query_errors_leave_the_points_and_the_holdout_as_they_were(folder: Path) -> None:
+    clean, dirty = small(folder), small(folder, query_rate=0.25)
+    assert sum(a != b for a, b in zip(clean.queries().labels, dirty.queries().labels)) == 10
+    assert clean.points().labels == dirty.points().labels
+    assert clean.holdout().labels == dirty.holdout().labels
