@@ -35,7 +35,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-proof: $(STAMP)
+proof: $(STAMP) data
 	$(BIN)/python -m tests.proof.run
 
 proof-flips: $(STAMP) data

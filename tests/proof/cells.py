@@ -1,6 +1,6 @@
 """One cell of the proof: a whole cycle on one setting and seed, and what other signals would have done in its place.
 
-The cycle is the shipped one (deploy/digits/tamis.toml without Prefect), read through `tamis run --json`. Beside its
+The cycle is the shipped one (deploy/*/tamis.toml without Prefect), read through `tamis run --json`. Beside its
 arms, models are trained by the same recipe after removing what a baseline signal ranks highest, as many points as the
 proposal holds; what each policy alone proposes; and what is truly wrong.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from flows.recipe import steps_for
 from flows.workload import Workload, load_workload
 from influence.validation import average_precision
 from storage import score_store
+from tests.proof.settings import Setting, write_toml
 
-SHIPPED = Path(__file__).parents[2] / "deploy" / "digits" / "tamis.toml"
 POLICIES = ("harmful", "mislabeled")
 SIGNALS = {
     "loss": "loss",
@@ -34,24 +33,6 @@ SIGNALS = {
     "out-of-fold loss": "signal_out_of_fold_loss",
     "kNN": "signal_knn",
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is wrong with the train labels."""
-
-    name: str
-    corruption: str
-    rate: float
-
-
-SETTINGS = (
-    Setting("0 % flips", "flips", 0.0),
-    Setting("5 % flips", "flips", 0.05),
-    Setting("10 % flips", "flips", 0.1),
-    Setting("20 % flips", "flips", 0.2),
-    Setting("10 % systematic", "systematic", 0.1),
-)
 
 
 @dataclass(frozen=True)
@@ -76,7 +57,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured in one setting with one seed."""
+    """What was measured in one setting (its key) with one seed."""
 
     setting: str
     seed: int
@@ -98,27 +79,11 @@ def measure(setting: Setting, seed: int, folder: Path) -> Cell:
     command = [sys.executable, "-m", "flows", "run", str(toml), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(
-            f"{setting.name}, seed {seed}: tamis run ended with {done.returncode}: {done.stderr[-2000:]}"
-        )
+        raise RuntimeError(f"{setting.key}, seed {seed}: tamis run ended with {done.returncode}: {done.stderr[-2000:]}")
     summary = json.loads(done.stdout)
     config = load(toml)
     removals = _arms(summary) | Comparison(config).removals(summary["proposed"])
-    return Cell(setting.name, seed, summary["state"], summary["reason"], summary["proposal"], removals)
-
-
-def write_toml(setting: Setting, seed: int, folder: Path) -> Path:
-    """The shipped TOML with other workload options and seed, without Prefect, on one rank: nothing else differs."""
-    shipped = tomllib.loads(SHIPPED.read_text())
-    assert set(shipped) == {"workspace", "workload", "review"}, "the proof must carry over every shipped key"
-    folder.mkdir(parents=True, exist_ok=True)
-    toml = folder / "tamis.toml"
-    toml.write_text(
-        f'workspace = "workspace"\norchestrator = "none"\n[workload]\nclass = "digits"\n'
-        f'options = {{ corruption = "{setting.corruption}", rate = {setting.rate}, seed = {seed} }}\n'
-        f'[training]\nseed = {seed}\nranks = 1\n[scoring]\nranks = 1\n[review]\nmode = "auto"\n'
-    )
-    return toml
+    return Cell(setting.key, seed, summary["state"], summary["reason"], summary["proposal"], removals)
 
 
 def _arms(summary: dict[str, Any]) -> dict[str, Removal]:
