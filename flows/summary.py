@@ -47,11 +47,15 @@ class Savings:
 
 @dataclass(frozen=True)
 class Summary:
-    """One cycle; `blocks`, `probe` and `fragility` tell what influence was computed on and how far to trust it."""
+    """One cycle; `blocks`, `probe` and `fragility` tell what influence was computed on and how far to trust it.
+
+    `moved` is what changed in the data since the cycle before; empty where nothing did.
+    """
 
     cycle: int
     state: str
     reason: str
+    moved: str
     dataset: str
     dataset_sha256: str
     points: int
@@ -114,6 +118,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         cycle=cycle.number,
         state=state,
         reason=reason,
+        moved=cycle.moved,
         dataset=cycle.config.name,
         dataset_sha256=cycle.dataset_sha256,
         points=proposed.points,
