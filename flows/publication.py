@@ -97,6 +97,7 @@ def describe(summary: Summary) -> str:
         "",
         f"Influence on {summary.blocks}. {summary.probe} {summary.fragility}".rstrip(),
         "",
+        *([f"The data {summary.moved}.", ""] if summary.moved else []),
         "The report is under Artifacts, `review/00_report.html`.",
     ]
     if summary.state == "awaiting_review":
@@ -181,7 +182,7 @@ def _facts(summary: Summary, done: Progression) -> dict[str, str]:
         **{f"left out, budget {name}": f"{count:,}" for name, count in summary.dropped.items()},
         "estimator": str(estimator["estimator"]),
         "blocks": summary.blocks,
-        **{name: said for name in ("probe", "fragility") if (said := getattr(summary, name))},
+        **{name: said for name in ("moved", "probe", "fragility") if (said := getattr(summary, name))},
         "damping": ", ".join(f"{block}: {value:.4g}" for block, value in estimator["damping"].items()),
         "estimated noise rate": f"{estimator['noise_rate']:.3f}",
     }

@@ -47,11 +47,15 @@ class Savings:
 
 @dataclass(frozen=True)
 class Summary:
-    """One cycle; `blocks`, `probe` and `fragility` tell what influence was computed on and how far to trust it."""
+    """One cycle; `blocks`, `probe` and `fragility` tell what influence was computed on and how far to trust it.
+
+    `moved` is what changed in the data since the cycle before; empty where nothing did.
+    """
 
     cycle: int
     state: str
     reason: str
+    moved: str
     dataset: str
     dataset_sha256: str
     points: int
@@ -114,6 +118,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         cycle=cycle.number,
         state=state,
         reason=reason,
+        moved=cycle.moved,
         dataset=cycle.config.name,
         dataset_sha256=cycle.dataset_sha256,
         points=proposed.points,
@@ -148,8 +153,8 @@ def _known_errors(cycle: Cycle, workload: Workload, points: Collection[PointId])
     if truth is None:
         return None
     true = truth()
-    given = zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist())
-    current = [(point, label) for point, label in given if point not in cycle.removed]
+    view = cycle.manifest.view(cycle.removed, cycle.relabeled)
+    current = list(zip(view.ids, view.table["label"].to_pylist()))
     wrong = torch.tensor([true.get(point, label) != label for point, label in current])
     found = torch.tensor([point in points for point, _ in current])
     rates = precision_recall(found, wrong)

@@ -32,6 +32,7 @@ from storage.records import (
     ReviewRecord,
     State,
 )
+from storage.views import Decisions
 
 T = TypeVar("T")
 HEAD = re.compile(r"[0-9a-f]{12,64}")
@@ -224,6 +225,16 @@ class LedgerViews:
                 return {}
             found = con.execute(query, [NOW if cycle is None else cycle]).fetchall()
             return {id_from_text(text, last.id_kind): Relabeling(label, content) for text, label, content in found}
+
+    def decisions(self, cycle: int) -> Decisions:
+        """What is removed and relabelled after a cycle, as tables."""
+        with self._open() as con:
+            last = last_cycle(con)
+            point_id = f"CAST(point_id AS {'BIGINT' if last and last.id_kind == 'int' else 'VARCHAR'}) AS point_id"
+            removed = con.execute(f"SELECT {point_id}, content FROM removed_as_of(?)", [cycle]).to_arrow_table()
+            label = "new_label AS label"
+            relabeled = con.execute(f"SELECT {point_id}, content, {label} FROM relabeled_as_of(?)", [cycle])
+            return Decisions(removed, relabeled.to_arrow_table())
 
     def cooldown(self, cycle: int, cycles: int) -> frozenset[PointId]:
         """The points not to be proposed in `cycle`: restored, rejected or rolled back in the `cycles` before it.
