@@ -6,7 +6,7 @@ that comes from data is escaped by the template, and a content policy lets nothi
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
@@ -97,7 +97,7 @@ class ReportData:
     checks: Sequence[Check] = ()
     points: Sequence[ReportPoint] = ()
     commands: Sequence[str] = ()
-    figures: Mapping[str, bytes] | None = None
+    figures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def render(data: ReportData) -> str:
