@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from flows.bounds import LEVEL, Draws, Estimate, draw_mean, holm
+from flows.bounds import Draws, Estimate, draw_mean, holm
 from flows.errors import BadInput
 from flows.looks import looks_before, refusal
 from flows.plans import HOLDOUT
@@ -32,7 +32,7 @@ from flows.sections.curation import GuardrailConfig
 from flows.stages import Cycle, once
 from storage.files import JSON, sha256_file
 
-ALPHA = 1 - LEVEL
+ALPHA = 0.05
 EARLY = 0.01  # of it, for all looks before the last
 
 
