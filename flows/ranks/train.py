@@ -35,6 +35,7 @@ from flows.ranks.resume import Resume
 from flows.ranks.stopping import Never, Stopping
 from flows.ranks.weights import load_file, load_weights, weights_of
 from flows.recipe import learning_rate, resume_points
+from flows.relabeling import read_labels
 from flows.workload import Workload, check_losses, load_workload, seeded_model
 from influence.turnover import TurnOver
 from storage import checkpoints, trajectory_store
@@ -50,7 +51,7 @@ class Trainer:
         dataset = self._workload.points()
         points = Points("train", dataset, self._workload)
         check_unchanged(points.manifest, plan.train_digest)
-        self._manifest, self._rows, self._batches = points.manifest, points.rows, points.batches
+        self._points, self._manifest, self._rows = points, points.manifest, points.rows
         self._ids = dataset.ids
         self._keys = torch.empty_like(points.keys).scatter_(0, points.rows, points.keys)  # by row
         self._holdout = Holdout(self._workload, rank)
@@ -102,6 +103,7 @@ class Trainer:
         engine = Engine(model, training, self._rank.world, universal=resume.universal)
         masks = TurnOver(model, training.turn_over, job.seed)
         order = Order(self._kept(job.removed), training.batch_size, job.seed)
+        batches = self._points.with_labels(read_labels(job.relabeled))
         begun = resume.load(engine)
         order.skip(begun)
         stopping = self._stopping(job, resume.losses)
@@ -112,7 +114,7 @@ class Trainer:
             engine.set_rate(learning_rate(training, step, job.planned))
             for rows in order.next()[self._rank.index :: self._rank.world].chunk(training.accumulation):
                 with masks.own(here(self._keys[rows])):
-                    losses = self._workload.loss(engine.model, here(self._batches.take(rows)))  # [b]
+                    losses = self._workload.loss(engine.model, here(batches.take(rows)))  # [b]
                     check_losses(losses.detach().cpu(), rows, self._ids)
                     engine.step(losses)
             if stopped := stopping.after(step, engine.model):
