@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -12,34 +11,77 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from storage.errors import StorageError
-from storage.report import Arm, Interval
+from storage.report_parts import Arm, Interval
 
-BLUE, GREY = "#0072B2", "#555555"
+BLUE, GREY, INK = "#0072B2", "#555555", "#222222"
+FATES: Mapping[str, tuple[str, str, str]] = {
+    "stays": ("#8A8A8A", ".", ""),
+    "to remove": ("#D55E00", "x", "////"),
+    "to relabel": ("#0072B2", "s", "\\\\\\\\"),
+    "to restore": ("#009E73", "^", "...."),
+}
+"""Of a point: its colour, marker and stripes."""
 LINES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
-def score_histogram(values: NDArray[Any], thresholds: Mapping[str, float], label: str) -> bytes:
-    """How the points are spread over a score, and where the policies cut.
+def score_histogram(fates: Mapping[str, NDArray[Any]], cuts: Mapping[str, float], label: str) -> bytes:
+    """How the points of each fate are spread over a score, and where the policies cut.
 
     Args:
-        values: One score per point, [N]; what is not finite is left out.
-        thresholds: Cut by name, in the unit of the score.
+        fates: Scores by fate, of `FATES`; what is not finite is left out.
+        cuts: Score by name, in the unit of the score.
         label: Name and unit of the score.
 
     Returns:
         A PNG.
     """
-    finite = np.asarray(values, dtype=float)
-    finite = finite[np.isfinite(finite)]
-    figure = Figure(figsize=(6.4, 3.6))
-    axes = figure.add_subplot()
-    axes.hist(finite, bins=60, color=BLUE, log=True)  # the few points that matter are invisible on a linear axis
-    for color, (name, cut) in zip(cycle(LINES), thresholds.items()):
-        axes.axvline(cut, color=color, linestyle="--", label=f"{name}: {cut:.3g}")
-    if thresholds:
+    finite = {fate: values[np.isfinite(values)] for fate, values in fates.items()}
+    everything = np.concatenate([np.empty(0), *finite.values()])
+    edges = np.histogram_bin_edges(everything, bins=60)
+    figure, axes = _plot()
+    for fate, values in finite.items():
+        if len(values):
+            axes.hist(values, bins=edges.tolist(), label=f"{fate}: {len(values):,}", **_filled(fate), log=True)
+    for name, cut in cuts.items():
+        axes.axvline(cut, color=INK, linestyle="--", linewidth=1, label=f"{name}: {cut:.3g}")
+    if len(everything):
         axes.legend(frameon=False)
-    axes.set(xlabel=label, ylabel="points (log scale)")
+    axes.set(xlabel=label, ylabel="points (log scale)")  # the few that matter are invisible on a linear axis
     return as_png(figure)
+
+
+def quadrant(fates: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> bytes:
+    """Influence against self-influence, on logarithmic axes, coloured by fate.
+
+    Args:
+        fates: Of `FATES`, with the mean influence and the self-influence of its points, each [n].
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = _plot()
+    sizes = np.concatenate([np.empty(0), *(np.abs(influence) for influence, _ in fates.values())])
+    for fate, (influence, own) in fates.items():
+        if len(influence):
+            axes.plot(influence, own, FATES[fate][1], color=FATES[fate][0], alpha=0.7, markersize=4, label=fate)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    if (sizes > 0).any():
+        axes.set_xscale("symlog", linthresh=float(np.median(sizes[sizes > 0])))
+        axes.set_yscale("log")
+        axes.legend(frameon=False)
+    axes.set(xlabel="harmful  ←  influence (nats)  →  helpful", ylabel="self-influence (nats · points)")
+    return as_png(figure)
+
+
+def _plot() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 3.8))
+    return figure, figure.add_subplot()
+
+
+def _filled(fate: str) -> dict[str, Any]:
+    """Bars of what stays are filled, the others striped too: they overlap, and colour alone tells nobody apart."""
+    color, stripes = FATES[fate][0], FATES[fate][2]
+    return {"color": color, "alpha": 0.65, "hatch": stripes, "edgecolor": color}
 
 
 def arm_comparison(arms: Sequence[Arm]) -> bytes:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from storage.figures import BLUE, GREY, LINES, as_png, draw_intervals
-from storage.report import Interval
+from storage.report_parts import Interval
 
 
 def measure_panels(panels: Mapping[str, Mapping[str, Interval]]) -> bytes:

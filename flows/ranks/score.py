@@ -39,9 +39,10 @@ from flows.ranks.weights import load_weights
 from flows.relabeling import read_labels
 from flows.trust import Probe
 from flows.workload import Sample, load_workload
-from influence import ChunkGrid
+from influence import ChunkGrid, cheap_signals
 from influence.discovery import Influences, Trusted, harmful, mislabeled, trusted
 from storage import checkpoints, score_store
+from storage.query_scores import write_queries
 from storage.score_store import ScoreMetadata, write_chunk
 
 
@@ -121,17 +122,25 @@ class Scoring:
         m = len(self._queries)
         pairs = torch.zeros(m, m, dtype=torch.float64)
         own = torch.zeros(m, dtype=torch.float64)
+        loss = torch.zeros(m, dtype=torch.float64)
+        predicted = torch.zeros(m, dtype=torch.int64)
         parts = torch.arange(m).split(QUERY_BATCH)
         last = attributions[-1]
         mine = last.reads(len(parts))
         for done, (part, counts) in enumerate(in_step(mine, self._rank, last.together)):
             self._rank.progress("scoring the queries", done, len(mine))
             found = [one.score_points(self._queries, parts[part]) for one in attributions]
-            scores = score_trajectory(found).blocks
+            scores = score_trajectory(found)
             if counts and last.owns(part):
-                pairs[parts[part]], own[parts[part]] = scores.influence, scores.self_influence
-        self._rank.sum(pairs)
-        self._rank.sum(own)
+                pairs[parts[part]], own[parts[part]] = scores.blocks.influence, scores.blocks.self_influence
+                cheap = cheap_signals(scores.last.logits, scores.last.labels)
+                loss[parts[part]], predicted[parts[part]] = cheap.loss.double(), cheap.predicted
+        for column in (pairs, own, loss, predicted):
+            self._rank.sum(column)
+        if self._rank.index == 0:
+            known = {"label": self._queries.labels, "predicted": predicted, "loss": loss}
+            columns = {name: column.numpy() for name, column in known.items()}
+            write_queries(self._plan.folder, {"query_id": list(map(str, self._queries.ids)), **columns})
         return trusted(pairs, own)
 
     def _policies(self, scores: PointScores, reference: Trusted, found: Suspects) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from flows.validation.fragility import Fragility
 from flows.validation.results import Row, Study, Validation
 from flows.validation.setting import Setting
 from storage.files import atomic_write_bytes, sha256_json
-from storage.report import Interval
+from storage.report_parts import Interval
 from storage.study_figures import measure_panels, query_strips, removal_curves
 from storage.tracking import Tracker
 

@@ -1,0 +1,128 @@
+"""The proposed points as the report shows them: their scores, and of the first of them pictures and evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flows.workload import Workload
+from storage import selection
+from storage.proposals import Proposal
+from storage.query_scores import read_queries
+from storage.report_parts import Detail, Pull, Query, Sample, SuspiciousQuery
+
+DETAILED = 500
+SAMPLE_BYTES = 6_000_000
+"""That pictures and texts may take of a report."""
+TEXT = 1000
+SUSPICIOUS = 20
+SCORES = ("label", "suggested_label", "influence", "influence_se", "self_influence", "posterior")
+EXTRA = ("predicted", "loss", "suspicion", "memorization", "top_queries")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the workload shows of its points and queries; `queries` are the ids and labels of the query set, by text."""
+
+    workload: Workload
+    queries: Mapping[str, tuple[int | str, int]]
+
+    @classmethod
+    def of(cls, workload: Workload) -> Samples:
+        """Of a workload that is in order."""
+        queries = workload.queries()
+        return cls(
+            workload,
+            {str(name): (name, int(label)) for name, label in zip(list[int | str](queries.ids), queries.labels)},
+        )
+
+    def point(self, point_id: int | str) -> Sample:
+        """A point, by the workload's optional `describe`."""
+        return self._shown("describe", point_id)
+
+    def query(self, query_id: str) -> Query:
+        """A query, by the workload's optional `describe_query`."""
+        name, label = self.queries[query_id]
+        return Query(str(label), self._shown("describe_query", name))
+
+    def _shown(self, method: str, name: int | str) -> Sample:
+        describe = getattr(self.workload, method, None)
+        shown: object = describe(name) if describe else ""
+        if isinstance(shown, bytes):
+            return Sample(png=shown)
+        text = str(shown).encode(errors="replace").decode()  # half a surrogate pair cannot be written
+        return Sample(text[:TEXT] + "…" * (len(text) > TEXT))
+
+
+def proposed_points(folder: Path, proposal: Proposal) -> pa.Table:
+    """The rows of a proposal with their scores, in the order of their rank."""
+    rows = proposal.rows.sort_by("point_id")
+    scores = selection.rows_of(folder, proposal.points, SCORES)
+    for name in SCORES:
+        rows = rows.append_column(name, scores[name])
+    return rows.sort_by([("rank", "ascending"), ("point_id", "ascending")])
+
+
+def details(folder: Path, points: pa.Table, samples: Samples) -> tuple[list[Detail], dict[str, Query]]:
+    """What else is shown of the first points, until the pictures and texts would take too much, and their queries.
+
+    Args:
+        folder: Of the scores.
+        points: As `proposed_points` gives them.
+        samples: Of the workload.
+    """
+    first = points.slice(0, DETAILED).to_pylist()
+    found = selection.rows_of(folder, [row["point_id"] for row in first], EXTRA).to_pylist()
+    extra = {row["point_id"]: row for row in found}
+    shown, queries, taken = list[Detail](), dict[str, Query](), 0
+    for row in first:
+        more = extra[row["point_id"]]
+        pulls = [Pull(one["query_id"], one["influence"]) for one in more["top_queries"]]
+        new = {pull.query_id: samples.query(pull.query_id) for pull in pulls if pull.query_id not in queries}
+        sample = samples.point(row["point_id"])
+        taken += sample.size + sum(query.sample.size for query in new.values())
+        if taken > SAMPLE_BYTES:
+            break
+        queries |= new
+        shown.append(Detail(sample, list(_evidence(row, more)), pulls))
+    return shown, queries
+
+
+def _evidence(row: Mapping[str, Any], more: Mapping[str, Any]) -> Iterator[str]:
+    for one in row["evidence"]:
+        yield f"{one['policy']}: {one['column']} is {one['value']:.4g}, threshold {one['threshold']:.4g}"
+    yield f"the model predicts {more['predicted']}; loss {more['loss']:.4g} nats; {more['memorization']}"
+    if more["suspicion"] is not None:
+        yield f"suspicion {more['suspicion']:.4g} (log-odds that the given label is wrong)"
+
+
+def suspicious(folder: Path, proposal: Proposal, samples: Samples) -> Sequence[SuspiciousQuery]:
+    """The queries with the largest loss, the largest first; ties by id."""
+    queries = read_queries(folder)
+    if queries is None:
+        return []
+    harmed = _harmed(selection.rows_of(folder, proposal.points, ["top_queries"]))
+    worst = queries.sort_by([("loss", "descending"), ("query_id", "ascending")]).slice(0, SUSPICIOUS)
+    return [
+        SuspiciousQuery(
+            query_id=row["query_id"],
+            label=str(row["label"]),
+            predicted=str(row["predicted"]),
+            loss=row["loss"],
+            harmed_by=harmed.get(row["query_id"], 0),
+            sample=samples.query(row["query_id"]).sample,
+        )
+        for row in worst.to_pylist()
+    ]
+
+
+def _harmed(points: pa.Table) -> dict[str, int]:
+    """How many of the points have a query among those they harm most, by query."""
+    pulls = pc.list_flatten(points["top_queries"].combine_chunks())
+    harmed = pulls.filter(pc.less(pulls.field("influence"), 0)).field("query_id")
+    return {one["values"]: one["counts"] for one in harmed.value_counts().to_pylist()}
