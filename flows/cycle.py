@@ -86,6 +86,9 @@ def _turn(cycle: Cycle, workload: Workload, step: Step, dry_run: bool) -> Summar
             proposed = replace(proposed, approved_size=0)
     retrained = step(retrain, cycle, trained, proposed)
     verdict = step(judge, cycle, proposed, retrained)
+    while not verdict.stopped:
+        retrained = step(retrain, cycle, trained, proposed, retrained)
+        verdict = step(judge, cycle, proposed, retrained)
     concluded = step(conclude, cycle, proposed, retrained, verdict)
     done = replace(done, retrained=retrained, verdict=verdict, concluded=concluded)
     summary = step(publish, cycle, workload, done)

@@ -13,10 +13,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from flows.bounds import Estimate
 from flows.check import Finding
 from flows.estimators import Estimator
 from flows.export import Exported
-from flows.guardrail import Estimate
 from flows.inspection import Status
 from flows.score_file import ScoredFile
 from flows.sections.scoring import EstimatorName
