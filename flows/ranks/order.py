@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
+
+NOTHING: Mapping[int, torch.Tensor] = MappingProxyType({})
 
 
 class Order:
-    """The endless order in which a model sees its points: one permutation of the rows after another.
+    """The endless order in which a model sees its points: one permutation of the rows, an epoch, after another.
 
     Args:
         rows: Row indices of the points in training.
         batch_size: Points per step, over all ranks.
         seed: Of the permutations.
+        dropped: Rows that leave after a step.
+
+    Attributes:
+        step: How many steps have been given out.
     """
 
-    def __init__(self, rows: torch.Tensor, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, rows: torch.Tensor, batch_size: int, seed: int, dropped: Mapping[int, torch.Tensor] = NOTHING
+    ) -> None:
         self._rows, self._size = rows, batch_size
         self._generator = torch.Generator().manual_seed(seed)
         self._ahead = rows[:0]
+        self._dropped = dropped
+        self._begun = self.step = 0
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs have been given out to their last point."""
+        return self._begun - bool(len(self._ahead))
 
     def next(self) -> torch.Tensor:
         """The rows of the next step: `[batch_size]`."""
         while len(self._ahead) < self._size:
             turn = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
             self._ahead = torch.cat([self._ahead, turn])
+            self._begun += 1
         batch, self._ahead = self._ahead[: self._size], self._ahead[self._size :]
+        self.step += 1
+        if self.step in self._dropped:
+            self.drop(self._dropped[self.step])
         return batch
+
+    def drop(self, rows: torch.Tensor) -> None:
+        """Leave rows out from the next step on, also of the epoch under way."""
+        self._rows, self._ahead = (kept[~torch.isin(kept, rows)] for kept in (self._rows, self._ahead))
 
     def skip(self, steps: int) -> None:
         """Pass over the rows of the next steps."""
