@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from flows.drops import record_drops
 from flows.plans import GIVEN, HOLDOUT, STATE, Job
 from flows.pruning import Proposed
 from flows.recipe import save_points
@@ -92,6 +93,7 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
     ).iterdir():  # of models killed when done, or given up for another recipe
         checkpoints.discard(folder / STATE)
         shutil.rmtree(folder / GIVEN, ignore_errors=True)
+    record_drops(cycle, jobs.values())
     if pruning:
         cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(jobs)}, key=proposed.hash)
     return Retrained(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
-
-NOTHING: Mapping[int, torch.Tensor] = MappingProxyType({})
 
 
 class Order:
@@ -21,30 +18,29 @@ class Order:
 
     Attributes:
         step: How many steps have been given out.
+        ended: The epochs, from 1, whose last point was in the last step.
     """
 
     def __init__(
-        self, rows: torch.Tensor, batch_size: int, seed: int, dropped: Mapping[int, torch.Tensor] = NOTHING
+        self, rows: torch.Tensor, batch_size: int, seed: int, dropped: Mapping[int, torch.Tensor] | None = None
     ) -> None:
         self._rows, self._size = rows, batch_size
         self._generator = torch.Generator().manual_seed(seed)
         self._ahead = rows[:0]
-        self._dropped = dropped
+        self._dropped = dropped or {}
         self._begun = self.step = 0
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs have been given out to their last point."""
-        return self._begun - bool(len(self._ahead))
+        self.ended = range(1, 1)
 
     def next(self) -> torch.Tensor:
         """The rows of the next step: `[batch_size]`."""
+        first = self._begun + (not len(self._ahead))
         while len(self._ahead) < self._size:
             turn = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
             self._ahead = torch.cat([self._ahead, turn])
             self._begun += 1
         batch, self._ahead = self._ahead[: self._size], self._ahead[self._size :]
         self.step += 1
+        self.ended = range(first, self._begun + (not len(self._ahead)))
         if self.step in self._dropped:
             self.drop(self._dropped[self.step])
         return batch

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from flows.ranks.order import Order
+from flows.sections.training import DropConfig
 from flows.workloads.digits import Digits
 from flows.workloads.fashion_mnist import FashionMnist
 from flows.workloads.images import ImageWorkload, perceptron
@@ -127,7 +128,8 @@ class Learner:
         points, rates = self.sets.points, self.recipe.rates(self.count)
         model = nn.Sequential(*perceptron(points.inputs.shape[1], *HIDDEN, CLASSES))
         solver = torch.optim.SGD(model.parameters(), self.recipe.rate, MOMENTUM, weight_decay=self.recipe.weight_decay)
-        order, due = Order(rows, BATCH, self.seed), self.recipe.epochs // FROM
+        order, epochs = Order(rows, BATCH, self.seed), self.recipe.epochs
+        drops = DropConfig(from_epoch=epochs // FROM, every=epochs // EVERY, fraction=FRACTION, cap=CAP)
         active = torch.zeros(self.count, dtype=torch.bool).index_fill(0, rows, True)
         saved = {round(share * len(rates)) for share in SHARES}
         self.checkpoints = []
@@ -137,8 +139,7 @@ class Learner:
             solver.zero_grad()
             cross_entropy(model(points.inputs[batch]), points.labels[batch]).backward()
             solver.step()
-            if score is not None and order.epochs >= due and step < len(rates):
-                due += self.recipe.epochs // EVERY
+            if score is not None and any(map(drops.due, order.ended)) and step < len(rates):
                 gone = self._worst(score(model, active.nonzero()[:, 0]), active)
                 active[gone] = False
                 order.drop(gone)
