@@ -47,6 +47,8 @@ class Job(BaseModel):
     """Whether it may end before `steps`: the baseline that decides for the others."""
     removed: Path | None = None
     """Parquet file of the ids to leave out."""
+    relabeled: Path | None = None
+    """Parquet file of the labels that are in force in place of the given ones."""
     folder: Path
     """Checkpoints go here, and beside them the holdout outcomes."""
     save_at: tuple[int, ...] = ()
@@ -89,6 +91,8 @@ class ScorePlan(Plan):
     checkpoints: tuple[Path, ...]
     removed: Path
     """Parquet file of the ids removed in earlier cycles."""
+    relabeled: Path | None = None
+    """Parquet file of the labels that earlier cycles put in place of the given ones."""
     folder: Path
     """Score shards go here."""
     checkpoint_digest: str

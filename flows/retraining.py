@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from flows.drops import record_drops
 from flows.plans import GIVEN, HOLDOUT, STATE, Job
 from flows.pruning import Proposed
 from flows.recipe import save_points
+from flows.relabeling import write_labels
 from flows.spent import Spent
 from flows.stages import Cycle, once
 from flows.training import Trained, arm_folder, planned_steps, train_jobs, training_inputs, write_ids
@@ -107,25 +108,44 @@ def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: Model
 
 def _job(cycle: Cycle, trained: Trained, proposed: Proposed, arm: str, seed: int) -> Job:
     inputs: dict[str, JSON] = training_inputs(cycle)
-    gone: frozenset[PointId] = cycle.removed
+    removed, relabeled = cycle.removed, cycle.relabeled
     if arm != "baseline":
         inputs |= {"arm": arm, "proposal": proposed.hash}
-        points = Proposal.read(cycle.folder).points
-        gone |= frozenset(points if arm == "challenger" else random_control(cycle, points, seed))
+        proposal = Proposal.read(cycle.folder)
+        if arm == "challenger":
+            removed, relabeled = pruned(cycle, proposal)
+        else:
+            removed |= frozenset(random_control(cycle, _points(proposal, "remove", "relabel"), seed))
     first = arm == "baseline" and seed == cycle.config.training.seed
+    plans = cycle.folder / "plans"
     return Job(
         role=arm,
         seed=seed,
         steps=trained.steps,
         planned=planned_steps(cycle),
-        removed=write_ids(cycle.folder / "plans" / f"removed-{arm}-seed{seed}.parquet", gone, cycle.manifest),
+        removed=write_ids(plans / f"removed-{arm}-seed{seed}.parquet", removed, cycle.manifest),
+        relabeled=write_labels(plans / f"relabeled-{arm}-seed{seed}.parquet", relabeled, cycle.manifest),
         folder=arm_folder(cycle, arm, seed, inputs),
         save_at=save_points(cycle.config.training, trained.steps) if first else (trained.steps,),
     )
 
 
-def random_control(cycle: Cycle, points: Sequence[PointId], seed: int) -> list[PointId]:
-    """As many random removable points of each given label as the proposal takes, a new draw per seed."""
+def pruned(cycle: Cycle, proposal: Proposal) -> tuple[frozenset[PointId], Mapping[PointId, int]]:
+    """What is removed and relabelled once the proposal is carried out on the cycle's data set."""
+    restored = _points(proposal, "restore")
+    removed = (cycle.removed | _points(proposal, "remove")) - restored
+    relabeled = {point: label for point, label in cycle.relabeled.items() if point not in removed | restored}
+    new = [row for row in proposal.rows.to_pylist() if row["action"] == "relabel"]
+    return removed, relabeled | {row["point_id"]: row["new_label"] for row in new}
+
+
+def _points(proposal: Proposal, *actions: str) -> frozenset[PointId]:
+    named = zip(proposal.points, proposal.rows["action"].to_pylist())
+    return frozenset(point for point, action in named if action in actions)
+
+
+def random_control(cycle: Cycle, points: Collection[PointId], seed: int) -> list[PointId]:
+    """As many random removable points of each given label as these, a new draw per seed, to be removed."""
     label = dict(zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist()))
     wanted = Counter(label[point] for point in points)
     kept_back = cycle.removed | frozenset(cycle.config.pruning.protected)

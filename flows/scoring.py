@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from flows.plans import ScorePlan
 from flows.recipe import horizon
+from flows.relabeling import write_labels
 from flows.spent import Spent
 from flows.stages import Cycle, once
 from flows.training import Trained, planned_steps, write_ids
@@ -89,6 +90,7 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         cycle=cycle.number,
         checkpoints=trained.checkpoints,
         removed=write_ids(cycle.folder / "plans" / "removed.parquet", cycle.removed, cycle.manifest),
+        relabeled=write_labels(cycle.folder / "plans" / "relabeled.parquet", cycle.relabeled, cycle.manifest),
         folder=folder,
         checkpoint_digest=trained.digest,
         inputs_digest=inputs_digest,

@@ -148,8 +148,8 @@ def _known_errors(cycle: Cycle, workload: Workload, points: Collection[PointId])
     if truth is None:
         return None
     true = truth()
-    given = zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist())
-    current = [(point, label) for point, label in given if point not in cycle.removed]
+    view = cycle.manifest.view(cycle.removed, cycle.relabeled)
+    current = list(zip(view.ids, view.table["label"].to_pylist()))
     wrong = torch.tensor([true.get(point, label) != label for point, label in current])
     found = torch.tensor([point in points for point, _ in current])
     rates = precision_recall(found, wrong)

@@ -33,8 +33,8 @@ class Dropping:
         config: How many leave when, and the budgets.
         job: The model in training.
         reader: Of that model.
-        sets: The train set and the query set.
-        active: Who is in this training, `[n]`, bool.
+        points: The train set as this training sees it.
+        queries: The query set.
         dropped: What was dropped before the training was interrupted.
 
     Attributes:
@@ -47,15 +47,16 @@ class Dropping:
         config: Config,
         job: Job,
         reader: HeadReader,
-        sets: tuple[Points, Points],
-        active: Tensor,
+        points: Points,
+        queries: Points,
         dropped: pa.Table | None,
     ) -> None:
         settings, training = config.training.prune_while_learning, config.training
         assert settings is not None
-        self._settings, self._reader, self._active = settings, reader, active.clone()
-        self._points, self._queries = sets
-        self._begun, self._class_budget = int(active.sum()), config.pruning.class_budget
+        self._settings, self._reader, self._points, self._queries = settings, reader, points, queries
+        self._active, self._begun = points.in_train.clone(), int(points.in_train.sum())
+        self._given = torch.tensor(points.manifest.table["label"].to_pylist(), dtype=torch.int64)
+        self._class_budget = config.pruning.class_budget
         self._damping = Damping("horizon", horizon(training, job.planned, job.planned), training.weight_decay)
         protected = frozenset(config.pruning.protected)
         self._free = torch.tensor([point not in protected for point in self._points.ids])
@@ -71,7 +72,7 @@ class Dropping:
             return
         found = self._score()
         chosen = torch.full((most,), -1)
-        worst_first = worst(found, self._points.labels, self._active & self._free, self._room(), most)
+        worst_first = worst(found, self._given, self._active & self._free, self._room(), most)
         chosen[: len(worst_first)] = worst_first
         self._reader.rank.broadcast(chosen, 0)
         self._leave(chosen[chosen >= 0], order, found)
@@ -101,11 +102,10 @@ class Dropping:
         return min(_share(self._settings.fraction, self._begun), cap)
 
     def _room(self) -> Tensor:
-        """How many of each label may go beside those that were removed, or dropped before, `[C]`."""
-        labels = self._points.labels
-        given = torch.bincount(labels)
-        allowed = torch.tensor([_share(self._class_budget, count) for count in given.tolist()])
-        return allowed - torch.bincount(labels[~self._active], minlength=len(given))
+        """How many of each given label may go beside those that were removed, or dropped before, `[C]`."""
+        counts = torch.bincount(self._given)
+        allowed = torch.tensor([_share(self._class_budget, count) for count in counts.tolist()])
+        return allowed - torch.bincount(self._given[~self._active], minlength=len(counts))
 
     def _leave(self, places: Tensor, order: Order, found: HeadInfluence) -> None:
         rows = self._points.rows[places]

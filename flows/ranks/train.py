@@ -38,6 +38,7 @@ from flows.ranks.resume import Resume
 from flows.ranks.stopping import Never, Stopping
 from flows.ranks.weights import load_file, load_weights, weights_of
 from flows.recipe import learning_rate, resume_points
+from flows.relabeling import read_labels
 from flows.workload import Workload, check_losses, load_workload, seeded_model
 from influence import head
 from influence.turnover import TurnOver
@@ -54,7 +55,7 @@ class Trainer:
         dataset = self._workload.points()
         points = Points("train", dataset, self._workload)
         check_unchanged(points.manifest, plan.train_digest)
-        self._points, self._batches = points, points.batches
+        self._points = points
         self._ids = dataset.ids
         self._keys = torch.empty_like(points.keys).scatter_(0, points.rows, points.keys)  # by row
         self._holdout = Holdout(self._workload, rank)
@@ -101,15 +102,14 @@ class Trainer:
         training, definition = self._config.training, _definition(model)
         phase, meter = f"training {job.role}, seed {job.seed}", self._rank.meter
         meter.enter(f"making the engine of {job.role}, seed {job.seed}")
-        last = head(model) if training.prune_while_learning else None
         resume = Resume(job, training.zero_stage, definition, self._rank)
         seed_all(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
         engine = Engine(model, training, self._rank.world, universal=resume.universal)
         masks = TurnOver(model, training.turn_over, job.seed)
         begun = resume.load(engine)
-        reader = HeadReader(last, engine.model, self._workload, self._rank) if last else None
-        dropping = self._dropping(job, reader, resume.dropped)
-        order = self._order(job, dropping)
+        points = self._seen(job)
+        dropping = self._dropping(job, engine.model, points, resume.dropped)
+        order = Order(points.rows[points.in_train], training.batch_size, job.seed, dropping.by_step)
         order.skip(begun)
         stopping = self._stopping(job, resume.losses)
         states, started, before = resume_points(training, job), time.monotonic(), self._done
@@ -119,7 +119,7 @@ class Trainer:
             engine.set_rate(learning_rate(training, step, job.planned))
             for rows in order.next()[self._rank.index :: self._rank.world].chunk(training.accumulation):
                 with masks.own(here(self._keys[rows])):
-                    losses = self._workload.loss(engine.model, here(self._batches.take(rows)))  # [b]
+                    losses = self._workload.loss(engine.model, here(points.in_force.take(rows)))  # [b]
                     check_losses(losses.detach().cpu(), rows, self._ids)
                     engine.step(losses)
             if stopped := stopping.after(step, engine.model):
@@ -145,11 +145,19 @@ class Trainer:
         queries = Outcome("query", self._workload.queries(), self._workload, self._rank)
         return Stopping(config, job.planned, queries, losses)
 
-    def _dropping(self, job: Job, reader: HeadReader | None, dropped: pa.Table | None) -> Dropping | NoDropping:
-        if reader is None:
+    def _seen(self, job: Job) -> Points:
+        """The train set as a job's model sees it."""
+        removed = [] if job.removed is None else pq.read_table(job.removed)["point_id"].to_pylist()
+        return self._points.seen(frozenset(removed), read_labels(job.relabeled))
+
+    def _dropping(
+        self, job: Job, model: torch.nn.Module, points: Points, dropped: pa.Table | None
+    ) -> Dropping | NoDropping:
+        if self._config.training.prune_while_learning is None:
             return NoDropping()
-        reader.check(self._points)
-        return Dropping(self._config, job, reader, (self._points, self._queries), self._kept(job.removed), dropped)
+        reader = HeadReader(head(model), model, self._workload, self._rank)
+        reader.check(points)
+        return Dropping(self._config, job, reader, points, self._queries, dropped)
 
     @cached_property
     def _queries(self) -> Points:
@@ -159,15 +167,6 @@ class Trainer:
         if self._rank.index == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_json(job.folder / STOPPED, {"steps": step, "query_losses": losses})
-
-    def _kept(self, removed: Path | None) -> torch.Tensor:
-        """Who is in training, in manifest order, `[n]`."""
-        gone = set() if removed is None else set(pq.read_table(removed)["point_id"].to_pylist())
-        return torch.tensor([point not in gone for point in self._points.ids])
-
-    def _order(self, job: Job, dropping: Dropping | NoDropping) -> Order:
-        rows = self._points.rows[self._kept(job.removed)]
-        return Order(rows, self._config.training.batch_size, job.seed, dropping.by_step)
 
     def _leave(self, job: Job, engine: Engine, step: int, seconds: float, dropping: Dropping | NoDropping) -> None:
         """What stands beside the last checkpoint."""
@@ -183,7 +182,8 @@ class Trainer:
         self._holdout.judge(engine.model, job.folder / HOLDOUT)
 
     def _record(self, job: Job, last: int, dropping: Dropping | NoDropping) -> None:
-        training, steps, order = self._config.training, range(1, last + 1), self._order(job, dropping)
+        training, steps, points = self._config.training, range(1, last + 1), self._seen(job)
+        order = Order(points.rows[points.in_train], training.batch_size, job.seed, dropping.by_step)
         taken = [order.next().int().numpy() for _ in steps]
         rates = [learning_rate(training, step, job.planned) for step in steps]
         kind = self._points.manifest.table.schema.field("point_id").type
