@@ -6,8 +6,8 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-estimators proof-memorization storm \
-	bench bench-peers clean
+.PHONY: demo data test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-learning proof-estimators proof-memorization \
+	storm bench bench-peers clean
 
 demo: $(STAMP)
 	$(BIN)/tamis run $(DEMO)
@@ -46,6 +46,9 @@ proof-lds: $(STAMP) $(PEERS)/.installed data
 
 proof-uses: $(STAMP) data
 	$(BIN)/python -m tests.proof.uses
+
+proof-learning: $(STAMP) data
+	$(BIN)/python -m tests.proof.learn
 
 proof-estimators: $(STAMP) data
 	$(BIN)/python -m tests.proof.table

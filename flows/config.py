@@ -63,6 +63,22 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _within_the_budget(self) -> Config:
+        drops = self.training.prune_while_learning
+        if drops and drops.cap >= self.pruning.budget:
+            raise ValueError(
+                f"training.prune_while_learning.cap = {drops.cap} leaves nothing of pruning.budget = "
+                f"{self.pruning.budget} for a proposal: give less, or a larger budget"
+            )
+        return self
+
+    @property
+    def proposable(self) -> float:
+        """Share of the train set that a proposal may take: the budget less what a training may drop by itself."""
+        drops = self.training.prune_while_learning
+        return self.pruning.budget - (drops.cap if drops else 0.0)
+
+    @model_validator(mode="after")
     def _ranks_fit(self) -> Config:
         launcher, cores = self.launch.launcher, len(os.sched_getaffinity(0))
         for section in ("training", "scoring"):

@@ -103,6 +103,8 @@ class ScorePlan(Plan):
     """Only so many points, at even distances: a trial, of which the time for all is foretold."""
     share: float = 1.0
     """Of the planned training, after which it was stopped: out-of-fold models are, too."""
+    dropped: int = 0
+    """Points in training that the model dropped while it learned; they count and are scored like the others."""
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)

@@ -86,7 +86,7 @@ def _propose(cycle: Cycle, scored: Scored, cooldown: frozenset[PointId]) -> Prop
     pruning = cycle.config.pruning
     rules = rules_of(pruning)
     budgets = Budgets(
-        cycle=pruning.budget,
+        cycle=cycle.config.proposable,
         cumulative=pruning.cumulative_budget,
         per_class=pruning.class_budget,
         protected=frozenset(pruning.protected),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from flows.drops import record_drops
 from flows.looks import refusal
 from flows.plans import GIVEN, HOLDOUT, STATE, Job
 from flows.pruning import Proposed
@@ -118,6 +119,7 @@ def _retrain(
     ).iterdir():  # of models killed when done, or given up for another recipe
         checkpoints.discard(folder / STATE)
         shutil.rmtree(folder / GIVEN, ignore_errors=True)
+    record_drops(cycle, jobs.values())
     if proposed:
         key, detail = f"{proposed.hash}/{count}", {"models": len(jobs), "seeds": count}
         cycle.ledger.record_event(cycle.number, "retrained", detail=detail, key=key)

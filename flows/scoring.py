@@ -96,6 +96,7 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         inputs_digest=inputs_digest,
         horizon=horizon(config.training, trained.steps, planned),
         share=trained.steps / planned,
+        dropped=trained.dropped,
     )
     started, spent = time.monotonic(), None
     score_store.sweep(folder, inputs_digest)

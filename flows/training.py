@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flows.drops import dropped_by, record_drops
 from flows.elsewhere import train_elsewhere
 from flows.plans import Job, TrainPlan
 from flows.recipe import save_points, steps_for
@@ -18,6 +19,9 @@ from flows.stages import Cycle, once
 from storage import checkpoints
 from storage.files import JSON, atomic_path, read_json, sha256_file, sha256_json
 from storage.points import Manifest, PointId
+
+SPARED = {"class_budget", "protected"}
+"""Keys of [pruning] that bound what a training may drop while it learns."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Trained:
         steps: Optimizer steps of every arm of this cycle.
         seconds_per_step: Of the training, without the ranks' start.
         spent: What the ranks spent.
+        dropped: Points that it dropped while learning.
     """
 
     checkpoints: tuple[Path, ...]
@@ -37,6 +42,7 @@ class Trained:
     steps: int
     seconds_per_step: float
     spent: Spent | None = None
+    dropped: int = 0
 
 
 def train(cycle: Cycle) -> Trained:
@@ -65,11 +71,13 @@ def train_jobs(cycle: Cycle, jobs: tuple[Job, ...], logs: Path) -> Spent:
 def training_inputs(cycle: Cycle) -> dict[str, JSON]:
     """What every trained model of the cycle depends on."""
     training = cycle.config.training
+    drops = training.prune_while_learning
     beside = [cycle.config.file.parent / part for part in training.command]
     return cycle.section("workload") | {
         "training": training.recipe(),
         "command": {path.name: sha256_file(path) for path in beside if path.is_file()},
-        "query": cycle.digests["query"] if training.early_stopping else None,
+        "query": cycle.digests["query"] if training.early_stopping or drops else None,
+        "spared": cycle.config.pruning.model_dump(mode="json", include=SPARED) if drops else None,
         "dataset": cycle.dataset_sha256,
         "holdout": cycle.digests["holdout"],
         "code": cycle.digests["code"],
@@ -93,10 +101,12 @@ def _train(cycle: Cycle) -> Trained:
         save_at=save_points(training, steps),
     )
     spent = train_jobs(cycle, (job,), cycle.folder / "logs")
+    record_drops(cycle, (job,))
     steps = job.ended
     digest = checkpoints.verify(job.last).digest
     cycle.ledger.record_event(cycle.number, "trained", detail={"checkpoint": digest, "steps": steps}, key=digest)
-    return Trained(job.saved, digest, steps, read_json(job.folder / "timing.json")["seconds_per_step"], spent)
+    seconds = read_json(job.folder / "timing.json")["seconds_per_step"]
+    return Trained(job.saved, digest, steps, seconds, spent, dropped_by(job))
 
 
 def planned_steps(cycle: Cycle) -> int:

@@ -142,7 +142,8 @@ def _few(config: Config) -> int:
 
 def _short(config: Config, share: float = 1.0, epochs: int = 1) -> Config:
     """By our own trainer, so many epochs, and room in the cache for as large a share of the points as in a cycle."""
-    training = config.training.model_copy(update={"epochs": epochs, "command": (), "early_stopping": None})
+    plain = {"command": (), "early_stopping": None, "prune_while_learning": None}
+    training = config.training.model_copy(update={"epochs": epochs} | plain)
     cache = config.scoring.factor_cache
     less = {"memory": math.ceil(cache.memory * share), "disk": math.ceil(cache.disk * share)}
     scoring = config.scoring.model_copy(update={"factor_cache": cache.model_copy(update=less)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Points:
     Attributes:
         labels: In force `[n]`.
         in_train: Whether each point is trained on `[n]`, bool.
+        in_force: Batches by row, with the labels in force.
         rows: Row of each place in the data set `[n]`.
         keys: One integer per point, of its id alone: the seed of what is drawn for it `[n]`, int64.
     """
@@ -51,14 +53,22 @@ class Points:
         self.in_train = torch.tensor([point not in removed for point in self.ids])
         self.keys = torch.tensor([_key(point) for point in self.ids], dtype=torch.int64)
         self.batches = Batches(points, collate_of(workload))
-        self._in_force = self.with_labels(relabeled)
+        self.in_force = self.with_labels(relabeled)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, places: range | Tensor) -> Any:
         """The batch of the points at these places."""
-        return self._in_force.take(self.rows[torch.as_tensor(places)])
+        return self.in_force.take(self.rows[torch.as_tensor(places)])
+
+    def seen(self, removed: Collection[PointId], relabeled: Mapping[PointId, int]) -> Points:
+        """The same set as another training sees it: without other points, and with other labels in force."""
+        other = copy.copy(self)
+        other.in_train = torch.tensor([point not in removed for point in self.ids])
+        other.labels = torch.tensor(self.manifest.view((), relabeled).table["label"].to_pylist(), dtype=torch.int64)
+        other.in_force = self.with_labels(relabeled)
+        return other
 
     def with_labels(self, relabeled: Mapping[PointId, int]) -> Source:
         """Batches by row with these labels in place of the given ones; ids that are not in the set are ignored.

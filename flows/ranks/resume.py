@@ -2,6 +2,7 @@
 
     <job>/state/step-000123/zero/…       DeepSpeed's files: parameters, optimizer
                            /rank0.pt …   of each rank: its random numbers and its buffers
+                           /dropped.parquet   where points are dropped while learning: which, so far
                            /MANIFEST.json
 
 The order of the points, their masks and the learning rates follow from the step, so nothing of them is kept. DeepSpeed
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 
@@ -25,7 +27,7 @@ from flows.plans import STATE, Job
 from flows.ranks import randomness
 from flows.ranks.engine import Engine, universal
 from flows.ranks.rank import Rank
-from storage import checkpoints
+from storage import checkpoints, drop_store
 from storage.checkpoints import Checkpoint, Metadata
 from storage.errors import WriteFailed
 from storage.files import JSON
@@ -93,7 +95,12 @@ class Resume:
         losses: Any = () if self._found is None else self._found.metadata.extra["query_losses"]
         return list(losses)
 
-    def save(self, engine: Engine, step: int, losses: Sequence[float]) -> None:
+    @property
+    def dropped(self) -> pa.Table | None:
+        """The points that were dropped until the state was saved."""
+        return None if self._found is None else drop_store.read(self._found.path)
+
+    def save(self, engine: Engine, step: int, losses: Sequence[float], dropped: pa.Table | None) -> None:
         """Save where the training stands after a step, then remove the state before."""
         self._rank.meter.enter("saving the state")
         draft = checkpoints.temporary(self._folder, step)
@@ -105,6 +112,8 @@ class Resume:
             torch.save({"draws": randomness.draws(), "buffers": engine.buffers()}, draft / f"rank{self._rank.index}.pt")
         dist.barrier()
         if self._rank.index == 0:
+            if dropped is not None:
+                drop_store.write(draft, dropped)
             of: dict[str, JSON] = {"zero_stage": self._stage, "query_losses": losses}
             metadata = Metadata(self._job.role, self._job.seed, step, self._digest, self._rank.world, of)
             checkpoints.commit(draft, metadata, needed="rank0.pt")

@@ -171,6 +171,7 @@ class Scoring:
             inputs_digest=plan.inputs_digest,
             extra={
                 "suspicion": "two-round stack",
+                "dropped_while_learning": plan.dropped,
                 "noise_rate": found.suspicion.noise_rate,
                 "selection": asdict(last.summary),
                 "probe": None if probed is None else asdict(probed),

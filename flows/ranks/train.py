@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from numpy.typing import NDArray
 from flows.dataset import check_unchanged
 from flows.plans import GIVEN, HOLDOUT, STATE, STOPPED, Job, TrainPlan, read_plan
 from flows.ranks.device import device, here
+from flows.ranks.dropping import Dropping, NoDropping
 from flows.ranks.engine import Engine, connect
+from flows.ranks.heads import HeadReader
 from flows.ranks.holdout import Holdout
 from flows.ranks.order import Order
 from flows.ranks.outcome import Outcome
@@ -37,8 +40,9 @@ from flows.ranks.weights import load_file, load_weights, weights_of
 from flows.recipe import learning_rate, resume_points
 from flows.relabeling import read_labels
 from flows.workload import Workload, check_losses, load_workload, seeded_model
+from influence import head
 from influence.turnover import TurnOver
-from storage import checkpoints, trajectory_store
+from storage import checkpoints, drop_store, trajectory_store
 from storage.files import atomic_write_json, sha256_json
 
 
@@ -51,7 +55,7 @@ class Trainer:
         dataset = self._workload.points()
         points = Points("train", dataset, self._workload)
         check_unchanged(points.manifest, plan.train_digest)
-        self._points, self._manifest, self._rows = points, points.manifest, points.rows
+        self._points = points
         self._ids = dataset.ids
         self._keys = torch.empty_like(points.keys).scatter_(0, points.rows, points.keys)  # by row
         self._holdout = Holdout(self._workload, rank)
@@ -102,9 +106,10 @@ class Trainer:
         seed_all(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
         engine = Engine(model, training, self._rank.world, universal=resume.universal)
         masks = TurnOver(model, training.turn_over, job.seed)
-        order = Order(self._kept(job.removed), training.batch_size, job.seed)
-        batches = self._points.with_labels(read_labels(job.relabeled))
         begun = resume.load(engine)
+        points = self._seen(job)
+        dropping = self._dropping(job, engine.model, points, resume.dropped)
+        order = Order(points.rows[points.in_train], training.batch_size, job.seed, dropping.by_step)
         order.skip(begun)
         stopping = self._stopping(job, resume.losses)
         states, started, before = resume_points(training, job), time.monotonic(), self._done
@@ -114,19 +119,21 @@ class Trainer:
             engine.set_rate(learning_rate(training, step, job.planned))
             for rows in order.next()[self._rank.index :: self._rank.world].chunk(training.accumulation):
                 with masks.own(here(self._keys[rows])):
-                    losses = self._workload.loss(engine.model, here(batches.take(rows)))  # [b]
+                    losses = self._workload.loss(engine.model, here(points.in_force.take(rows)))  # [b]
                     check_losses(losses.detach().cpu(), rows, self._ids)
                     engine.step(losses)
             if stopped := stopping.after(step, engine.model):
                 self._stop(job, step, stopping.losses)
             if stopped or step == job.steps:
-                self._leave(job, engine, step, (time.monotonic() - started) / (step - begun))
+                self._leave(job, engine, step, (time.monotonic() - started) / (step - begun), dropping)
             if stopped or step in job.save_at:
                 self._save(engine.weights(), job, step, definition)
             if stopped:
                 break
+            if step < job.steps:
+                dropping.after(order)
             if step in states:
-                resume.save(engine, step, stopping.losses)
+                resume.save(engine, step, stopping.losses, dropping.dropped)
             self._rank.progress(phase, before + step, self._steps)
         self._done = before + job.steps
         engine.close()
@@ -138,33 +145,48 @@ class Trainer:
         queries = Outcome("query", self._workload.queries(), self._workload, self._rank)
         return Stopping(config, job.planned, queries, losses)
 
+    def _seen(self, job: Job) -> Points:
+        """The train set as a job's model sees it."""
+        removed = [] if job.removed is None else pq.read_table(job.removed)["point_id"].to_pylist()
+        return self._points.seen(frozenset(removed), read_labels(job.relabeled))
+
+    def _dropping(
+        self, job: Job, model: torch.nn.Module, points: Points, dropped: pa.Table | None
+    ) -> Dropping | NoDropping:
+        if self._config.training.prune_while_learning is None:
+            return NoDropping()
+        reader = HeadReader(head(model), model, self._workload, self._rank)
+        reader.check(points)
+        return Dropping(self._config, job, reader, points, self._queries, dropped)
+
+    @cached_property
+    def _queries(self) -> Points:
+        return Points("query", self._workload.queries(), self._workload)
+
     def _stop(self, job: Job, step: int, losses: Sequence[float]) -> None:
         if self._rank.index == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_json(job.folder / STOPPED, {"steps": step, "query_losses": losses})
 
-    def _kept(self, removed: Path | None) -> torch.Tensor:
-        gone = set() if removed is None else set(pq.read_table(removed)["point_id"].to_pylist())
-        kept = [point not in gone for point in self._manifest.ids]
-        return self._rows[torch.tensor(kept)]
-
-    def _leave(self, job: Job, engine: Engine, step: int, seconds: float) -> None:
+    def _leave(self, job: Job, engine: Engine, step: int, seconds: float, dropping: Dropping | NoDropping) -> None:
         """What stands beside the last checkpoint."""
         self._rank.meter.enter("judging")
         if self._rank.index == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_json(job.folder / "timing.json", {"seconds_per_step": seconds})
+            if dropping.dropped is not None:
+                drop_store.write(job.folder, dropping.dropped)
             if job.role == "baseline":
-                self._record(job, step)
+                self._record(job, step, dropping)
         engine.share_buffers()
         self._holdout.judge(engine.model, job.folder / HOLDOUT)
 
-    def _record(self, job: Job, last: int) -> None:
-        training, steps = self._config.training, range(1, last + 1)
-        order = Order(self._kept(job.removed), training.batch_size, job.seed)
+    def _record(self, job: Job, last: int, dropping: Dropping | NoDropping) -> None:
+        training, steps, points = self._config.training, range(1, last + 1), self._seen(job)
+        order = Order(points.rows[points.in_train], training.batch_size, job.seed, dropping.by_step)
         taken = [order.next().int().numpy() for _ in steps]
         rates = [learning_rate(training, step, job.planned) for step in steps]
-        kind = self._manifest.table.schema.field("point_id").type
+        kind = self._points.manifest.table.schema.field("point_id").type
         trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates)
 
     def _save(self, weights: Mapping[str, NDArray[Any]], job: Job, step: int, definition: str) -> None:

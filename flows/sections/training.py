@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from flows.sections import deepspeed
-from flows.sections.base import Count, Section, Share
+from flows.sections.base import Count, Rate, Section, Share
 from storage.files import JSON
 
 Precision = Literal["fp32", "bf16"]
@@ -32,6 +32,29 @@ class KeepConfig(Section):
     control: Count = 1
 
 
+class DropConfig(Section):
+    """Points that harm leave a training between epochs, for that training alone."""
+
+    from_epoch: Count = 5
+    """The epoch after which points are scored, and the worst dropped, first."""
+    every: Count = 5
+    """And again after so many more."""
+    fraction: Rate = 0.02
+    """Largest share of its points that a training drops at a time."""
+    cap: Rate = 0.05
+    """And in all. It is set aside from `pruning.budget`: a proposal may take what is left."""
+
+    def due(self, epoch: int) -> bool:
+        """Whether points are dropped after an epoch."""
+        return epoch >= self.from_epoch and (epoch - self.from_epoch) % self.every == 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DropConfig:
+        if self.fraction > self.cap:
+            raise ValueError(f"fraction {self.fraction} is above cap {self.cap}: give at most the cap")
+        return self
+
+
 class TrainingConfig(Section):
     """How every model of the cycle is trained: baseline, challenger, control and the out-of-fold models."""
 
@@ -43,6 +66,8 @@ class TrainingConfig(Section):
     epochs: Count = 40
     early_stopping: EarlyStoppingConfig | None = None
     """Ends the training of the first baseline; every arm then takes as many steps, at the same learning rates."""
+    prune_while_learning: DropConfig | None = None
+    """Of every arm alike; the models of the suspicion and of `tamis validate` see all their points."""
     batch_size: Count = 64
     """Points per optimizer step, over all ranks."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
@@ -98,6 +123,8 @@ class TrainingConfig(Section):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of {times}")
         if self.command and self.early_stopping:
             raise ValueError("early_stopping is not for a command of your own: leave one of them out")
+        if self.prune_while_learning:
+            self._can_drop(self.prune_while_learning)
         if self.offload == "cpu" and self.zero_stage < 2:
             raise ValueError(
                 f"offload 'cpu' with zero_stage {self.zero_stage}: give zero_stage 2 or 3, or offload 'none'"
@@ -105,3 +132,14 @@ class TrainingConfig(Section):
         if list(self.checkpoints) != sorted(set(self.checkpoints)) or self.checkpoints[-1:] != (1.0,):
             raise ValueError(f"checkpoints {list(self.checkpoints)} must rise and end at 1.0")
         return self
+
+    def _can_drop(self, drops: DropConfig) -> None:
+        if self.command:
+            raise ValueError("prune_while_learning is not for a command of your own, whose epochs we do not see")
+        if self.turn_over:
+            raise ValueError("prune_while_learning is not for turn_over, whose influence takes a point for trained on")
+        if drops.from_epoch >= self.epochs:
+            raise ValueError(
+                f"prune_while_learning.from_epoch {drops.from_epoch} of {self.epochs} epochs drops nothing: give an "
+                "earlier one"
+            )
