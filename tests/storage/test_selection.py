@@ -3,55 +3,17 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
-from storage import score_store
+from storage.budgets import Budgets
 from storage.errors import InvalidBudget, ScoresInvalid, StorageError
+from storage.policies import Rule, policy_json
 from storage.proposals import Proposal
-from storage.selection import Budgets, Rule, policy_json, rows_of, select, top
-
-METADATA = score_store.ScoreMetadata(1, "ekfac", ["fc"], None, "checkpoint", "inputs")
-HARMFUL = Rule("harmful", "harmful", "influence", "<", 0.0, parameters={"q": 0.2})
-MISLABELED = Rule("mislabeled", "mislabeled", "suspicion", ">=", 0.5)
-ALL = Budgets(1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Row:
-    point: int | str
-    influence: float
-    label: int | None = 0
-    suspicion: float | None = None
-    in_train: bool = True
-
-
-def write(folder: Path, rows: Sequence[Row], chunk: int = 4) -> Path:
-    for c, start in enumerate(range(0, len(rows), chunk)):
-        part = rows[start : start + chunk]
-        table = pa.table(
-            {
-                "point_id": [row.point for row in part],
-                "cycle": [1] * len(part),
-                "in_train": [row.in_train for row in part],
-                "loss": [0.0] * len(part),
-                "influence": [row.influence for row in part],
-                "influence_se": [0.1] * len(part),
-                "self_influence": [0.0] * len(part),
-                "label": pa.array([row.label for row in part], pa.int32()),
-                "suspicion": pa.array([row.suspicion for row in part], pa.float64()),
-            }
-        )
-        score_store.write_chunk(folder, 0, c, table, METADATA)
-    return folder
-
-
-def chosen(folder: Path, rules: Sequence[Rule], budgets: Budgets) -> list[int | str]:
-    rows: list[int | str] = select(folder, rules, budgets).rows["point_id"].to_pylist()
-    return rows
+from storage.selection import rows_of, select, top
+from tests.storage.score_tables import ALL, HARMFUL, MISLABELED, Row, chosen, write
 
 
 def test_one_rank_orders_the_candidates_of_all_policies(tmp_path: Path) -> None:
@@ -64,7 +26,8 @@ def test_one_rank_orders_the_candidates_of_all_policies(tmp_path: Path) -> None:
     assert rank == {4: 1, 3: 2, 20: 3, 2: 4, 1: 5, 10: 6}
     assert made.candidates == {"harmful": 5, "mislabeled": 6}
     assert made.dropped == {
-        "protected": 0, "cooldown": 0, "per_class": 0, "cycle": 4, "cumulative": 0, "minimum_kept": 0,
+        "protected": 0, "cooldown": 0, "per_class": 0, "per_group": 0, "minimum_per_class": 0, "cycle": 4,
+        "cumulative": 0, "minimum_kept": 0,
     }  # fmt: skip
     assert (made.points, made.in_train, made.limit) == (10, 10, 6)
 
@@ -76,7 +39,7 @@ def test_the_class_cap_takes_the_smallest_rank_whichever_policy_chose_the_point(
 
 def test_another_column_may_rank_and_its_nulls_come_last(tmp_path: Path) -> None:
     write(tmp_path, [Row(1, -9.0), Row(2, -1.0, suspicion=0.9), Row(3, -1.0, suspicion=0.1)])
-    ranks = select(tmp_path, [HARMFUL], ALL, rank_column="suspicion").rows
+    ranks = select(tmp_path, [replace(HARMFUL, rank_column="suspicion")], ALL).rows
     assert ranks["point_id"].to_pylist() == [2, 3], "of three points one always stays"
     assert ranks["rank"].to_pylist() == [2, 1]
 
