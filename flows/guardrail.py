@@ -34,6 +34,8 @@ from storage.files import JSON, sha256_file
 
 ALPHA = 0.05
 EARLY = 0.01  # of it, for all looks before the last
+HOLM = ", p after Holm"
+DIFFERENCES = ("challenger - baseline", "challenger - control", "challenger - champion", "baseline - champion")
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,11 @@ class Check:
     hopeless: bool
 
     @property
-    def failure(self) -> str:
-        """What is wrong, for people."""
+    def said(self) -> str:
+        """For people."""
         if self.name.endswith(HOLM):
-            return f"{self.name} {self.bound:.4f} is below {self.limit:g} (difference {self.mean:+.4f})"
-        return f"{self.name} {self.bound:+.4f} is not below {self.limit:g}"
-
-
-HOLM = ", p after Holm"
+            return f"{self.bound:.4f} is {'not ' if self.passed else ''}below {self.limit:g}"
+        return f"{self.bound:+.4f} is {'' if self.passed else 'not '}below {self.limit:g}"
 
 
 @dataclass(frozen=True)
@@ -199,14 +198,13 @@ def _fallback(
     baseline: Outcome, champion: Outcome | None, guardrail: GuardrailConfig, seed: int, verdict: Verdict
 ) -> Verdict:
     """The baseline's turn: it becomes champion if there is none, or if it is not worse."""
-    failed = [check.failure for check in verdict.checks if not check.passed]
+    failed = [f"{check.name} {check.said}" for check in verdict.checks if not check.passed]
     if champion is None:
         fallback = "there is no champion yet, so the baseline becomes it"
         return replace(verdict, promote="baseline", reason="; ".join([*failed, fallback]))
     draws = draw_mean(baseline.loss - champion.loss, guardrail.resamples, seed)
     against = _below("baseline - champion", draws, ALPHA, guardrail.tolerance)
-    fallback = f"{against.name} {against.bound:+.4f} is below {against.limit:g}" if against.passed else against.failure
-    promote, reason = "baseline" if against.passed else "", "; ".join([*failed, fallback])
+    promote, reason = "baseline" if against.passed else "", "; ".join([*failed, f"{against.name} {against.said}"])
     return replace(verdict, promote=promote, reason=reason, checks=(*verdict.checks, against))
 
 
