@@ -32,6 +32,7 @@ def publish(cycle: Cycle, workload: Workload, done: Progression) -> Summary:
     spent = "" if done.scored.spent is None else f"\n\n{done.scored.spent.said(done.scored.rows)}"
     tracker.describe(run, describe(summary) + spent)
     _log_arms(cycle, done)
+    tracker.anchor(run, cycle.ledger.head())
     if done.concluded is not None:
         tracker.finish(run)
     return summary
@@ -99,6 +100,7 @@ def describe(summary: Summary) -> str:
         "",
         f"Influence on {summary.blocks}. {summary.probe} {summary.fragility}".rstrip(),
         "",
+        *([f"The data {summary.moved}.", ""] if summary.moved else []),
         "The report is under Artifacts, `review/00_report.html`.",
     ]
     if summary.state == "awaiting_review":

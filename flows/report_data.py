@@ -57,7 +57,7 @@ def report_data(
         queries=queries,
         policies=_policies(summary, proposal),
         trust=_trust(summary, done, points),
-        changes=changes_since(cycle, proposal),
+        changes=({"data": summary.moved} if summary.moved else {}) | dict(changes_since(cycle, proposal)),
         costs=_costs(summary, done),
         facts=_facts(summary, done),
         classes=_tallies(scores, "label"),
