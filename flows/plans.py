@@ -13,6 +13,9 @@ from storage.files import atomic_write_text, read_json
 HOLDOUT = "holdout.parquet"
 """In a job's folder: what the model makes of the holdout set."""
 
+QUERIES = "queries.parquet"
+"""In a job's folder: what the model makes of the query set."""
+
 STOPPED = "stopped.json"
 """In a job's folder: after which step it was stopped, and the query losses that said so."""
 STATE = "state"
@@ -105,6 +108,27 @@ class ScorePlan(Plan):
     """Of the planned training, after which it was stopped: out-of-fold models are, too."""
     dropped: int = 0
     """Points in training that the model dropped while it learned; they count and are scored like the others."""
+
+
+class PreviewPlan(Plan):
+    """A proposal carried out on a checkpoint without training."""
+
+    checkpoint: Path
+    checkpoint_digest: str
+    horizon: float
+    removed: Path
+    """Parquet file of the ids that the checkpoint was trained without."""
+    relabeled: Path
+    """Parquet file of the labels that it was trained with in place of the given ones."""
+    then_removed: Path
+    """As `removed`, once the proposal is carried out."""
+    then_relabeled: Path
+    """As `relabeled`, once the proposal is carried out."""
+    scores: Path
+    """Folder of the scores, with the fitted curvature beside them."""
+    inputs_digest: str
+    file: Path
+    """What the models make of the query set goes here."""
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)

@@ -36,6 +36,7 @@ class Scored:
         rows: Points scored.
         estimator: What computed the influence, on which blocks, with which damping.
         seconds: Of the scoring, ranks' start included.
+        inputs_digest: What the shards, and the curvature kept beside them, are known by.
         spent: What the ranks spent; None where all shards were there.
     """
 
@@ -44,6 +45,7 @@ class Scored:
     rows: int
     estimator: Mapping[str, Any]
     seconds: float
+    inputs_digest: str
     spent: Spent | None = None
 
     @property
@@ -108,7 +110,7 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         logs = cycle.launch("score", plan, config.scoring.ranks)
         spent = Spent.read(logs / f"score-rank{rank}.json" for rank in range(config.scoring.ranks))
     scores = score_store.finish(folder, chunks)
-    parts.clear()
+    parts.clear(but=f"curvature, {trained.checkpoints[-1].name}")  # which the preview reads
     detail: dict[str, JSON] = {"scores": scores.sha256, "rows": scores.rows}
     cycle.ledger.record_event(cycle.number, "scored", detail=detail, key=scores.sha256)
     metadata = scores.metadata
@@ -119,5 +121,6 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         estimator={"estimator": metadata.estimator, "blocks": list(metadata.blocks), "damping": metadata.damping}
         | dict(metadata.extra),
         seconds=time.monotonic() - started,
+        inputs_digest=inputs_digest,
         spent=spent,
     )

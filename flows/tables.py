@@ -54,8 +54,12 @@ def _facts(summary: Summary) -> dict[str, str]:
     if (known := summary.known_errors) is not None:
         rates = f"precision {_rate(known.precision)}, recall {_rate(known.recall)}"
         facts["known errors"] = f"{known.total:,} in the set, {known.found:,} proposed ({rates})"
-    if (saved := summary.savings) is not None:
-        facts["next training saves"] = f"{saved.steps:,} steps, {saved.seconds:.1f} s at the same epochs (computed)"
+    for one in summary.foreseen:
+        facts[f"foretold, {one.method}"] = one.said
+    if summary.proof:
+        facts["proof"] = summary.proof
+    if summary.savings is not None:
+        facts["next training saves"] = summary.savings.said
     if summary.forecast:
         facts["foretold"] = "; ".join(f"{row.what} {row.said}" for row in summary.forecast)
     facts["proposal"] = summary.proposal[:12]
@@ -113,7 +117,7 @@ def print_scored(scored: ScoredFile, *, as_json: bool) -> None:
 def print_export(exported: Exported, *, as_json: bool) -> None:
     """What `tamis export` wrote."""
     if as_json:
-        _json(exported)
+        write_json(exported)
         return
     export = exported.export
     print(

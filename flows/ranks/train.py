@@ -22,7 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from flows.dataset import check_unchanged
-from flows.plans import GIVEN, HOLDOUT, STATE, STOPPED, Job, TrainPlan, read_plan
+from flows.plans import GIVEN, HOLDOUT, QUERIES, STATE, STOPPED, Job, TrainPlan, read_plan
 from flows.ranks.device import device, here
 from flows.ranks.dropping import Dropping, NoDropping
 from flows.ranks.engine import Engine, connect
@@ -59,6 +59,7 @@ class Trainer:
         self._ids = dataset.ids
         self._keys = torch.empty_like(points.keys).scatter_(0, points.rows, points.keys)  # by row
         self._holdout = Holdout(self._workload, rank)
+        self._queries = Outcome("query", self._workload.queries(), self._workload, rank)
         self._steps = sum(job.steps for job in plan.jobs)
         self._done, self._resumed = 0, False
 
@@ -94,7 +95,7 @@ class Trainer:
             load_file(model, job.folder / GIVEN / f"step-{step:06d}.safetensors")
             weights = weights_of(model)
             if step == job.steps:
-                self._holdout.judge(in_precision(model, precision), job.folder / HOLDOUT)
+                self._judge(job, in_precision(model, precision))
             self._save(weights, job, step, definition)
         self._done += job.steps
 
@@ -142,8 +143,7 @@ class Trainer:
         config = self._config.training.early_stopping
         if config is None or not job.stops:
             return Never()
-        queries = Outcome("query", self._workload.queries(), self._workload, self._rank)
-        return Stopping(config, job.planned, queries, losses)
+        return Stopping(config, job.planned, self._queries, losses)
 
     def _seen(self, job: Job) -> Points:
         """The train set as a job's model sees it."""
@@ -179,7 +179,12 @@ class Trainer:
             if job.role == "baseline":
                 self._record(job, step, dropping)
         engine.share_buffers()
-        self._holdout.judge(engine.model, job.folder / HOLDOUT)
+        self._judge(job, engine.model)
+
+    def _judge(self, job: Job, model: torch.nn.Module) -> None:
+        """On the queries, which removals were foretold on, and on the holdout set."""
+        self._queries.leave(model, job.folder / QUERIES)
+        self._holdout.judge(model, job.folder / HOLDOUT)
 
     def _record(self, job: Job, last: int, dropping: Dropping | NoDropping) -> None:
         training, steps, points = self._config.training, range(1, last + 1), self._seen(job)

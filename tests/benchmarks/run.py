@@ -35,6 +35,7 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "ranks": (OWN, ("tests.benchmarks.ranks", "ranks")),
     "points": (OWN, ("tests.benchmarks.ranks", "points")),
     "memory": (OWN, ("tests.benchmarks.memory",)),
+    "view": (OWN, ("tests.benchmarks.view",)),
     "kronfluence-mlp": (PEERS, ("tests.benchmarks.against", "mlp")),
     "kronfluence-cnn": (PEERS, ("tests.benchmarks.against", "cnn")),
     "kronfluence-transformer": (PEERS, ("tests.benchmarks.against", "transformer")),
@@ -45,10 +46,11 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
 }
 BENCHES = ("against", "convex", "floor", "jobs", "memory", "models", "peak", "peers", "ranks", "ratios", "setups")
 SELECTING = ("budgets", "policy_sql", "proposals", "score_sql", "selection")
+VIEWING = ("dataset_digest", "exports", "views")
 MEASURED = (
     *("influence", "flows/ranks"),
-    *(f"storage/{part}.py" for part in SELECTING),
-    *(f"tests/benchmarks/{part}.py" for part in (*BENCHES, "selection")),
+    *(f"storage/{part}.py" for part in (*SELECTING, *VIEWING)),
+    *(f"tests/benchmarks/{part}.py" for part in (*BENCHES, "selection", "view")),
 )
 KEPT, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
 

@@ -166,9 +166,7 @@ class Page:
     def requests(self) -> list[str]:
         """Addresses that were asked for, but for what is inside the page."""
         asked = [
-            event["params"]["request"]["url"]
-            for event in self._owner.events
-            if event["method"] == "Network.requestWillBeSent"
+            e["params"]["request"]["url"] for e in self._owner.events if e["method"] == "Network.requestWillBeSent"
         ]
         return [url for url in asked if not url.startswith(("data:", "blob:"))]
 
