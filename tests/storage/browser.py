@@ -165,7 +165,9 @@ class Page:
 
     def requests(self) -> list[str]:
         """Addresses that were asked for, but for what is inside the page."""
-        asked = [e["params"]["request"]["url"] for e in self._owner.events if e["method"] == "Network.requestWillBeSent"]
+        asked = [
+            e["params"]["request"]["url"] for e in self._owner.events if e["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in asked if not url.startswith(("data:", "blob:"))]
 
     def complaints(self) -> list[Any]:
