@@ -1,4 +1,4 @@
-"""The stages that write decisions down: `apply` enters removals, `conclude` says how the cycle ends, `close` ends it.
+"""The stages that write decisions down: `apply` does what was approved, `conclude` says how it ends, `close` ends it.
 
 Every write is keyed by the cycle and repeatable, so a stage that is run again after a crash changes nothing. The event
 that ends the cycle is the last write of all: until it is there, the same command continues this cycle.
@@ -15,7 +15,7 @@ from flows.scoring import Scored
 from flows.stages import Cycle
 from flows.training import Trained
 from storage import checkpoints
-from storage.records import State
+from storage.records import Applied, State
 from storage.retention import retire
 from storage.tracking import ModelVersion
 
@@ -37,10 +37,10 @@ class Concluded:
     promoted: ModelVersion | None
 
 
-def apply(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) -> int:
-    """Record the approved removals; returns how many points the proposal removes."""
+def apply(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) -> Applied:
+    """Record what the approved proposal does to its points."""
     estimator = f"harmful: {scored.estimator['estimator']}; mislabeled: {scored.estimator['suspicion']}"
-    return cycle.ledger.apply_removals(cycle.number, proposed.hash, cycle.manifest, estimator, trained.digest)
+    return cycle.ledger.apply_proposal(cycle.number, proposed.hash, cycle.manifest, estimator, trained.digest)
 
 
 def conclude(cycle: Cycle, proposed: Proposed, retrained: Retrained, verdict: Verdict) -> Concluded:

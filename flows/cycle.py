@@ -1,4 +1,4 @@
-"""One curation cycle, in order: train, score, propose, review, apply, retrain, judge, conclude, publish, close.
+"""One curation cycle: train, score, propose, preview, review, apply, retrain, judge, conclude, publish, close.
 
 Every stage is a plain function that does its work once and is read back when the cycle is run again, so this file is
 also the way a cycle continues after a crash or an approval. `step` is how a stage is called: plainly, or as a Prefect
@@ -16,6 +16,7 @@ from flows.config import Config
 from flows.guardrail import judge
 from flows.launch import Progress
 from flows.opening import open_cycle
+from flows.preview import preview
 from flows.pruning import propose
 from flows.publication import publish
 from flows.retraining import retrain
@@ -72,7 +73,7 @@ def _turn(cycle: Cycle, workload: Workload, step: Step, dry_run: bool) -> Summar
     trained = step(train, cycle)
     scored = step(score, cycle, trained)
     proposed = step(propose, cycle, scored)
-    done = Progression(trained, scored, proposed)
+    done = Progression(trained, scored, proposed, step(preview, cycle, trained, scored, proposed))
     if dry_run:
         return step(publish, cycle, workload, done)
     if proposed.size:
@@ -86,6 +87,9 @@ def _turn(cycle: Cycle, workload: Workload, step: Step, dry_run: bool) -> Summar
             proposed = replace(proposed, approved_size=0)
     retrained = step(retrain, cycle, trained, proposed)
     verdict = step(judge, cycle, proposed, retrained)
+    while not verdict.stopped:
+        retrained = step(retrain, cycle, trained, proposed, retrained)
+        verdict = step(judge, cycle, proposed, retrained)
     concluded = step(conclude, cycle, proposed, retrained, verdict)
     done = replace(done, retrained=retrained, verdict=verdict, concluded=concluded)
     summary = step(publish, cycle, workload, done)

@@ -4,6 +4,7 @@ The command is run once for each model, beside the TOML, with one argument: a JS
 
     role, seed, steps, epochs   what to train; all arms take the same number of steps
     removed                     Parquet file whose column `point_id` is what to leave out; null: nothing
+    relabeled                   Parquet file of `point_id`, `label`: the labels to train with in place of the given ones
     folder, save_at             where to leave `step-000123.safetensors`, the state dict of `model()`, after which steps
 
 It ends with code 0. What an interrupted one left in the folder is still there when it is run again. Then everything is
@@ -48,7 +49,7 @@ def _run(cycle: Cycle, job: Job, folder: Path) -> None:
     log = cycle.folder / "logs" / f"command-{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    given = job.model_dump(mode="json", include={"role", "seed", "steps", "removed", "save_at"})
+    given = job.model_dump(mode="json", include={"role", "seed", "steps", "removed", "relabeled", "save_at"})
     given |= {"epochs": cycle.config.training.epochs, "folder": str(folder)}
     file = cycle.folder / "plans" / f"command-{name}.json"
     atomic_write_json(file, given)

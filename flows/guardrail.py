@@ -1,46 +1,41 @@
 """The stage `judge`: challenger against baseline, control and champion on the holdout set.
 
-The statistic is the loss difference per holdout point in nats, averaged over the seeds and bootstrapped over points and
-seeds. The challenger is promoted if the one-sided 95 % upper bound of challenger - baseline is below `tolerance`, that
-of challenger - control below 0, that of (mean challenger - champion) below `tolerance`, and no class or group is worse
-than the baseline by more than `group_tolerance` beyond doubt. Nothing else promotes.
+The statistic is the loss difference per holdout point in nats, averaged over the seeds (flows/bounds.py). The
+challenger is promoted if the upper bound of challenger - baseline is below `tolerance`, that of challenger - control
+below 0, that of challenger - champion below `tolerance`, and no class or group is worse than the baseline by more than
+`group_tolerance`, by one-sided tests corrected after Holm. All must hold, so each may be tested at the level of the
+whole (Berger 1982). Nothing else promotes.
+
+Seeds come in rounds, and after each the answer may be clear. A challenger is given up when a difference is itself on
+the wrong side of its limit, or a class or group is worse beyond doubt: that can only lose promotions. It is promoted
+before the last round by bounds at a small level (Haybittle 1971, Peto 1976): those of all early looks and of the last
+add up to .05, so that the sum, whatever the looks have in common, bounds the share of false promotions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from flows.bounds import Draws, Estimate, draw_mean, holm
 from flows.errors import BadInput
+from flows.looks import looks_before, refusal
 from flows.plans import HOLDOUT
 from flows.pruning import Proposed
-from flows.retraining import Retrained
+from flows.retraining import FIRST_ROUND, Retrained
 from flows.sections.curation import GuardrailConfig
 from flows.stages import Cycle, once
 from storage.files import JSON, sha256_file
 
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over holdout points and seeds.
-
-    Attributes:
-        low: With `high`, the two-sided 95 % bootstrap interval.
-        lower: One-sided 95 % lower bound; `upper` the upper one.
-    """
-
-    mean: float
-    low: float
-    high: float
-    lower: float
-    upper: float
+ALPHA = 0.05
+EARLY = 0.01  # of it, for all looks before the last
+HOLM = ", p after Holm"
+DIFFERENCES = ("challenger - baseline", "challenger - control", "challenger - champion", "baseline - champion")
 
 
 @dataclass(frozen=True)
@@ -54,12 +49,29 @@ class ArmOutcome:
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of promotion: `bound` must be below `limit`."""
+    """One condition of promotion.
+
+    Attributes:
+        name: Of the difference, or of the class or group.
+        mean: The difference of the mean losses, nats.
+        bound: Its upper bound, which must be below `limit`; or p, of a class or group not being worse than the baseline
+            by more than the tolerance, corrected after Holm, which must be at least `limit`.
+        hopeless: More seeds would not help.
+    """
 
     name: str
+    mean: float
     bound: float
     limit: float
     passed: bool
+    hopeless: bool
+
+    @property
+    def said(self) -> str:
+        """For people."""
+        if self.name.endswith(HOLM):
+            return f"{self.bound:.4f} is {'not ' if self.passed else ''}below {self.limit:g}"
+        return f"{self.bound:+.4f} is {'' if self.passed else 'not '}below {self.limit:g}"
 
 
 @dataclass(frozen=True)
@@ -69,12 +81,18 @@ class Verdict:
     Attributes:
         promote: The role whose first-seed model becomes champion, or empty.
         reason: One sentence.
+        seeds: That were compared.
+        stopped: Why no more were, in words; empty while the answer is open and another round is to be trained.
+        looks: At this holdout set, this one included; 0 where the set was not looked at.
     """
 
     promote: str
     reason: str
     checks: tuple[Check, ...]
     arms: Mapping[str, ArmOutcome]
+    seeds: int
+    stopped: str
+    looks: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,22 +111,33 @@ class Outcome:
             found[f"group {group}"] = torch.tensor([other == group for other in self.group])
         return found
 
+    def arm(self, resamples: int, seed: int) -> ArmOutcome:
+        """Means and intervals."""
+        loss, correct = (draw_mean(values, resamples, seed) for values in (self.loss, self.correct))
+        return ArmOutcome(loss.estimate(least=0), correct.estimate(0, 1), len(self.loss))
+
 
 def judge(cycle: Cycle, proposed: Proposed, retrained: Retrained) -> Verdict:
-    """Compare the arms and say which model, if any, becomes champion."""
+    """Compare the arms and say which model, if any, becomes champion; or that another round of seeds is needed."""
+    if refused := refusal(cycle):
+        return Verdict("", refused, (), {}, 0, "the holdout set is not looked at again")
     files = [folder / HOLDOUT for folders in retrained.folders.values() for folder in folders]
     inputs: dict[str, JSON] = {"outcomes": [sha256_file(path) for path in files], **cycle.section("guardrail")}
     if retrained.champion is not None:
         inputs["champion"] = sha256_file(retrained.champion / HOLDOUT)
-    return once(cycle, "judge", Verdict, inputs, lambda: _judge(cycle, proposed, retrained))
+    name = f"judge-{len(retrained.seeds)}"
+    return once(cycle, name, Verdict, inputs, lambda: _judge(cycle, proposed, retrained))
 
 
 def _judge(cycle: Cycle, proposed: Proposed, retrained: Retrained) -> Verdict:
     outcomes = {arm: read_outcome(folders) for arm, folders in retrained.folders.items()}
     champion = read_outcome((retrained.champion,)) if retrained.champion else None
     verdict = compare(outcomes, champion, cycle.config.guardrail, cycle.config.training.seed)
-    if proposed.approved_size:
-        cycle.ledger.record_event(cycle.number, "judged", detail={"reason": verdict.reason}, key=proposed.hash)
+    verdict = replace(verdict, looks=looks_before(cycle) + 1)
+    if verdict.stopped:
+        detail: dict[str, JSON] = {"reason": verdict.reason, "stopped": verdict.stopped, "seeds": verdict.seeds}
+        detail |= {"holdout": cycle.digests["holdout"], "look": verdict.looks}
+        cycle.ledger.record_event(cycle.number, "judged", detail=detail, key=proposed.hash)
     return verdict
 
 
@@ -116,9 +145,11 @@ def read_outcome(folders: tuple[Path, ...]) -> Outcome:
     """Read the holdout outcomes of an arm's models.
 
     Raises:
-        BadInput: A loss is not finite.
+        BadInput: A loss is not finite, or there is a single point, which says nothing of its own error.
     """
     tables = [pq.read_table(folder / HOLDOUT) for folder in folders]
+    if len(tables[0]) < 2:
+        raise BadInput("the holdout set has 1 point: give at least 2, of which a mean has an error")
     loss = torch.stack([torch.from_numpy(table["loss"].to_numpy().copy()) for table in tables])
     if not bool(loss.isfinite().all()):
         seed, point = (~loss.isfinite()).nonzero()[0].tolist()
@@ -127,77 +158,97 @@ def read_outcome(folders: tuple[Path, ...]) -> Outcome:
     return Outcome(loss, correct, torch.tensor(tables[0]["label"].to_pylist()), tuple(tables[0]["group"].to_pylist()))
 
 
+def level_of(count: int, seeds: int) -> float:
+    """Share of false promotions that the bounds may allow after `count` of at most so many seeds."""
+    early = seeds - min(FIRST_ROUND, seeds)
+    if not early:
+        return ALPHA
+    return EARLY / early if count < seeds else ALPHA - EARLY
+
+
 def compare(
     outcomes: Mapping[str, Outcome], champion: Outcome | None, guardrail: GuardrailConfig, seed: int
 ) -> Verdict:
     """Apply the promotion rule to the arms' outcomes.
 
     Args:
-        outcomes: Of `baseline`, and of `challenger` and `control` if something was removed.
+        outcomes: Of `baseline`, and of `challenger` and `control` if something is proposed: as many seeds each.
         champion: Of the model in service, one seed.
-        guardrail: Tolerances and the number of bootstrap resamples.
-        seed: Of the bootstrap.
+        guardrail: Tolerances, the most seeds and the number of resamples.
+        seed: Of the draws.
     """
-
-    def estimate(values: Tensor) -> Estimate:
-        return bootstrap(values, guardrail.resamples, seed)
-
-    arms = {
-        arm: ArmOutcome(estimate(outcome.loss), estimate(outcome.correct), len(outcome.loss))
-        for arm, outcome in outcomes.items()
-    }
-    checks = _of_challenger(outcomes, champion, guardrail, estimate) if "challenger" in outcomes else []
+    count = len(outcomes["baseline"].loss)
+    arms = {arm: outcome.arm(guardrail.resamples, seed) for arm, outcome in outcomes.items()}
+    checks = _of_challenger(outcomes, champion, guardrail, seed) if "challenger" in outcomes else ()
     if checks and all(check.passed for check in checks):
-        return Verdict("challenger", "every bound of the challenger is below its limit", tuple(checks), arms)
-    failed = [f"{check.name} {check.bound:+.4f} is not below {check.limit:g}" for check in checks if not check.passed]
+        reason = "every bound of the challenger is below its limit, and no class or group is worse"
+        return Verdict("challenger", reason, checks, arms, count, _stopped("better", count, guardrail.seeds))
+    hopeless = any(check.hopeless for check in checks)
+    if checks and not hopeless and count < guardrail.seeds:
+        return Verdict("", f"open after {count} of {guardrail.seeds} seeds", checks, arms, count, "")
+    stopped = _stopped("not better", count, guardrail.seeds) if checks else "nothing was to be proven"
+    return _fallback(outcomes["baseline"], champion, guardrail, seed, Verdict("", "", checks, arms, count, stopped))
+
+
+def _stopped(said: str, count: int, seeds: int) -> str:
+    return f"all {seeds} seeds were compared" if count == seeds else f"clearly {said} after {count} of {seeds} seeds"
+
+
+def _fallback(
+    baseline: Outcome, champion: Outcome | None, guardrail: GuardrailConfig, seed: int, verdict: Verdict
+) -> Verdict:
+    """The baseline's turn: it becomes champion if there is none, or if it is not worse."""
+    failed = [f"{check.name} {check.said}" for check in verdict.checks if not check.passed]
     if champion is None:
         fallback = "there is no champion yet, so the baseline becomes it"
-        return Verdict("baseline", "; ".join([*failed, fallback]), tuple(checks), arms)
-    bound = estimate(outcomes["baseline"].loss.mean(0, keepdim=True) - champion.loss).upper
-    against = Check("baseline - champion", bound, guardrail.tolerance, bound < guardrail.tolerance)
-    fallback = f"baseline - champion {bound:+.4f} is {'' if against.passed else 'not '}below {guardrail.tolerance:g}"
-    promoted = "baseline" if against.passed else ""
-    return Verdict(promoted, "; ".join([*failed, fallback]), (*checks, against), arms)
+        return replace(verdict, promote="baseline", reason="; ".join([*failed, fallback]))
+    draws = draw_mean(baseline.loss - champion.loss, guardrail.resamples, seed)
+    against = _below("baseline - champion", draws, ALPHA, guardrail.tolerance)
+    promote, reason = "baseline" if against.passed else "", "; ".join([*failed, f"{against.name} {against.said}"])
+    return replace(verdict, promote=promote, reason=reason, checks=(*verdict.checks, against))
 
 
 def _of_challenger(
-    outcomes: Mapping[str, Outcome],
-    champion: Outcome | None,
-    guardrail: GuardrailConfig,
-    estimate: Callable[[Tensor], Estimate],
-) -> list[Check]:
+    outcomes: Mapping[str, Outcome], champion: Outcome | None, guardrail: GuardrailConfig, seed: int
+) -> tuple[Check, ...]:
     baseline, challenger = outcomes["baseline"], outcomes["challenger"]
     change = challenger.loss - baseline.loss  # [S, N]
-    bounds = [
-        ("challenger - baseline", estimate(change).upper, guardrail.tolerance),
-        ("challenger - control", estimate(challenger.loss - outcomes["control"].loss).upper, 0.0),
-    ]
+    differences = {
+        "challenger - baseline": (change, guardrail.tolerance),
+        "challenger - control": (challenger.loss - outcomes["control"].loss, 0.0),
+    }
     if champion is not None:
-        against = challenger.loss.mean(0, keepdim=True) - champion.loss  # [1, N]
-        bounds.append(("challenger - champion", estimate(against).upper, guardrail.tolerance))
-    for name, points in baseline.slices().items():
-        worse = estimate(change[:, points]).lower  # refused only where it is worse beyond doubt
-        bounds.append((f"{name}, lower bound", worse, guardrail.group_tolerance))
-    return [Check(name, bound, limit, bound < limit) for name, bound, limit in bounds]
+        differences["challenger - champion"] = challenger.loss - champion.loss, guardrail.tolerance
+    alpha = level_of(len(change), guardrail.seeds)
+    bounds = [
+        _below(name, draw_mean(values, guardrail.resamples, seed), alpha, limit)
+        for name, (values, limit) in differences.items()
+    ]
+    return (*bounds, *_of_slices(change, baseline.slices(), guardrail, seed))
 
 
-def bootstrap(values: Tensor, resamples: int, seed: int) -> Estimate:
-    """Resample the mean of `values` `[S, N]` over both axes: seeds and points.
+def _below(name: str, draws: Draws, alpha: float, limit: float) -> Check:
+    bound = draws.upper(alpha)
+    return Check(name, draws.mean, bound, limit, passed=bound < limit, hopeless=not draws.mean < limit)
 
-    Args:
-        values: One number per seed and holdout point; the same points in every row.
-        resamples: How often.
-        seed: Of the draws.
-    """
-    seeds, points = values.shape
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.empty(resamples, dtype=torch.float64)
-    for draw in range(resamples):
-        rows = torch.randint(seeds, (seeds,), generator=generator)
-        columns = torch.randint(points, (points,), generator=generator)
-        weight = torch.bincount(rows, minlength=seeds).double()
-        means[draw] = (weight @ values)[columns].mean() / seeds
-    tail = 1 - LEVEL
-    levels = torch.tensor([tail / 2, tail, LEVEL, 1 - tail / 2], dtype=torch.float64)
-    low, lower, upper, high = torch.quantile(means, levels).tolist()
-    return Estimate(float(values.mean()), low, high, lower, upper)
+
+def _of_slices(change: Tensor, slices: Mapping[str, Tensor], guardrail: GuardrailConfig, seed: int) -> list[Check]:
+    """Whether a class or group is worse beyond doubt, which nothing can be of a single point."""
+    resamples = max(guardrail.resamples, round(2 * len(slices) / ALPHA))  # so that the least p can be told from ALPHA
+    p_values = {
+        name: draw_mean(change[:, points], resamples, seed).p_above(guardrail.group_tolerance)
+        if int(points.sum()) > 1
+        else 1.0
+        for name, points in slices.items()
+    }
+    return [
+        Check(
+            name=name + HOLM,
+            mean=float(change[:, slices[name]].mean()),
+            bound=p,
+            limit=ALPHA,
+            passed=p >= ALPHA,
+            hopeless=p < ALPHA,
+        )
+        for name, p in holm(p_values).items()
+    ]

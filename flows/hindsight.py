@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from flows.config import Config
 from flows.forecast import Forecast
-from flows.retraining import ARMS, Retrained
+from flows.retraining import ARMS, FIRST_ROUND, Retrained
 from flows.scoring import Scored
 from flows.spent import Spent
 from flows.stages import Cycle
@@ -61,7 +61,8 @@ def compare(cycle: Cycle, trained: Trained, scored: Scored, retrained: Retrained
     if forecast is None:
         return ()
     spent = {"train": trained.spent, "score": scored.spent}
-    complete = retrained is not None and set(retrained.folders) == set(ARMS)
+    foretold = ARMS, cycle.config.guardrail.seeds
+    complete = retrained is not None and (tuple(retrained.folders), len(retrained.seeds)) == foretold
     if retrained is not None and complete:
         spent["retrain"] = retrained.spent
     anew = {stage: found for stage, found in spent.items() if found is not None and found.anew}
@@ -88,7 +89,10 @@ def _memory(forecast: Forecast, anew: Mapping[str, Spent]) -> list[Compared]:
 
 
 def _seconds(cycle: Cycle, stage: str) -> float:
-    return float(read_json(cycle.folder / "stages" / f"{stage}.json")["seconds"])
+    """Of a stage, in all its rounds."""
+    rounds = range(FIRST_ROUND, cycle.config.guardrail.seeds + 1)
+    names = [f"{stage}-{count}" for count in rounds] if stage == "retrain" else [stage]
+    return sum(float(read_json(cycle.folder / "stages" / f"{name}.json")["seconds"]) for name in names)
 
 
 def _settings(config: Config) -> str:

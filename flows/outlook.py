@@ -20,7 +20,11 @@ from influence.errors import InfluenceError
 from storage.errors import StorageError
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
-STAGES = {"train": "train", "score": "score", "retrain": "retrain and judge, if points are removed"}
+STAGES = {
+    "train": "train",
+    "score": "score",
+    "retrain": "retrain and judge, with every seed",
+}
 
 
 def outlook(config: Config) -> list[Finding]:

@@ -13,6 +13,9 @@ from storage.files import atomic_write_text, read_json
 HOLDOUT = "holdout.parquet"
 """In a job's folder: what the model makes of the holdout set."""
 
+QUERIES = "queries.parquet"
+"""In a job's folder: what the model makes of the query set."""
+
 STOPPED = "stopped.json"
 """In a job's folder: after which step it was stopped, and the query losses that said so."""
 STATE = "state"
@@ -47,6 +50,8 @@ class Job(BaseModel):
     """Whether it may end before `steps`: the baseline that decides for the others."""
     removed: Path | None = None
     """Parquet file of the ids to leave out."""
+    relabeled: Path | None = None
+    """Parquet file of the labels that are in force in place of the given ones."""
     folder: Path
     """Checkpoints go here, and beside them the holdout outcomes."""
     save_at: tuple[int, ...] = ()
@@ -89,6 +94,8 @@ class ScorePlan(Plan):
     checkpoints: tuple[Path, ...]
     removed: Path
     """Parquet file of the ids removed in earlier cycles."""
+    relabeled: Path | None = None
+    """Parquet file of the labels that earlier cycles put in place of the given ones."""
     folder: Path
     """Score shards go here."""
     checkpoint_digest: str
@@ -99,6 +106,27 @@ class ScorePlan(Plan):
     """Only so many points, at even distances: a trial, of which the time for all is foretold."""
     share: float = 1.0
     """Of the planned training, after which it was stopped: out-of-fold models are, too."""
+
+
+class PreviewPlan(Plan):
+    """A proposal carried out on a checkpoint without training."""
+
+    checkpoint: Path
+    checkpoint_digest: str
+    horizon: float
+    removed: Path
+    """Parquet file of the ids that the checkpoint was trained without."""
+    relabeled: Path
+    """Parquet file of the labels that it was trained with in place of the given ones."""
+    then_removed: Path
+    """As `removed`, once the proposal is carried out."""
+    then_relabeled: Path
+    """As `relabeled`, once the proposal is carried out."""
+    scores: Path
+    """Folder of the scores, with the fitted curvature beside them."""
+    inputs_digest: str
+    file: Path
+    """What the models make of the query set goes here."""
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.guardrail import read_outcome
+from flows.guardrail import DIFFERENCES, Check, read_outcome
 from flows.report_data import report_data
 from flows.stages import Cycle
 from flows.summary import Progression, Summary, summarize_cycle
@@ -62,7 +62,7 @@ def _log_arms(cycle: Cycle, done: Progression) -> None:
         losses, accuracies = outcome.loss.mean(1).tolist(), outcome.correct.mean(1).tolist()  # [S]
         for seed, loss, accuracy in zip(done.retrained.seeds, losses, accuracies):
             metrics = {"holdout_loss": loss, "holdout_accuracy": accuracy}
-            cycle.tracker.arm_run(cycle.run, arm, seed, {"steps": done.trained.steps}, metrics)
+            cycle.tracker.arm_run(cycle.run, arm, seed, {"steps": done.retrained.steps[arm]}, metrics)
 
 
 def _metrics(summary: Summary, done: Progression) -> dict[str, float]:
@@ -79,6 +79,13 @@ def _metrics(summary: Summary, done: Progression) -> dict[str, float]:
     if summary.known_errors is not None and summary.known_errors.recall is not None:
         metrics["recall"] = summary.known_errors.recall
     return metrics
+
+
+def _told(summary: Summary) -> list[Check]:
+    """The differences, and of classes and groups those that are worse, or else the one that is most nearly so."""
+    slices = sorted((one for one in summary.checks if one.name not in DIFFERENCES), key=lambda one: one.bound)
+    worse = [check for check in slices if not check.passed]
+    return [*(one for one in summary.checks if one.name in DIFFERENCES), *(worse or slices[:1])]
 
 
 def describe(summary: Summary) -> str:
@@ -107,5 +114,10 @@ def describe(summary: Summary) -> str:
             f"- {arm}: holdout accuracy {accuracy.mean:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}], "
             f"loss {loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}] nats, {outcome.seeds} seeds"
         ]
+    lines += [f"- {check.name}: {check.mean:+.4f} nats, {check.said}" for check in _told(summary)]
+    lines += [f"- query set, foretold by the {one.method}: {one.said}" for one in summary.foreseen]
+    lines += [f"- proof: {summary.proof}"] if summary.proof else []
+    lines += [f"- preview: {summary.preview}"] if summary.preview else []
+    lines += [f"- next training saves {summary.savings.said}"] if summary.savings else []
     lines += [f"- {row.what}: {row.said}" for row in summary.forecast]
     return "\n".join(lines)

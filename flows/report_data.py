@@ -49,7 +49,7 @@ def report_data(
         dataset=summary.dataset,
         dataset_sha256=summary.dataset_sha256,
         proposal=summary.proposal,
-        state=summary.state,
+        state=summary.state.replace("_", " "),
         decision=summary.decision,
         in_train=summary.in_train,
         points=points,
@@ -106,6 +106,7 @@ def _trust(summary: Summary, done: Progression, points: pa.Table) -> dict[str, s
         mean = pc.mean(wrong["posterior"]).as_py()
         facts["label wrong, mean probability of those proposed as mislabeled"] = f"{mean:.3f}"
     facts |= {name: said for name in ("probe", "fragility") if (said := getattr(summary, name))}
+    facts |= {f"query set, foretold by the {one.method}": one.said for one in summary.foreseen}
     if summary.known_errors is not None:
         known = summary.known_errors
         facts["known errors in the set"] = f"{known.total:,}, of which {known.found:,} are proposed"
@@ -114,9 +115,12 @@ def _trust(summary: Summary, done: Progression, points: pa.Table) -> dict[str, s
 
 def _costs(summary: Summary, done: Progression) -> dict[str, str]:
     facts = {row.what: row.said for row in summary.forecast}
+    if summary.preview:
+        facts["preview of the challenger"] = summary.preview
+    if summary.proof:
+        facts["proof"] = summary.proof
     if summary.savings is not None:
-        saved = summary.savings
-        facts["next training saves"] = f"{saved.steps:,} steps, {saved.seconds:,.1f} s at the same epochs (computed)"
+        facts["next training saves"] = summary.savings.said
     return facts
 
 
@@ -158,7 +162,7 @@ def _arms(summary: Summary, done: Progression) -> list[Arm]:
         Arm(
             name=arm,
             points=summary.in_train - (0 if arm == "baseline" else summary.proposed),
-            steps=done.trained.steps,
+            steps=done.retrained.steps[arm] if done.retrained else done.trained.steps,
             seeds=outcome.seeds,
             loss=Interval(outcome.loss.mean, outcome.loss.low, outcome.loss.high),
             accuracy=Interval(outcome.accuracy.mean, outcome.accuracy.low, outcome.accuracy.high),

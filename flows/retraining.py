@@ -1,23 +1,27 @@
 """The stage `retrain`: the arms whose comparison is the proof.
 
 Baseline (its further seeds), challenger and random control are trained with the same seeds, the same number of
-optimizer steps and the same data version; they differ in the points left out. A finished model is kept, so a stage that
-was killed trains only what is missing.
+optimizer steps and the same data version; they differ in the points left out. Where points are left out because they
+are redundant, to train on fewer, the number of epochs is the same, and challenger and control take fewer steps. Seeds
+come in rounds: two, then one more as long as the guardrail's answer is open; the arms of a round are trained together.
+A finished model is kept, so a stage that was killed trains only what is missing.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from flows.looks import refusal
 from flows.plans import GIVEN, HOLDOUT, STATE, Job
 from flows.pruning import Proposed
-from flows.recipe import save_points
+from flows.recipe import save_points, steps_for
+from flows.relabeling import write_labels
 from flows.spent import Spent
 from flows.stages import Cycle, once
 from flows.training import Trained, arm_folder, planned_steps, train_jobs, training_inputs, write_ids
@@ -28,6 +32,8 @@ from storage.proposals import Proposal
 from storage.tracking import ModelVersion
 
 ARMS = ("baseline", "challenger", "control")
+FIRST_ROUND = 2
+"""Seeds of it."""
 
 
 @dataclass(frozen=True)
@@ -37,33 +43,46 @@ class Retrained:
     Attributes:
         folders: Arm to the folders of its models, in the order of `seeds`.
         checkpoints: Arm to the checkpoint of its first seed.
+        steps: Arm to the optimizer steps of its models.
         champion: Folder of the champion's holdout outcome, if there is a champion.
-        spent: What the ranks spent; None where every model was there.
+        spent: What the ranks spent in all rounds; None where every model was there.
     """
 
     seeds: tuple[int, ...]
     folders: Mapping[str, tuple[Path, ...]]
     checkpoints: Mapping[str, Path]
+    steps: Mapping[str, int]
     champion: Path | None
     spent: Spent | None = None
 
 
-def retrain(cycle: Cycle, trained: Trained, proposed: Proposed) -> Retrained:
-    """Train what the guardrail compares.
+def retrain(cycle: Cycle, trained: Trained, proposed: Proposed, before: Retrained | None = None) -> Retrained:
+    """Train what the guardrail compares: the first round, or one more seed of each arm.
 
     Args:
         cycle: The cycle.
         trained: The baseline's first seed.
-        proposed: The proposal that was applied. An empty one, or one that was rejected, leaves baseline and champion.
+        proposed: The proposal that was applied. An empty one, or one that was rejected, leaves baseline and champion;
+            so does a holdout set that may not be looked at.
+        before: The rounds so far.
     """
-    champion = _incumbent(cycle)
+    refused = refusal(cycle)
+    champion = None if refused else _incumbent(cycle)
+    pruning = proposed.approved_size > 0 and not refused
+    most = cycle.config.guardrail.seeds if pruning else 1
+    count = min(FIRST_ROUND, most) if before is None else len(before.seeds) + 1
     inputs = training_inputs(cycle) | {
-        "proposal": proposed.hash if proposed.approved_size else "",
-        "seeds": cycle.config.guardrail.seeds,
+        "proposal": proposed.hash if pruning else "",
+        "seeds": count,
         "champion": champion.digest if champion else "",
     }
     return once(
-        cycle, "retrain", Retrained, inputs, lambda: _retrain(cycle, trained, proposed, champion), intact=_intact
+        cycle,
+        f"retrain-{count}",
+        Retrained,
+        inputs,
+        lambda: _retrain(cycle, trained, proposed if pruning else None, champion, count, before),
+        intact=_intact,
     )
 
 
@@ -75,55 +94,100 @@ def _intact(retrained: Retrained) -> bool:
     )
 
 
-def _retrain(cycle: Cycle, trained: Trained, proposed: Proposed, champion: ModelVersion | None) -> Retrained:
-    training, count = cycle.config.training, cycle.config.guardrail.seeds
-    pruning = proposed.approved_size > 0
-    seeds = tuple(range(training.seed, training.seed + (count if pruning else 1)))
-    arms = ARMS if pruning else ("baseline",)
+def _retrain(
+    cycle: Cycle,
+    trained: Trained,
+    proposed: Proposed | None,
+    champion: ModelVersion | None,
+    count: int,
+    before: Retrained | None,
+) -> Retrained:
+    first = cycle.config.training.seed
+    seeds = tuple(range(first, first + count))
+    arms = ARMS if proposed else ("baseline",)
     jobs = {(arm, seed): _job(cycle, trained, proposed, arm, seed) for arm in arms for seed in seeds}
     judged = _champion(cycle, champion) if champion else None
     missing = [job for job in jobs.values() if not job.done]
-    todo = tuple(missing) + ((judged,) if judged else ())
+    todo = tuple(missing) + ((judged,) if judged and before is None else ())
     spent = train_jobs(cycle, todo, cycle.folder / "logs" / "retrain") if todo else None
-    if spent is not None and len(missing) < len(jobs) - 1:  # all but the baseline's first seed
+    known = 1 if before is None else len(before.seeds) * len(arms)  # before this round: at first the baseline's own
+    if spent is not None and len(missing) < len(jobs) - known:
         spent = replace(spent, anew=False)
     for folder in (
         cycle.folder / "checkpoints"
     ).iterdir():  # of models killed when done, or given up for another recipe
         checkpoints.discard(folder / STATE)
         shutil.rmtree(folder / GIVEN, ignore_errors=True)
-    if pruning:
-        cycle.ledger.record_event(cycle.number, "retrained", detail={"models": len(jobs)}, key=proposed.hash)
+    if proposed:
+        key, detail = f"{proposed.hash}/{count}", {"models": len(jobs), "seeds": count}
+        cycle.ledger.record_event(cycle.number, "retrained", detail=detail, key=key)
     return Retrained(
         seeds=seeds,
         folders={arm: tuple(jobs[arm, seed].folder for seed in seeds) for arm in arms},
-        checkpoints={arm: jobs[arm, seeds[0]].last for arm in arms},
+        checkpoints={arm: jobs[arm, first].last for arm in arms},
+        steps={arm: jobs[arm, first].steps for arm in arms},
         champion=judged.folder if judged else None,
-        spent=spent,
+        spent=spent if before is None else _together(before.spent, spent),
     )
 
 
-def _job(cycle: Cycle, trained: Trained, proposed: Proposed, arm: str, seed: int) -> Job:
+def _together(before: Spent | None, now: Spent | None) -> Spent | None:
+    """Of all rounds; what an earlier run had done is not among it."""
+    if before is not None and now is not None:
+        return before + now
+    some = before or now
+    return None if some is None else replace(some, anew=False)
+
+
+def _job(cycle: Cycle, trained: Trained, proposed: Proposed | None, arm: str, seed: int) -> Job:
     inputs: dict[str, JSON] = training_inputs(cycle)
-    gone: frozenset[PointId] = cycle.removed
-    if arm != "baseline":
+    removed, relabeled = cycle.removed, cycle.relabeled
+    steps, planned = trained.steps, planned_steps(cycle)
+    if proposed is not None and arm != "baseline":
         inputs |= {"arm": arm, "proposal": proposed.hash}
-        points = Proposal.read(cycle.folder).points
-        gone |= frozenset(points if arm == "challenger" else random_control(cycle, points, seed))
+        proposal = Proposal.read(cycle.folder)
+        if arm == "challenger":
+            removed, relabeled = pruned(cycle, proposal)
+        else:
+            removed |= frozenset(random_control(cycle, _points(proposal, "remove", "relabel"), seed))
+        if for_load(proposal):
+            fewer = steps_for(cycle.config.training, len(cycle.manifest) - len(removed))
+            steps, planned = max(1, round(steps * fewer / planned)), fewer
     first = arm == "baseline" and seed == cycle.config.training.seed
+    plans = cycle.folder / "plans"
     return Job(
         role=arm,
         seed=seed,
-        steps=trained.steps,
-        planned=planned_steps(cycle),
-        removed=write_ids(cycle.folder / "plans" / f"removed-{arm}-seed{seed}.parquet", gone, cycle.manifest),
+        steps=steps,
+        planned=planned,
+        removed=write_ids(plans / f"removed-{arm}-seed{seed}.parquet", removed, cycle.manifest),
+        relabeled=write_labels(plans / f"relabeled-{arm}-seed{seed}.parquet", relabeled, cycle.manifest),
         folder=arm_folder(cycle, arm, seed, inputs),
-        save_at=save_points(cycle.config.training, trained.steps) if first else (trained.steps,),
+        save_at=save_points(cycle.config.training, steps) if first else (steps,),
     )
 
 
-def random_control(cycle: Cycle, points: Sequence[PointId], seed: int) -> list[PointId]:
-    """As many random removable points of each given label as the proposal takes, a new draw per seed."""
+def for_load(proposal: Proposal) -> bool:
+    """Whether points are left out to train on fewer: then arms are compared at the same number of epochs."""
+    return any("redundant" in reason.split("+") for reason in proposal.rows["reason"].to_pylist())
+
+
+def pruned(cycle: Cycle, proposal: Proposal) -> tuple[frozenset[PointId], Mapping[PointId, int]]:
+    """What is removed and relabelled once the proposal is carried out on the cycle's data set."""
+    restored = _points(proposal, "restore")
+    removed = (cycle.removed | _points(proposal, "remove")) - restored
+    relabeled = {point: label for point, label in cycle.relabeled.items() if point not in removed | restored}
+    new = [row for row in proposal.rows.to_pylist() if row["action"] == "relabel"]
+    return removed, relabeled | {row["point_id"]: row["new_label"] for row in new}
+
+
+def _points(proposal: Proposal, *actions: str) -> frozenset[PointId]:
+    named = zip(proposal.points, proposal.rows["action"].to_pylist())
+    return frozenset(point for point, action in named if action in actions)
+
+
+def random_control(cycle: Cycle, points: Collection[PointId], seed: int) -> list[PointId]:
+    """As many random removable points of each given label as these, a new draw per seed, to be removed."""
     label = dict(zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist()))
     wanted = Counter(label[point] for point in points)
     kept_back = cycle.removed | frozenset(cycle.config.pruning.protected)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from flows.plans import ScorePlan
 from flows.recipe import horizon
+from flows.relabeling import write_labels
 from flows.spent import Spent
 from flows.stages import Cycle, once
 from flows.training import Trained, planned_steps, write_ids
@@ -35,6 +36,7 @@ class Scored:
         rows: Points scored.
         estimator: What computed the influence, on which blocks, with which damping.
         seconds: Of the scoring, ranks' start included.
+        inputs_digest: What the shards, and the curvature kept beside them, are known by.
         spent: What the ranks spent; None where all shards were there.
     """
 
@@ -43,6 +45,7 @@ class Scored:
     rows: int
     estimator: Mapping[str, Any]
     seconds: float
+    inputs_digest: str
     spent: Spent | None = None
 
     @property
@@ -89,6 +92,7 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         cycle=cycle.number,
         checkpoints=trained.checkpoints,
         removed=write_ids(cycle.folder / "plans" / "removed.parquet", cycle.removed, cycle.manifest),
+        relabeled=write_labels(cycle.folder / "plans" / "relabeled.parquet", cycle.relabeled, cycle.manifest),
         folder=folder,
         checkpoint_digest=trained.digest,
         inputs_digest=inputs_digest,
@@ -105,7 +109,7 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         logs = cycle.launch("score", plan, config.scoring.ranks)
         spent = Spent.read(logs / f"score-rank{rank}.json" for rank in range(config.scoring.ranks))
     scores = score_store.finish(folder, chunks)
-    parts.clear()
+    parts.clear(but=f"curvature, {trained.checkpoints[-1].name}")  # which the preview reads
     detail: dict[str, JSON] = {"scores": scores.sha256, "rows": scores.rows}
     cycle.ledger.record_event(cycle.number, "scored", detail=detail, key=scores.sha256)
     metadata = scores.metadata
@@ -116,5 +120,6 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         estimator={"estimator": metadata.estimator, "blocks": list(metadata.blocks), "damping": metadata.damping}
         | dict(metadata.extra),
         seconds=time.monotonic() - started,
+        inputs_digest=inputs_digest,
         spent=spent,
     )

@@ -42,6 +42,18 @@ class Spent:
             anew=not any(rank["found"] for rank in ranks),
         )
 
+    def __add__(self, other: Spent) -> Spent:
+        """Of two launches, one after the other."""
+        phases = dict.fromkeys((*self.seconds, *other.seconds))
+        return Spent(
+            seconds={phase: self.seconds.get(phase, 0.0) + other.seconds.get(phase, 0.0) for phase in phases},
+            cpu_seconds=round(self.cpu_seconds + other.cpu_seconds, 3),
+            exchange_bytes=self.exchange_bytes + other.exchange_bytes,
+            memory=max(self.memory, other.memory),
+            device_memory=max(self.device_memory, other.device_memory),
+            anew=self.anew and other.anew,
+        )
+
     def said(self, points: int) -> str:
         """One line for the page of a run that scored so many points."""
         total = sum(self.seconds.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,10 +38,12 @@ class Cycle:
         number: From 1.
         manifest: The train set as the workload gives it, removed points included.
         removed: Ids removed in earlier cycles.
-        dataset_sha256: Of the current view: the manifest without the removed ids.
+        dataset_sha256: Of the data set in force: the manifest without the removed ids, with the overridden labels.
         digests: Of the three sets, of the workload's files and of the versions: what a stage's result depends on.
         run: The MLflow run.
         show: Shows progress.
+        relabeled: Labels that earlier cycles put in place of the given ones, of points that are not removed.
+        moved: What changed in the data since the cycle before, in a line; empty where nothing did.
     """
 
     config: Config
@@ -54,6 +56,8 @@ class Cycle:
     tracker: Tracker
     run: str
     show: Callable[[Progress], None]
+    relabeled: Mapping[PointId, int] = field(default_factory=dict)
+    moved: str = ""
 
     @property
     def folder(self) -> Path:

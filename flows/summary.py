@@ -11,12 +11,14 @@ import torch
 
 from flows.conclusion import Concluded
 from flows.estimators import named
+from flows.foreseen import Foreseen
 from flows.guardrail import ArmOutcome, Check, Verdict
 from flows.hindsight import Compared, compare
+from flows.preview import Preview
 from flows.pruning import Proposed
-from flows.recipe import steps_for
 from flows.retraining import Retrained
 from flows.review import Reviewed
+from flows.savings import Savings, savings
 from flows.scoring import Scored
 from flows.stages import Cycle
 from flows.training import Trained
@@ -38,16 +40,14 @@ class KnownErrors:
 
 
 @dataclass(frozen=True)
-class Savings:
-    """What training on the pruned set saves per cycle at the same number of epochs: computed, not measured."""
-
-    steps: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Summary:
-    """One cycle; `blocks`, `probe` and `fragility` tell what influence was computed on and how far to trust it."""
+    """One cycle; `blocks`, `probe` and `fragility` tell what influence was computed on and how far to trust it.
+
+    Attributes:
+        proof: How many seeds were compared and why no more, and which look at the holdout set it was.
+        preview: What foretelling the challenger took, or why that was left out.
+        foreseen: What was foretold of the query set, and what came of it.
+    """
 
     cycle: int
     state: str
@@ -67,6 +67,9 @@ class Summary:
     known_errors: KnownErrors | None
     arms: Mapping[str, ArmOutcome]
     checks: tuple[Check, ...]
+    proof: str
+    preview: str
+    foreseen: tuple[Foreseen, ...]
     savings: Savings | None
     forecast: tuple[Compared, ...]
     champion: int | None
@@ -92,6 +95,7 @@ class Progression:
     trained: Trained
     scored: Scored
     proposed: Proposed
+    preview: Preview
     reviewed: Reviewed | None = None
     retrained: Retrained | None = None
     verdict: Verdict | None = None
@@ -129,6 +133,9 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         known_errors=_known_errors(cycle, workload, points),
         arms=done.verdict.arms if done.verdict else {},
         checks=done.verdict.checks if done.verdict else (),
+        proof=_proof(done),
+        preview=_previewed(done),
+        foreseen=done.preview.against(done.retrained),
         savings=_savings(cycle, done),
         forecast=compare(cycle, done.trained, done.scored, done.retrained),
         champion=concluded.champion if concluded else None,
@@ -148,8 +155,8 @@ def _known_errors(cycle: Cycle, workload: Workload, points: Collection[PointId])
     if truth is None:
         return None
     true = truth()
-    given = zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist())
-    current = [(point, label) for point, label in given if point not in cycle.removed]
+    view = cycle.manifest.view(cycle.removed, cycle.relabeled)
+    current = list(zip(view.ids, view.table["label"].to_pylist()))
     wrong = torch.tensor([true.get(point, label) != label for point, label in current])
     found = torch.tensor([point in points for point, _ in current])
     rates = precision_recall(found, wrong)
@@ -162,10 +169,29 @@ def _known_errors(cycle: Cycle, workload: Workload, points: Collection[PointId])
 def _savings(cycle: Cycle, done: Progression) -> Savings | None:
     if not done.proposed.size or (done.concluded is not None and done.concluded.state != "promoted"):
         return None
-    training = cycle.config.training
-    fewer = steps_for(training, done.proposed.in_train - done.proposed.size)
-    steps = done.trained.steps - fewer
-    return Savings(steps, steps * done.trained.seconds_per_step)
+    return savings(cycle, done.trained, done.scored, done.preview, done.retrained)
+
+
+def _previewed(done: Progression) -> str:
+    """What the preview took, or why there is none."""
+    preview, scored = done.preview, done.scored.spent
+    if preview.spent is None:
+        return preview.skipped
+    of = (
+        ""
+        if scored is None or not scored.anew
+        else f", {preview.spent.cpu_seconds / scored.cpu_seconds:.2f} of scoring"
+    )
+    return f"{preview.spent.cpu_seconds:,.1f} CPU s{of}"
+
+
+def _proof(done: Progression) -> str:
+    """How far the proof went, for people; nothing before there is one."""
+    if done.verdict is None or not done.verdict.looks:
+        return ""
+    verdict, spent = done.verdict, done.retrained.spent if done.retrained else None
+    cost = "" if spent is None else f"; {spent.cpu_seconds:,.1f} CPU s of training"
+    return f"{verdict.seeds} seeds, {verdict.stopped}; look {verdict.looks} at this holdout set{cost}"
 
 
 def _commands(cycle: Cycle, state: str, proposed: Proposed) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from flows.bounds import Estimate
 from flows.check import Finding
 from flows.estimators import Estimator
-from flows.guardrail import Estimate
 from flows.inspection import Status
 from flows.score_file import ScoredFile
 from flows.sections.scoring import EstimatorName
@@ -58,8 +58,12 @@ def _facts(summary: Summary) -> dict[str, str]:
     if (known := summary.known_errors) is not None:
         rates = f"precision {_rate(known.precision)}, recall {_rate(known.recall)}"
         facts["known errors"] = f"{known.total:,} in the set, {known.found:,} proposed ({rates})"
-    if (saved := summary.savings) is not None:
-        facts["next training saves"] = f"{saved.steps:,} steps, {saved.seconds:.1f} s at the same epochs (computed)"
+    for one in summary.foreseen:
+        facts[f"foretold, {one.method}"] = one.said
+    if summary.proof:
+        facts["proof"] = summary.proof
+    if summary.savings is not None:
+        facts["next training saves"] = summary.savings.said
     if summary.forecast:
         facts["foretold"] = "; ".join(f"{row.what} {row.said}" for row in summary.forecast)
     facts["proposal"] = summary.proposal[:12]

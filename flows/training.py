@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from flows.elsewhere import train_elsewhere
 from flows.plans import Job, TrainPlan
 from flows.recipe import save_points, steps_for
+from flows.relabeling import write_labels
 from flows.spent import Spent
 from flows.stages import Cycle, once
 from storage import checkpoints
@@ -79,6 +80,7 @@ def _train(cycle: Cycle) -> Trained:
     training = cycle.config.training
     steps = planned_steps(cycle)
     removed = write_ids(cycle.folder / "plans" / "removed.parquet", cycle.removed, cycle.manifest)
+    relabeled = write_labels(cycle.folder / "plans" / "relabeled.parquet", cycle.relabeled, cycle.manifest)
     job = Job(
         role="baseline",
         seed=training.seed,
@@ -86,6 +88,7 @@ def _train(cycle: Cycle) -> Trained:
         planned=steps,
         stops=training.early_stopping is not None,
         removed=removed,
+        relabeled=relabeled,
         folder=arm_folder(cycle, "baseline", training.seed, training_inputs(cycle)),
         save_at=save_points(training, steps),
     )

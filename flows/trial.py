@@ -21,7 +21,7 @@ from flows.agents import Launch
 from flows.config import Config
 from flows.dataset import digest, manifest_of
 from flows.launch import Progress, run_ranks
-from flows.plans import HOLDOUT, Job, Plan, ScorePlan, TrainPlan, write_plan
+from flows.plans import HOLDOUT, QUERIES, Job, Plan, ScorePlan, TrainPlan, write_plan
 from flows.recipe import horizon, resume_points, save_points, steps_for
 from flows.spent import Spent
 from flows.workload import Batches, Sample, Workload, collate_of, inputs_of, seeded_model
@@ -65,7 +65,7 @@ class TrainTrial:
         saved: Checkpoints of both.
         states: Of both.
         checkpoint_bytes: Of one.
-        outcome_bytes: Of what a model makes of the holdout set.
+        outcome_bytes: Of what a model makes of the holdout and query sets.
         record_bytes: Of what a baseline leaves of each step.
     """
 
@@ -181,7 +181,7 @@ def _train(
         saved=2 * len(save_at),
         states=2 * len(resume_points(config.training, jobs[0])),
         checkpoint_bytes=size_of(jobs[1].last),
-        outcome_bytes=size_of(jobs[1].folder / HOLDOUT),
+        outcome_bytes=sum(size_of(jobs[1].folder / name) for name in (HOLDOUT, QUERIES)),
         record_bytes=size_of(jobs[1].folder / TRAJECTORY) / steps,
     )
 

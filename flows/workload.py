@@ -59,11 +59,12 @@ class Workload(Protocol):
     """The model, the three sets and the per-point loss of one classification task.
 
     Optional methods: `collate(samples) -> batch`; `inputs(batch) -> Tensor[B, d]`, what nearest neighbours are measured
-    on (default: the first floating tensor of the batch, flattened); `describe(point_id) -> str | bytes`, a text or a
-    PNG for the report, and `describe_query(query_id)`, the same of a query, whose id may also be that of a train point;
-    `truth() -> Mapping[point_id, label]`, the true labels where they are known, read by the report alone;
-    `variants() -> Mapping[str, Workload]`, by name, the same points and queries with a deeper or wider model, for
-    `tamis validate --fragility`.
+    on (default: the first floating tensor of the batch, flattened); `with_labels(batch, labels) -> batch`, the same
+    points with other labels (default: put into the one integer tensor of the batch that equals `labels(batch)`);
+    `describe(point_id) -> str | bytes`, a text or a PNG for the report, and `describe_query(query_id)`, the same of a
+    query, whose id may also be that of a train point; `truth() -> Mapping[point_id, label]`, the true labels where they
+    are known, read by the report alone; `variants() -> Mapping[str, Workload]`, by name, the same points and queries
+    with a deeper or wider model, for `tamis validate --fragility`.
     """
 
     def model(self) -> nn.Module:

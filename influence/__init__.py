@@ -74,6 +74,7 @@ from influence.queries import Groups, Queries, each, group_means
 from influence.reader import Reader
 from influence.reading import Reading, Task
 from influence.relative import RelativeInfluence, relative_influence
+from influence.removal import influence_step, move, summed
 from influence.scores import (
     ChunkScores,
     GroupScorer,
@@ -89,6 +90,7 @@ from influence.sharding import ChunkGrid, Share
 from influence.suspicion import Suspicion, knn_votes, suspect, two_round
 from influence.trajectory import Step, Trajectory, removal_effects, step_effects
 from influence.turnover import TurnOver, turn_over_influence, turn_over_self_influence
+from influence.unlearning import unlearning_step
 from influence.unrolling import Segment, unroll, unrolled_influence
 from influence.validation import (
     PrecisionRecall,
@@ -199,6 +201,7 @@ __all__ = [
     "head",
     "held_out_retrain",
     "holding",
+    "influence_step",
     "inner_products",
     "knn_votes",
     "last",
@@ -212,6 +215,7 @@ __all__ = [
     "memorization_labels",
     "mislabeled",
     "model_product",
+    "move",
     "over_checkpoints",
     "over_models",
     "pearson",
@@ -230,11 +234,13 @@ __all__ = [
     "subset",
     "summarize",
     "summarize_chunk",
+    "summed",
     "suspect",
     "trusted",
     "turn_over_influence",
     "turn_over_self_influence",
     "two_round",
+    "unlearning_step",
     "unroll",
     "unrolled_influence",
     "within",

@@ -93,6 +93,11 @@ def dots(factor: Factor, gradients: Tensor) -> Tensor:
     return _contract(a, gradients.reshape(k * o, i), g)
 
 
+def weighted_sum(factor: Factor, weights: Tensor) -> Tensor:
+    """sum_b w_b G_b, [o, i], for weights [B]."""
+    return product((factor.g * weights[:, None, None]).flatten(0, 1).T, factor.a.flatten(0, 1))
+
+
 def squared_norms(factor: Factor) -> Tensor:
     """Squared norms of the gradients, [B]."""
     if factor.a.shape[1] == 1:

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from influence.errors import InfluenceError
-from influence.factored import Factor, Gradients, materialise
-from influence.matmul import product
+from influence.factored import Gradients, materialise, weighted_sum
 from influence.reading import Reading
 
 
@@ -91,16 +90,11 @@ def group_means(readings: Iterable[Reading], groups: Tensor, count: int) -> Grou
                 sums[name] = factor.g.new_zeros(count, factor.g.shape[-1], factor.a.shape[-1])
             for group in part.unique().tolist():
                 rows = part == group
-                sums[name][group] += _weighted(factor[rows], members[rows, group])
+                sums[name][group] += weighted_sum(factor[rows], members[rows, group])
     if seen != len(groups) or not seen:
         raise InfluenceError(f"{seen} queries read, {len(groups)} have a group; give at least one, and all of them")
     sizes = torch.bincount(groups, minlength=count)
     return Groups({name: total / sizes.clamp(min=1)[:, None, None] for name, total in sums.items()}, sizes)
-
-
-def _weighted(factor: Factor, weights: Tensor) -> Tensor:
-    """sum_b w_b G_b, [o, i]."""
-    return product((factor.g * weights[:, None, None]).flatten(0, 1).T, factor.a.flatten(0, 1))
 
 
 def _doubt(reading: Reading) -> Tensor:

@@ -1,4 +1,4 @@
-"""The ledger: the append-only record of cycles, proposals, reviews, removals and restorations.
+"""The ledger: the append-only record of cycles, proposals, reviews, removals, relabelings and restorations.
 
 Every method is one transaction on a connection of its own, and does nothing the second time, so a stage that is run
 again after a kill repeats its calls without a trace. There is no method that updates or deletes: undoing is a row.
@@ -6,48 +6,34 @@ again after a kill repeats its calls without a trace. There is no method that up
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 
 import duckdb
-import pyarrow as pa
 
 from storage.connection import utc_now
 from storage.errors import CycleConflict, NotApproved, NotRemoved, StaleApproval, StorageError
 from storage.files import JSON, canonical_json
-from storage.ledger_views import NOW, LedgerViews, is_finished, last_cycle, newest_proposal, records, review_of
+from storage.ledger_actions import NOW, apply_rows, restore_rows, undo_rows
+from storage.ledger_views import (
+    LedgerViews,
+    event_of,
+    is_finished,
+    last_cycle,
+    newest_proposal,
+    records,
+    review_of,
+)
 from storage.points import IdKind, Manifest, PointId, id_text
 from storage.proposals import Proposal
-from storage.records import FINAL, CycleRecord, Decision, ProposalRecord, ReviewRecord, State
+from storage.records import FINAL, Applied, CycleRecord, Decision, ProposalRecord, ReviewRecord, State
 
 __all__ = ["FINAL", "Ledger", "State"]
 
 ACTOR = "tamis"  # of every step that nobody decides
 PREFIX = re.compile(r"[0-9a-f]{12,64}")
+ROWS = ["point_id", "action", "new_label", "reason", "score", "threshold"]
+PROPOSE = f"INSERT INTO proposal_rows (cycle, hash, {', '.join(ROWS)}) SELECT ?, ?, {', '.join(ROWS)} FROM new_rows"
 REVIEWED: dict[Decision, State] = {"approve": "approved", "reject": "rejected"}
-
-
-MISSING = """
-SELECT count(*) FROM proposal_rows p ANTI JOIN contents c ON p.point_id = CAST(c.point_id AS VARCHAR)
-WHERE p.cycle = $cycle AND p.hash = $hash
-"""
-
-APPLY = """
-INSERT INTO actions (cycle, point_id, action, reason, score, threshold, estimator, checkpoint_digest, proposal, actor,
-                     content, event_at)
-SELECT p.cycle, p.point_id, p.action, p.reason, p.score, p.threshold, $estimator, $checkpoint, p.hash, $actor,
-       c.content, $now
-FROM proposal_rows p JOIN contents c ON p.point_id = CAST(c.point_id AS VARCHAR)
-WHERE p.cycle = $cycle AND p.hash = $hash ORDER BY c.point_id
-ON CONFLICT DO NOTHING
-"""
-
-RESTORE = """
-INSERT INTO actions (cycle, point_id, action, reason, proposal, actor, content, event_at)
-SELECT $cycle, point_id, 'restore', $reason, a.proposal, $actor, a.content, $now
-FROM restored JOIN (SELECT point_id, arg_max(proposal, seq) AS proposal, arg_max(content, seq) AS content
-                    FROM actions GROUP BY point_id) a USING (point_id) ORDER BY point_id
-ON CONFLICT DO NOTHING RETURNING point_id
-"""
 
 
 class Ledger(LedgerViews):
@@ -78,7 +64,7 @@ class Ledger(LedgerViews):
             CycleConflict: wrong number, an unfinished cycle before it, other data or another type of ids.
         """
         row = [cycle, parent, dataset_sha256, canonical_json(config), canonical_json(versions), id_kind, mlflow_run_id]
-        with self._open(create=True) as con:
+        with self._write(create=True) as con:
             _check_opening(con, cycle, dataset_sha256, id_kind)
             con.execute(f"INSERT INTO cycles VALUES ({_marks(8)}) ON CONFLICT DO NOTHING", [*row, utc_now()])
             _record(con, cycle, "opened", ACTOR, {"dataset_sha256": dataset_sha256}, "")
@@ -96,7 +82,7 @@ class Ledger(LedgerViews):
         Returns:
             False if this (cycle, state, key) was recorded before; the record then stays as it was.
         """
-        with self._open() as con:
+        with self._write() as con:
             return _record(con, cycle, state, ACTOR, detail or {}, key)
 
     def add_proposal(self, proposal: Proposal) -> bool:
@@ -111,7 +97,7 @@ class Ledger(LedgerViews):
             CycleConflict: it was decided on and then superseded.
         """
         detail: dict[str, JSON] = {"proposal": proposal.hash, "size": proposal.size}
-        with self._open() as con:
+        with self._write() as con:
             newest = newest_proposal(con, proposal.cycle)
             if newest is not None and newest.hash == proposal.hash:
                 return False
@@ -123,9 +109,8 @@ class Ledger(LedgerViews):
             columns = "cycle, hash, dataset_sha256, scores_sha256, policy_json, size, proposed_at"
             row = [*key, proposal.dataset_sha256, proposal.scores_sha256, policy, proposal.size, utc_now()]
             con.execute(f"INSERT INTO proposals ({columns}) VALUES ({_marks(7)})", row)
-            con.register("new_rows", proposal.rows.select(["point_id", "action", "reason", "score", "threshold"]))
-            columns = "CAST(point_id AS VARCHAR), action, reason, score, threshold"
-            con.execute(f"INSERT INTO proposal_rows SELECT ?, ?, {columns} FROM new_rows", key)
+            con.register("new_rows", proposal.rows.select(ROWS))
+            con.execute(PROPOSE, key)
             return _record(con, proposal.cycle, "proposed", ACTOR, detail, proposal.hash)
 
     def add_review(
@@ -149,7 +134,7 @@ class Ledger(LedgerViews):
         """
         if not actor.strip():
             raise StorageError("a review needs the name of who decides; give one, e.g. --by NAME")
-        with self._open() as con:
+        with self._write() as con:
             opened = _open_proposal(con, hash_or_prefix.strip().lower())
             earlier = review_of(con, opened.cycle, opened.hash)
             if earlier is not None and earlier.decision == decision:
@@ -166,10 +151,10 @@ class Ledger(LedgerViews):
             _record(con, opened.cycle, REVIEWED[decision], actor, detail, opened.hash)
             return record
 
-    def apply_removals(
+    def apply_proposal(
         self, cycle: int, proposal: str, manifest: Manifest, estimator: str, checkpoint_digest: str
-    ) -> int:
-        """Remove the points of an approved proposal, all in one transaction.
+    ) -> Applied:
+        """Remove, relabel and restore the points of an approved proposal, all in one transaction.
 
         Args:
             cycle: The cycle that proposed.
@@ -179,59 +164,58 @@ class Ledger(LedgerViews):
             checkpoint_digest: What they were scored on.
 
         Returns:
-            The number of points that this proposal removed.
+            What this proposal did; the second time what it did the first time.
 
         Raises:
             NotApproved: no review approves this very proposal.
             StorageError: the manifest lacks a point.
         """
-        with self._open() as con:
+        with self._write() as con:
             review = review_of(con, cycle, proposal)
             if review is None or review.decision != "approve":
                 raise NotApproved(
                     f"proposal {proposal[:12]} of cycle {cycle} is {'rejected' if review else 'not reviewed'}; only an "
                     f"approved proposal is applied: `tamis approve {proposal[:12]} --by NAME`"
                 )
-            con.register("contents", manifest.table.select(["point_id", "content"]))
-            key = {"cycle": cycle, "hash": proposal}
-            [(missing,)] = con.execute(MISSING, key).fetchall()
-            if missing:
-                raise StorageError(f"{missing} proposed points are not in the data set; propose again on this data set")
-            made = {"estimator": estimator, "checkpoint": checkpoint_digest, "actor": review.actor, "now": utc_now()}
-            con.execute(APPLY, {**key, **made})
-            query = "SELECT count(*) FROM actions WHERE cycle = ? AND proposal = ? AND action = 'remove'"
-            [(count,)] = con.execute(query, [cycle, proposal]).fetchall()
-            _record(con, cycle, "applied", review.actor, {"proposal": proposal, "removed": count}, proposal)
-            return int(count)
+            earlier = event_of(con, cycle, "applied", proposal)
+            if earlier is not None:
+                return Applied(*(earlier.detail.get(name, 0) for name in ("removed", "relabeled", "restored")))
+            done = apply_rows(con, cycle, proposal, manifest, estimator, checkpoint_digest, review.actor)
+            _record(con, cycle, "applied", review.actor, {"proposal": proposal, **asdict(done)}, proposal)
+            return done
 
     def restore(self, points: Collection[PointId], actor: str, reason: str) -> int:
-        """Bring removed points back; recorded in the last cycle, so they are in the next one's data set.
+        """Bring points back as the data set gives them; recorded in the last cycle, so it holds from the next one on.
 
         Returns:
             The number of points restored.
 
         Raises:
-            NotRemoved: names those that are not removed now; then none is restored.
+            NotRemoved: names those that are neither removed nor relabelled now; then none is restored.
         """
         texts = sorted({id_text(point) for point in points})
-        with self._open() as con:
-            removed = {text for (text,) in con.execute("SELECT point_id FROM removed_as_of(?)", [NOW]).fetchall()}
-            wrong = [text for text in texts if text not in removed]
+        with self._write() as con:
+            query = "SELECT point_id FROM newest_as_of(?) WHERE action <> 'restore'"
+            changed = {text for (text,) in con.execute(query, [NOW]).fetchall()}
+            wrong = [text for text in texts if text not in changed]
             if wrong:
-                raise NotRemoved(f"not removed, so not to be restored: {', '.join(wrong[:5])}; see `tamis ledger why`")
+                raise NotRemoved(
+                    f"neither removed nor relabelled, so not to be restored: {', '.join(wrong[:5])}; "
+                    "see `tamis ledger why`"
+                )
             last = last_cycle(con)
-            return _restore(con, last.cycle, texts, actor, reason) if last else 0
+            return restore_rows(con, last.cycle, texts, actor, reason) if last else 0
 
     def roll_back(self, cycle: int, actor: str, reason: str) -> int:
-        """Restore what a cycle removed and nobody has restored since, and end the cycle as `rolled_back`.
+        """Take back what a cycle's proposals did and nobody has changed since, and end the cycle as `rolled_back`.
 
         Returns:
-            The number of points restored by this call; 0 the second time.
+            The number of points this call brought back to what they were; 0 the second time.
         """
-        with self._open() as con:
-            query = "SELECT point_id FROM removed_as_of(?) r WHERE r.cycle = ?"
-            texts = [text for (text,) in con.execute(query, [NOW, cycle]).fetchall()]
-            count = _restore(con, cycle, texts, actor, reason)
+        with self._write() as con:
+            if event_of(con, cycle, "rolled_back", "") is not None:
+                return 0
+            count = undo_rows(con, cycle, actor, reason)
             _record(con, cycle, "rolled_back", actor, {"restored": count, "reason": reason}, "")
             return count
 
@@ -289,12 +273,6 @@ def _record(
         "ON CONFLICT DO NOTHING RETURNING seq"
     )
     return bool(con.execute(query, [cycle, state, key, actor, utc_now(), canonical_json(detail)]).fetchall())
-
-
-def _restore(con: duckdb.DuckDBPyConnection, cycle: int, texts: Collection[str], actor: str, reason: str) -> int:
-    con.register("restored", pa.table({"point_id": pa.array(list(texts), pa.string())}))
-    values = {"cycle": cycle, "reason": reason, "actor": actor, "now": utc_now()}
-    return len(con.execute(RESTORE, values).fetchall())
 
 
 def _marks(count: int) -> str:

@@ -1,8 +1,8 @@
 """What the ledger tells: reads only, each on a connection of its own.
 
-The view as of a cycle is the data set after that cycle: a point is removed if its newest action with `cycle <= c`, by
-sequence, is a removal. The data set that cycle c started from is therefore the manifest without those of
-`removed_contents(c - 1)` that still have the content they were removed with.
+The view as of a cycle is the data set after that cycle: the state of a point is its newest action with `cycle <= c`, by
+sequence. The data set that cycle c started from is therefore the manifest without those of `removed_contents(c - 1)`,
+and with the labels of `relabeled_contents(c - 1)`, that still have the content they had then.
 """
 
 import json
@@ -15,6 +15,7 @@ import duckdb
 
 from storage.connection import open_ledger
 from storage.errors import CycleConflict, LedgerMissing, UnknownPoint
+from storage.ledger_actions import NOW
 from storage.points import PointId, id_from_text, id_text
 from storage.records import (
     DATA_MOVED,
@@ -25,6 +26,7 @@ from storage.records import (
     Explanation,
     Mention,
     ProposalRecord,
+    Relabeling,
     ReviewRecord,
     State,
 )
@@ -40,7 +42,6 @@ CITED = """
 SELECT checkpoint_digest FROM actions WHERE checkpoint_digest IS NOT NULL
 UNION SELECT key FROM events WHERE state = 'trained'
 """
-NOW = 2**31 - 1
 
 
 def records(con: duckdb.DuckDBPyConnection, kind: type[T], query: str, parameters: list[Any]) -> tuple[T, ...]:
@@ -78,6 +79,13 @@ def review_of(con: duckdb.DuckDBPyConnection, cycle: int, proposal: str) -> Revi
     return found[0] if found else None
 
 
+def event_of(con: duckdb.DuckDBPyConnection, cycle: int, state: State, key: str) -> EventRecord | None:
+    """One event of a cycle, if it was recorded."""
+    query = "FROM events WHERE cycle = ? AND state = ? AND key = ?"
+    found = records(con, EventRecord, query, [cycle, state, key])
+    return found[0] if found else None
+
+
 class LedgerViews:
     """The reading half of `storage.ledger.Ledger`.
 
@@ -95,10 +103,15 @@ class LedgerViews:
         return self.path.is_file()
 
     @contextmanager
-    def _open(self, create: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _write(self, create: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
         if not create and not self.exists:
             raise LedgerMissing(f"there is no ledger at {self.path}; start a cycle with `tamis run`")
         with open_ledger(self.path, self.patience) as con:
+            yield con
+
+    @contextmanager
+    def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._write() as con:
             yield con
 
     def last_cycle(self) -> CycleRecord | None:
@@ -179,6 +192,19 @@ class LedgerViews:
             found = con.execute(query, [NOW if cycle is None else cycle]).fetchall()
             return {id_from_text(text, last.id_kind): content for text, content in found}
 
+    def relabeled_contents(self, cycle: int | None = None) -> dict[PointId, Relabeling]:
+        """The points relabelled after a cycle, with their label and the content hash each had; None: now.
+
+        The same id with other content is a new point, which nobody has relabelled.
+        """
+        query = "SELECT point_id, new_label, content FROM relabeled_as_of(?)"
+        with self._open() as con:
+            last = last_cycle(con)
+            if last is None:
+                return {}
+            found = con.execute(query, [NOW if cycle is None else cycle]).fetchall()
+            return {id_from_text(text, last.id_kind): Relabeling(label, content) for text, label, content in found}
+
     def cooldown(self, cycle: int, cycles: int) -> frozenset[PointId]:
         """The points not to be proposed in `cycle`: restored, rejected or rolled back in the `cycles` before it.
 
@@ -187,6 +213,10 @@ class LedgerViews:
         query = """
             SELECT point_id FROM actions
             WHERE action = 'restore' AND actor <> $data_moved AND cycle BETWEEN $first AND $last
+            UNION
+            SELECT a.point_id FROM actions a SEMI JOIN events e
+            ON e.cycle = a.cycle AND e.state = 'rolled_back' AND e.actor <> $data_moved
+            WHERE a.cycle BETWEEN $first AND $last
             UNION
             SELECT point_id FROM proposal_rows JOIN reviews USING (cycle, hash)
             WHERE decision = 'reject' AND cycle BETWEEN $first AND $last"""
@@ -208,7 +238,8 @@ class LedgerViews:
         """
         text = id_text(point)
         mentions = """
-            SELECT r.cycle, r.hash AS proposal, r.reason, r.score, r.threshold, v.decision, v.actor
+            SELECT r.cycle, r.hash AS proposal, r.action, r.new_label, r.reason, r.score, r.threshold,
+                   v.decision, v.actor
             FROM proposal_rows r JOIN proposals p USING (cycle, hash) LEFT JOIN reviews v USING (cycle, hash)
             WHERE point_id = ? ORDER BY p.seq"""
         with self._open() as con:

@@ -11,12 +11,12 @@ One row per point, sorted by `point_id` (integers by value, strings by code poin
 The ledger keeps ids as text; `id_text` and `id_from_text` are the only place where the two meet.
 """
 
-import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,13 +24,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.dataset_digest import DatasetDigest
 from storage.errors import DuplicatePoint, MixedPointIds, OverlappingSets, StorageError, UnknownPoint
-from storage.files import atomic_path, canonical_json
+from storage.files import atomic_path
 
 PointId: TypeAlias = int | str
 IdKind: TypeAlias = Literal["int", "string"]
 
 SHOWN = 5
+NO_LABELS: Mapping[PointId, int] = MappingProxyType({})
+PARQUET: Mapping[str, Any] = {"compression": "zstd", "use_dictionary": ["label", "group"]}
+"""How a manifest is written: hashes do not repeat, so a dictionary of them would cost and not save."""
+ROWS = 2**17
+"""Of a batch."""
 
 
 def id_text(point: PointId) -> str:
@@ -152,16 +158,29 @@ class Manifest:
         return int(self.table.num_rows)
 
     def without(self, removed: Collection[PointId]) -> "Manifest":
-        """The current view: this manifest minus `removed`; ids that are not in it are ignored."""
+        """This manifest minus `removed`; ids that are not in it are ignored."""
         if not removed:
             return self
         gone = pa.array(list(removed), self.table.schema.field("point_id").type)
         return Manifest(self.table.filter(pc.invert(pc.is_in(self.table["point_id"], value_set=gone))))
 
+    def view(self, removed: Collection[PointId], relabeled: Mapping[PointId, int] = NO_LABELS) -> "Manifest":
+        """The data set in force: this manifest minus `removed`, with other labels for some points.
+
+        `content` stays that of the sample as it is given. Ids that are not in the manifest are ignored.
+        """
+        kept = self.without(removed).table
+        if not relabeled:
+            return Manifest(kept)
+        kind = kept.schema.field("point_id").type
+        place = pc.index_in(kept["point_id"], value_set=pa.array(list(relabeled), kind))
+        label = pc.coalesce(_labels(relabeled.values()).take(place), kept["label"])
+        return Manifest(kept.set_column(kept.schema.get_field_index("label"), "label", label))
+
     def write(self, path: Path) -> None:
         """Write as Parquet, whole or not at all."""
         with atomic_path(path) as temporary:
-            pq.write_table(self.table, temporary)
+            pq.write_table(self.table, temporary, **PARQUET)
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -184,15 +203,13 @@ def _labels(labels: Iterable[int | None]) -> pa.Array:
         raise StorageError("a label does not fit 32 signed bits; give class numbers") from error
 
 
-def dataset_sha256(manifest: Manifest, removed: Collection[PointId] = ()) -> str:
-    """Identity of the current view: sha256 over its canonical rows `[point_id, content, label, group]` in order.
-
-    `inputs` does not enter: `content` already covers the sample.
-    """
-    digest = hashlib.sha256()
-    for batch in manifest.without(removed).table.select(["point_id", "content", "label", "group"]).to_batches(65536):
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            digest.update(canonical_json(row).encode() + b"\n")
+def dataset_sha256(
+    manifest: Manifest, removed: Collection[PointId] = (), relabeled: Mapping[PointId, int] = NO_LABELS
+) -> str:
+    """Identity of the data set in force (see `storage.dataset_digest`)."""
+    digest = DatasetDigest()
+    for batch in manifest.view(removed, relabeled).table.to_batches(ROWS):
+        digest.update(batch)
     return digest.hexdigest()
 
 

@@ -9,7 +9,9 @@ from storage.points import IdKind
 
 State: TypeAlias = Literal[
     "opened",
+    "moved",
     "trained",
+    "dropped",
     "scored",
     "proposed",
     "approved",
@@ -23,6 +25,8 @@ State: TypeAlias = Literal[
     "awaiting_review",
     "failed",
 ]
+"""`moved`: what changed in the data at the opening of a cycle; `dropped`: points dropped while learning."""
+Action: TypeAlias = Literal["remove", "relabel", "restore"]
 Decision: TypeAlias = Literal["approve", "reject"]
 FINAL: tuple[State, ...] = ("promoted", "rolled_back", "nothing_to_do")
 DATA_MOVED = "rule:data-moved"
@@ -84,12 +88,13 @@ class ReviewRecord:
 
 @dataclass(frozen=True)
 class ActionRecord:
-    """One removal or restoration of one point; score and threshold are in the unit of the deciding policy."""
+    """What was done to one point; `new_label` only of a relabeling; score and threshold in the policy's unit."""
 
     seq: int
     cycle: int
     point_id: str
-    action: Literal["remove", "restore"]
+    action: Action
+    new_label: int | None
     reason: str
     score: float | None
     threshold: float | None
@@ -102,11 +107,30 @@ class ActionRecord:
 
 
 @dataclass(frozen=True)
+class Relabeling:
+    """The label that a point has instead of its own, and the content hash it had when it got it."""
+
+    label: int
+    content: str
+
+
+@dataclass(frozen=True)
+class Applied:
+    """How many points an applied proposal removed, relabelled and restored."""
+
+    removed: int
+    relabeled: int
+    restored: int
+
+
+@dataclass(frozen=True)
 class Mention:
     """A proposal that named the point, and what became of it; decision and actor are None while it waits."""
 
     cycle: int
     proposal: str
+    action: Action
+    new_label: int | None
     reason: str
     score: float | None
     threshold: float | None

@@ -65,7 +65,7 @@ SELECT point_id, choices, rank, excluded FROM candidates WHERE excluded IS NOT N
 """
 
 PROPOSED = """
-SELECT point_id, 'remove' AS action,
+SELECT point_id, 'remove' AS action, CAST(NULL AS INTEGER) AS new_label,
        array_to_string(list_sort(list_distinct([c.reason FOR c IN choices])), '+') AS reason,
        [c.policy FOR c IN choices] AS policies, choices[1].value AS score, choices[1].threshold AS threshold, rank,
        [{policy: c.policy, "column": c."column", value: c.value, threshold: c.threshold} FOR c IN choices] AS evidence

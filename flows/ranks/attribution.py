@@ -7,7 +7,7 @@ the head alone.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -49,8 +49,10 @@ from influence import (
     share_queries,
     subset,
     summarize,
+    summed,
     turn_over_self_influence,
 )
+from influence.factored import Gradients
 from influence.sharding import WHOLE
 from storage.files import JSON
 
@@ -240,6 +242,11 @@ class Attribution:
         exact = None if self._head_scorer is None else self._head_scorer.score(subset(reading.losses, [self.head.name]))
         pairs = self._scorer.score(subset(reading.losses, self.curvature.blocks))
         return ChunkPairs(added_up(pairs, self._place) if self.split else pairs, exact, reading)
+
+    def total(self, batches: Iterable[tuple[Any, Tensor]]) -> Gradients:
+        """The weighted sum of loss gradients on this rank's blocks; with a batch go the weights of its points `[B]`."""
+        read = ((self._reader.losses(batch).losses, weights) for batch, weights in batches)
+        return summed((subset(losses, self.curvature.blocks), weights) for losses, weights in read)
 
     def gradient_norms(self, reading: Reading) -> Tensor:
         """Of the losses, on the blocks that are scored, `[B]`."""

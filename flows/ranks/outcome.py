@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +13,7 @@ from flows.dataset import manifest_of, rows_by_id
 from flows.ranks.device import here
 from flows.ranks.rank import Rank
 from flows.workload import Batches, PointSet, Workload, collate_of
+from storage.files import atomic_path
 
 BATCH = 512
 
@@ -40,6 +45,16 @@ class Outcome:
         model.train(training)
         self._rank.sum(outcome)
         return outcome
+
+    def leave(self, model: nn.Module, path: Path) -> None:
+        """Write `point_id, label, group, loss, correct` for every point; all ranks call this together."""
+        loss, correct = self.of(model)
+        if self._rank.index == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            known = self.manifest.table.select(["point_id", "label", "group"])
+            table = known.append_column("loss", pa.array(loss.numpy()))
+            with atomic_path(path) as draft:
+                pq.write_table(table.append_column("correct", pa.array(correct.bool().numpy())), draft)
 
     def _part(self, model: nn.Module, start: int, outcome: Tensor) -> None:
         # Every rank runs the same number of forward passes, as ZeRO 3 requires; the last rows are repeated to fill up.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from flows.dataset import manifest_of, rows_by_id
 from flows.errors import BadInput
+from flows.relabeling import GIVEN, LabelWriter, Relabeled, Source
 from flows.workload import Batches, PointSet, Workload, collate_of
 from influence.errors import NotFinite
-from storage.points import Manifest, PointId
+from storage.points import NO_LABELS, Manifest, PointId
 
 
 class Points:
@@ -25,32 +26,52 @@ class Points:
         points: The set.
         workload: Collates its samples.
         removed: Ids that are not trained on.
+        relabeled: Labels that are in force in place of the given ones.
 
     Attributes:
-        labels: Given labels `[n]`.
+        labels: In force `[n]`.
         in_train: Whether each point is trained on `[n]`, bool.
         rows: Row of each place in the data set `[n]`.
         keys: One integer per point, of its id alone: the seed of what is drawn for it `[n]`, int64.
     """
 
     def __init__(
-        self, name: str, points: PointSet, workload: Workload, removed: Collection[PointId] = frozenset()
+        self,
+        name: str,
+        points: PointSet,
+        workload: Workload,
+        removed: Collection[PointId] = frozenset(),
+        relabeled: Mapping[PointId, int] = NO_LABELS,
     ) -> None:
-        self._name = name
+        self._name, self._workload = name, workload
         self.manifest: Manifest = manifest_of(name, points)
         self.ids: list[PointId] = self.manifest.ids
         self.rows = rows_by_id(points, self.manifest)
-        self.labels = torch.tensor(self.manifest.table["label"].to_pylist(), dtype=torch.int64)
+        self.labels = torch.tensor(self.manifest.view((), relabeled).table["label"].to_pylist(), dtype=torch.int64)
         self.in_train = torch.tensor([point not in removed for point in self.ids])
         self.keys = torch.tensor([_key(point) for point in self.ids], dtype=torch.int64)
         self.batches = Batches(points, collate_of(workload))
+        self._in_force = self.with_labels(relabeled)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, places: range | Tensor) -> Any:
         """The batch of the points at these places."""
-        return self.batches.take(self.rows[torch.as_tensor(places)])
+        return self._in_force.take(self.rows[torch.as_tensor(places)])
+
+    def with_labels(self, relabeled: Mapping[PointId, int]) -> Source:
+        """Batches by row with these labels in place of the given ones; ids that are not in the set are ignored.
+
+        Raises:
+            BadInput: Labels cannot be put into the workload's batches.
+        """
+        labels = torch.full((len(self),), GIVEN)
+        for row, point in zip(self.rows.tolist(), self.ids):
+            labels[row] = relabeled.get(point, GIVEN)
+        if bool((labels == GIVEN).all()):
+            return self.batches
+        return Relabeled(self.batches, LabelWriter(self._workload, self.batches, len(self)), labels)
 
     @contextmanager
     def named(self, places: range | Tensor) -> Iterator[None]:

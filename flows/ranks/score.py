@@ -36,6 +36,7 @@ from flows.ranks.rank import Rank, rank_process
 from flows.ranks.shards import shard_table
 from flows.ranks.suspects import Suspects, suspects
 from flows.ranks.weights import load_weights
+from flows.relabeling import read_labels
 from flows.trust import Probe
 from flows.workload import Sample, load_workload
 from influence import ChunkGrid, cheap_signals
@@ -54,7 +55,7 @@ class Scoring:
         removed = frozenset(pq.read_table(plan.removed)["point_id"].to_pylist())
         points = self._workload.points()
         some = points if plan.sample is None else Sample(points, plan.sample)
-        self._points = Points("train", some, self._workload, removed)
+        self._points = Points("train", some, self._workload, removed, read_labels(plan.relabeled))
         check_unchanged(self._points.manifest, plan.train_digest)
         self._queries = Points("query", self._workload.queries(), self._workload)
         self._grid = ChunkGrid(len(self._points), plan.config.scoring.chunk)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from flows.dataset import check_unchanged
-from flows.plans import GIVEN, HOLDOUT, STATE, STOPPED, Job, TrainPlan, read_plan
+from flows.plans import GIVEN, HOLDOUT, QUERIES, STATE, STOPPED, Job, TrainPlan, read_plan
 from flows.ranks.device import device, here
 from flows.ranks.engine import Engine, connect
 from flows.ranks.holdout import Holdout
@@ -35,6 +35,7 @@ from flows.ranks.resume import Resume
 from flows.ranks.stopping import Never, Stopping
 from flows.ranks.weights import load_file, load_weights, weights_of
 from flows.recipe import learning_rate, resume_points
+from flows.relabeling import read_labels
 from flows.workload import Workload, check_losses, load_workload, seeded_model
 from influence.turnover import TurnOver
 from storage import checkpoints, trajectory_store
@@ -50,10 +51,11 @@ class Trainer:
         dataset = self._workload.points()
         points = Points("train", dataset, self._workload)
         check_unchanged(points.manifest, plan.train_digest)
-        self._manifest, self._rows, self._batches = points.manifest, points.rows, points.batches
+        self._points, self._manifest, self._rows = points, points.manifest, points.rows
         self._ids = dataset.ids
         self._keys = torch.empty_like(points.keys).scatter_(0, points.rows, points.keys)  # by row
         self._holdout = Holdout(self._workload, rank)
+        self._queries = Outcome("query", self._workload.queries(), self._workload, rank)
         self._steps = sum(job.steps for job in plan.jobs)
         self._done, self._resumed = 0, False
 
@@ -89,7 +91,7 @@ class Trainer:
             load_file(model, job.folder / GIVEN / f"step-{step:06d}.safetensors")
             weights = weights_of(model)
             if step == job.steps:
-                self._holdout.judge(in_precision(model, precision), job.folder / HOLDOUT)
+                self._judge(job, in_precision(model, precision))
             self._save(weights, job, step, definition)
         self._done += job.steps
 
@@ -102,6 +104,7 @@ class Trainer:
         engine = Engine(model, training, self._rank.world, universal=resume.universal)
         masks = TurnOver(model, training.turn_over, job.seed)
         order = Order(self._kept(job.removed), training.batch_size, job.seed)
+        batches = self._points.with_labels(read_labels(job.relabeled))
         begun = resume.load(engine)
         order.skip(begun)
         stopping = self._stopping(job, resume.losses)
@@ -112,7 +115,7 @@ class Trainer:
             engine.set_rate(learning_rate(training, step, job.planned))
             for rows in order.next()[self._rank.index :: self._rank.world].chunk(training.accumulation):
                 with masks.own(here(self._keys[rows])):
-                    losses = self._workload.loss(engine.model, here(self._batches.take(rows)))  # [b]
+                    losses = self._workload.loss(engine.model, here(batches.take(rows)))  # [b]
                     check_losses(losses.detach().cpu(), rows, self._ids)
                     engine.step(losses)
             if stopped := stopping.after(step, engine.model):
@@ -133,8 +136,7 @@ class Trainer:
         config = self._config.training.early_stopping
         if config is None or not job.stops:
             return Never()
-        queries = Outcome("query", self._workload.queries(), self._workload, self._rank)
-        return Stopping(config, job.planned, queries, losses)
+        return Stopping(config, job.planned, self._queries, losses)
 
     def _stop(self, job: Job, step: int, losses: Sequence[float]) -> None:
         if self._rank.index == 0:
@@ -155,7 +157,12 @@ class Trainer:
             if job.role == "baseline":
                 self._record(job, step)
         engine.share_buffers()
-        self._holdout.judge(engine.model, job.folder / HOLDOUT)
+        self._judge(job, engine.model)
+
+    def _judge(self, job: Job, model: torch.nn.Module) -> None:
+        """On the queries, which removals were foretold on, and on the holdout set."""
+        self._queries.leave(model, job.folder / QUERIES)
+        self._holdout.judge(model, job.folder / HOLDOUT)
 
     def _record(self, job: Job, last: int) -> None:
         training, steps = self._config.training, range(1, last + 1)

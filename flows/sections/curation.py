@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from flows.sections.base import Rate, Section, Share
+from flows.sections.base import Count, Rate, Section, Share
 
 
 class PruningConfig(Section):
@@ -45,8 +45,12 @@ class GuardrailConfig(Section):
     """What must be shown before a model is promoted."""
 
     seeds: Annotated[int, Field(ge=2)] = 3
+    """Most seeds of each arm; two are trained first, one more each time while the answer is open."""
     tolerance: Annotated[float, Field(ge=0)] = 0.01
     """Nats per holdout point that the challenger may lose against baseline and champion."""
     group_tolerance: Annotated[float, Field(ge=0)] = 0.05
-    """Nats per holdout point that a class may lose before promotion is refused."""
+    """Nats per holdout point that a class or group may lose before promotion is refused."""
     resamples: Annotated[int, Field(ge=100)] = 2000
+    """Draws that bounds and p-values are made of."""
+    max_looks: Count = 20
+    """Cycles judged on one holdout set: as many at 5 % are one false promotion to be expected."""

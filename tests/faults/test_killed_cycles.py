@@ -22,7 +22,7 @@ KILLS = {
     "score, between two shards": "rank 0 storage.score_store:write_chunk after 2 kill",
     "propose, the proposal is in the ledger alone": "storage.ledger:Ledger.add_proposal after 1 kill",
     "review, the approval is in the ledger alone": "storage.ledger:Ledger.add_review after 1 kill",
-    "apply, the removals stand in the ledger": "storage.ledger:Ledger.apply_removals after 1 kill",
+    "apply, the removals stand in the ledger": "storage.ledger:Ledger.apply_proposal after 1 kill",
     "retrain, two of five models are done": "rank 0 storage.checkpoints:commit after 8 kill",
     "retrain, all are done and the stage has no result": "storage.ledger:Ledger.record_event after 1 kill",
     "judge, the verdict is in the ledger and the stage has no result": (

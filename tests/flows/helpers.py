@@ -15,7 +15,7 @@ from flows.check import require
 from flows.config import Config, load
 from flows.cycle import plainly, run_cycle
 from flows.launch import Progress, run_ranks
-from flows.plans import Plan, ScorePlan, TrainPlan, read_plan, write_plan
+from flows.plans import Plan, PreviewPlan, ScorePlan, TrainPlan, read_plan, write_plan
 from flows.ranks.rank import Rank
 from flows.summary import Summary
 
@@ -77,6 +77,10 @@ def run_here(job: Launch, show: Callable[[Progress], None]) -> None:
             from flows.ranks.train import Trainer
 
             Trainer(read_plan(TrainPlan, job.plan), rank).run()
+        elif job.program == "preview":
+            from flows.ranks.preview import Previewing
+
+            Previewing(read_plan(PreviewPlan, job.plan), rank).run()
         else:
             from flows.ranks.score import Scoring
 

@@ -19,17 +19,20 @@ from storage.errors import (
 from storage.ledger import Ledger
 from storage.points import Manifest
 from storage.proposals import Proposal
-from storage.records import DATA_MOVED, Decision
+from storage.records import DATA_MOVED, Action, Applied, Decision, Relabeling
 
 N = 10
 MANIFEST = Manifest.build(range(N), [f"c{i}" for i in range(N)], [f"i{i}" for i in range(N)])
 
 
-def proposal(cycle: int, points: list[int], q: float = 0.2) -> Proposal:
+def proposal(
+    cycle: int, points: list[int], q: float = 0.2, action: Action = "remove", new_label: int | None = None
+) -> Proposal:
     rows = pa.table(
         {
             "point_id": pa.array(points, pa.int64()),
-            "action": pa.array(["remove"] * len(points), pa.string()),
+            "action": pa.array([action] * len(points), pa.string()),
+            "new_label": pa.array([new_label] * len(points), pa.int32()),
             "reason": pa.array(["harmful"] * len(points), pa.string()),
             "score": pa.array([-float(p) for p in points], pa.float64()),
             "threshold": pa.array([0.0] * len(points), pa.float64()),
@@ -50,10 +53,14 @@ def opened(ledger: Ledger, cycle: int) -> None:
 def removed(ledger: Ledger, cycle: int, points: list[int]) -> Proposal:
     """Open a cycle and remove points in it, with an approval."""
     opened(ledger, cycle)
-    made = proposal(cycle, points)
+    return applied(ledger, proposal(cycle, points))
+
+
+def applied(ledger: Ledger, made: Proposal) -> Proposal:
+    """Propose, approve and apply."""
     ledger.add_proposal(made)
     ledger.add_review(made.hash[:12], "approve", "ada", "cli")
-    ledger.apply_removals(cycle, made.hash, MANIFEST, "ekfac", "digest")
+    ledger.apply_proposal(made.cycle, made.hash, MANIFEST, "ekfac", "digest")
     return made
 
 
@@ -70,6 +77,51 @@ def test_the_view_as_of_any_cycle_follows_the_sequence_of_removals_and_restorati
     assert ledger.removed_as_of() == ledger.removed_as_of(3) == {1, 2, 3, 4}
 
 
+def test_a_relabelled_point_carries_its_label_until_it_is_restored_or_removed(ledger: Ledger) -> None:
+    opened(ledger, 1)
+    applied(ledger, proposal(1, [1, 2, 3], action="relabel", new_label=7))
+    ledger.record_event(1, "promoted")
+    removed(ledger, 2, [2])
+    ledger.restore([3], "bob", "was right")
+    seven = {point: Relabeling(7, f"c{point}") for point in (1, 2, 3)}
+    assert ledger.relabeled_contents(0) == {}
+    assert ledger.relabeled_contents(1) == seven
+    assert ledger.relabeled_contents() == {1: seven[1]}
+    assert ledger.removed_as_of() == {2}
+    assert ledger.why(1).actions[0].new_label == 7
+
+
+def test_a_roll_back_gives_every_point_back_what_it_was_before(ledger: Ledger) -> None:
+    opened(ledger, 1)
+    applied(ledger, proposal(1, [1, 2, 3, 4], action="relabel", new_label=7))
+    ledger.record_event(1, "promoted")
+    opened(ledger, 2)
+    mixed = [proposal(2, [1, 5]).rows, proposal(2, [2, 6], action="relabel", new_label=8).rows]
+    made = Proposal(2, pa.concat_tables([*mixed, proposal(2, [3], action="restore").rows]), "data", "scores", {})
+    assert applied(ledger, made)
+    assert ledger.removed_as_of() == {1, 5}
+    assert {point: got.label for point, got in ledger.relabeled_contents().items()} == {2: 8, 4: 7, 6: 8}
+    assert ledger.roll_back(2, "rule:guardrail", "") == 5
+    assert ledger.removed_as_of() == frozenset()
+    assert ledger.relabeled_contents() == ledger.relabeled_contents(1)
+    assert ledger.cooldown(3, 1) == {1, 2, 3, 5, 6}
+
+
+def test_an_approved_restoration_brings_removed_points_back_and_a_roll_back_removes_them_again(ledger: Ledger) -> None:
+    removed(ledger, 1, [1, 2, 3])
+    ledger.record_event(1, "promoted")
+    opened(ledger, 2)
+    made = proposal(2, [1, 2], action="restore")
+    ledger.add_proposal(made)
+    ledger.add_review(made.hash, "approve", "ada", "cli")
+    ledger.restore([2], "bob", "could not wait")
+    vanished = Manifest.build([3], ["c3"], ["i3"])
+    assert ledger.apply_proposal(2, made.hash, vanished, "e", "d") == Applied(0, 0, 1)
+    assert ledger.removed_contents() == {3: "c3"}
+    assert ledger.roll_back(2, "rule:guardrail", "") == 1
+    assert ledger.removed_contents() == {1: "c1", 3: "c3"}, "what a person restored stays restored"
+
+
 def test_a_removal_is_of_the_content_that_the_point_had_then(ledger: Ledger) -> None:
     removed(ledger, 1, [1, 2, 3])
     ledger.restore([3], "bob", "was right")
@@ -80,7 +132,7 @@ def test_a_removal_is_of_the_content_that_the_point_had_then(ledger: Ledger) -> 
     ledger.add_proposal(made)
     ledger.add_review(made.hash, "approve", "ada", "cli")
     changed = Manifest.build([1, 2], ["new", "c2"], ["i", "j"])
-    ledger.apply_removals(2, made.hash, changed, "ekfac", "digest")
+    ledger.apply_proposal(2, made.hash, changed, "ekfac", "digest")
     assert ledger.removed_contents() == {1: "new", 2: "c2"}, "the newest removal counts"
     assert ledger.removed_contents(1) == {1: "c1", 2: "c2"}
     assert ledger.removed_contents(0) == {}
@@ -92,7 +144,7 @@ def test_every_call_repeated_after_a_kill_changes_nothing(ledger: Ledger) -> Non
     opened(ledger, 1)
     assert not ledger.add_proposal(made)
     ledger.add_review(made.hash, "approve", "somebody else", "cli")
-    assert ledger.apply_removals(1, made.hash, MANIFEST, "ekfac", "digest") == 2
+    assert ledger.apply_proposal(1, made.hash, MANIFEST, "ekfac", "digest") == Applied(2, 0, 0)
     assert not ledger.record_event(1, "opened")
     assert (ledger.events(1), ledger.why(1)) == before
 
@@ -191,7 +243,7 @@ def test_a_superseded_proposal_that_is_proposed_again_is_the_open_one(ledger: Le
     with pytest.raises(StaleApproval, match=first.hash[:12]):
         ledger.add_review(second.hash, "approve", "ada", "cli")
     ledger.add_review(first.hash, "approve", "ada", "cli")
-    assert ledger.apply_removals(1, first.hash, MANIFEST, "e", "d") == 1
+    assert ledger.apply_proposal(1, first.hash, MANIFEST, "e", "d").removed == 1
 
 
 @pytest.mark.parametrize("decision", ["approve", "reject"])
@@ -214,10 +266,10 @@ def test_only_an_approved_proposal_is_applied(ledger: Ledger) -> None:
     made = proposal(1, [1])
     ledger.add_proposal(made)
     with pytest.raises(NotApproved, match="not reviewed"):
-        ledger.apply_removals(1, made.hash, MANIFEST, "e", "d")
+        ledger.apply_proposal(1, made.hash, MANIFEST, "e", "d")
     ledger.add_review(made.hash, "reject", "ada", "cli")
     with pytest.raises(NotApproved, match="rejected"):
-        ledger.apply_removals(1, made.hash, MANIFEST, "e", "d")
+        ledger.apply_proposal(1, made.hash, MANIFEST, "e", "d")
     assert ledger.removed_as_of() == frozenset()
 
 
@@ -229,7 +281,7 @@ def test_an_approval_of_an_earlier_cycle_does_not_approve_the_same_removals_agai
     assert again.hash == made.hash
     ledger.add_proposal(again)
     with pytest.raises(NotApproved):
-        ledger.apply_removals(2, again.hash, MANIFEST, "e", "d")
+        ledger.apply_proposal(2, again.hash, MANIFEST, "e", "d")
 
 
 def test_a_removal_that_fails_half_way_leaves_nothing(ledger: Ledger) -> None:
@@ -238,7 +290,7 @@ def test_a_removal_that_fails_half_way_leaves_nothing(ledger: Ledger) -> None:
     ledger.add_proposal(made)
     ledger.add_review(made.hash, "approve", "ada", "cli")
     with pytest.raises(StorageError, match="1 proposed points are not in the data set"):
-        ledger.apply_removals(1, made.hash, MANIFEST, "e", "d")
+        ledger.apply_proposal(1, made.hash, MANIFEST, "e", "d")
     assert ledger.removed_as_of() == frozenset()
     assert ledger.state(1) == "approved"
 
@@ -276,8 +328,8 @@ def test_the_database_itself_refuses_unknown_states_and_second_removals(ledger: 
 def test_a_workspace_of_a_newer_version_is_refused(ledger: Ledger) -> None:
     opened(ledger, 1)
     with duckdb.connect(str(ledger.path)) as con:
-        con.execute("INSERT INTO schema_version VALUES (2, TIMESTAMP '2030-01-01')")
-    with pytest.raises(WorkspaceTooNew, match=r"schema 2.*up to 1; upgrade"):
+        con.execute("INSERT INTO schema_version VALUES (9, TIMESTAMP '2030-01-01')")
+    with pytest.raises(WorkspaceTooNew, match=r"schema 9.*up to 2; upgrade"):
         ledger.last_cycle()
 
 
@@ -295,7 +347,7 @@ def test_string_ids_come_back_as_strings(tmp_path: Path) -> None:
     made = Proposal(1, rows, "d", "s", {})
     ledger.add_proposal(made)
     ledger.add_review(made.hash, "approve", "ada", "cli")
-    ledger.apply_removals(1, made.hash, manifest, "e", "d")
+    ledger.apply_proposal(1, made.hash, manifest, "e", "d")
     assert ledger.removed_as_of() == {"07", "a'b"}
     assert ledger.removed_contents() == {"07": "c", "a'b": "d"}
     assert manifest.without(ledger.removed_as_of()).ids == []

@@ -25,6 +25,7 @@ from storage.proposals import Proposal
 ids = range({POINTS})
 manifest = Manifest.build(ids, map(str, ids), map(str, ids))
 rows = pa.table({{"point_id": list(ids), "action": ["remove"] * len(ids), "reason": ["r"] * len(ids),
+                  "new_label": pa.nulls(len(ids), pa.int32()),
                   "score": [0.0] * len(ids), "threshold": [0.0] * len(ids)}})
 ledger = Ledger(Path(sys.argv[1]))
 last, unfinished = (ledger.last_cycle(), ledger.unfinished_cycle()) if ledger.exists else (None, None)
@@ -35,7 +36,7 @@ while True:
     ledger.add_proposal(proposal)
     ledger.add_review(proposal.hash, "approve", "rule", "rule")
     print("applying", cycle, flush=True)
-    ledger.apply_removals(cycle, proposal.hash, manifest, "e", "c")
+    ledger.apply_proposal(cycle, proposal.hash, manifest, "e", "c")
     print("applied", cycle, flush=True)
     ledger.roll_back(cycle, "rule", "")
     print("rolled_back", cycle, flush=True)

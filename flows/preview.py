@@ -1,0 +1,99 @@
+"""The stage `preview`: what the proposal is foretold to do to the query set, before anybody reviews it.
+
+The proposal is carried out on the baseline's last checkpoint without training (influence/removal.py, unlearning.py).
+Only queries are asked: nothing decides by the holdout set before the guardrail does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.foreseen import Foreseen, foreseen
+from flows.plans import PreviewPlan
+from flows.pruning import Proposed
+from flows.recipe import horizon
+from flows.relabeling import write_labels
+from flows.retraining import Retrained, pruned
+from flows.scoring import Scored
+from flows.spent import Spent
+from flows.stages import Cycle, once
+from flows.training import Trained, planned_steps, write_ids
+from storage import score_store
+from storage.files import JSON
+from storage.proposals import Proposal
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What was foretold.
+
+    Attributes:
+        skipped: Why nothing was, or empty.
+        file: What the models make of every query.
+        spent: What the ranks spent.
+    """
+
+    skipped: str
+    file: Path | None = None
+    spent: Spent | None = None
+
+    def against(self, retrained: Retrained | None) -> tuple[Foreseen, ...]:
+        """Each method's prediction, with the truth beside it once there is one."""
+        if self.file is None:
+            return ()
+        arms = None
+        if retrained is not None and "challenger" in retrained.folders:
+            arms = retrained.folders["baseline"], retrained.folders["challenger"]
+        return foreseen(self.file, arms)
+
+
+def preview(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) -> Preview:
+    """Foretell the challenger, and drop the curvature that the scoring kept for this."""
+    inputs: dict[str, JSON] = {"proposal": proposed.hash if proposed.size else "", "scores": scored.sha256}
+    found = once(
+        cycle,
+        "preview",
+        Preview,
+        inputs,
+        lambda: _preview(cycle, trained, scored, proposed),
+        decided=cycle.applied,
+        intact=lambda kept: kept.file is None or kept.file.exists(),
+    )
+    score_store.parts(scored.folder, scored.inputs_digest).clear()
+    return found
+
+
+def _preview(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) -> Preview:
+    if skipped := _skipped(cycle, proposed):
+        return Preview(skipped)
+    config, plans = cycle.config, cycle.folder / "plans"
+    removed, relabeled = pruned(cycle, Proposal.read(cycle.folder))
+    plan = PreviewPlan(
+        config=config,
+        logs=cycle.folder / "logs",
+        train_digest=cycle.digests["train"],
+        checkpoint=trained.checkpoints[-1],
+        checkpoint_digest=trained.digest,
+        horizon=horizon(config.training, trained.steps, planned_steps(cycle)),
+        removed=write_ids(plans / "removed.parquet", cycle.removed, cycle.manifest),
+        relabeled=write_labels(plans / "relabeled.parquet", cycle.relabeled, cycle.manifest),
+        then_removed=write_ids(plans / "removed-preview.parquet", removed, cycle.manifest),
+        then_relabeled=write_labels(plans / "relabeled-preview.parquet", relabeled, cycle.manifest),
+        scores=scored.folder,
+        inputs_digest=scored.inputs_digest,
+        file=cycle.folder / "preview.parquet",
+    )
+    logs = cycle.launch("preview", plan, config.scoring.ranks)
+    return Preview("", plan.file, Spent.read(logs / f"preview-rank{rank}.json" for rank in range(config.scoring.ranks)))
+
+
+def _skipped(cycle: Cycle, proposed: Proposed) -> str:
+    scoring = cycle.config.scoring
+    if not proposed.size:
+        return "nothing is proposed"
+    if scoring.compression is not None:
+        return "scoring.compression leaves no step in the space of the parameters"
+    if scoring.placement == "partitioned":
+        return "with scoring.placement = 'partitioned' no rank has the parameters to move"
+    return ""
