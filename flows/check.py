@@ -19,6 +19,7 @@ from flows.ranks.points import Points
 from flows.ranks.probe import rehearse
 from flows.ranks.rank import Alone
 from flows.ranks.split import owned
+from flows.relabeling import check_relabeling
 from flows.trust import described
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, load_workload, seeded_model
 from influence import Blocks, Share, blocks
@@ -81,6 +82,8 @@ class _Checker:
         with torch.no_grad():
             for points in (self.workload.points(), self.workload.queries(), self.workload.holdout()):
                 self._one_batch(points)
+        if getattr(self.config.pruning, "mislabeled_action", "remove") == "relabel":
+            check_relabeling(self.workload, self.model, self.workload.points())
         return "one finite loss per point, the cross-entropy of the logits"
 
     def _one_batch(self, points: PointSet) -> None:

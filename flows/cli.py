@@ -221,6 +221,23 @@ def status(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
 
 
 @app.command()
+def export(
+    file: TOML = HERE,
+    as_of: Annotated[
+        int | None, typer.Option("--as-of", help="The data set after this cycle; default: the last that has ended.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder to make; default: export-<cycle> here.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Write the lists as text, too, one id a line.")] = False,
+    as_json: JSON_OPTION = False,
+) -> None:
+    """Write what is kept, removed and relabelled as of a cycle, for any trainer."""
+    from flows.export import export_file
+    from flows.tables import print_export
+
+    print_export(export_file(file, as_of, out, text=text), as_json=as_json)
+
+
+@app.command()
 def approve(
     proposal: Annotated[str, typer.Argument(help="The proposal's hash, or its first 12 digits or more.")],
     by: BY,

@@ -15,7 +15,9 @@ from typing import Literal
 
 from flows.config import Config, load
 from flows.errors import BadInput
+from flows.moving import in_force, manifest_of_cycle
 from storage.ledger import Ledger
+from storage.points import Manifest
 
 GRACE_SECONDS = 10.0
 UI_ENVIRONMENT = {
@@ -62,9 +64,15 @@ def status_of(file: Path) -> Status:
         state=state,
         proposal=proposal.hash if proposal else "",
         proposed=proposal.size if proposal else 0,
-        removed=len(ledger.removed_as_of()),
+        removed=_standing(config, ledger, last.cycle),
         next_command=command,
     )
+
+
+def _standing(config: Config, ledger: Ledger, cycle: int) -> int:
+    """Points removed by now that the newest data set has, with the content that they were removed with."""
+    manifest = manifest_of_cycle(config.workspace, cycle)
+    return len(in_force(ledger, cycle, Manifest.read(manifest)).removed) if manifest.exists() else 0
 
 
 def decide(file: Path, proposal: str, decision: Literal["approve", "reject"], by: str, reason: str) -> str:

@@ -21,13 +21,15 @@ from flows.config import Config
 from flows.dataset import read_sets
 from flows.errors import BadInput
 from flows.launch import Progress
+from flows.moving import in_force, manifest_of_cycle, record_moves
+from flows.relabeling import check_relabeling
 from flows.stages import Cycle, cycle_folder
 from flows.workload import Workload, seeded_model
 from storage import checkpoints
 from storage.errors import StorageError
 from storage.files import JSON, atomic_write_json, sha256_json
 from storage.ledger import Ledger
-from storage.points import Manifest, PointId, dataset_sha256
+from storage.points import Manifest, dataset_sha256
 from storage.tracking import Tracker
 
 TRIES = 5
@@ -101,7 +103,7 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     """Continue the unfinished cycle, or open the next one on the data as they are now.
 
     Raises:
-        BadInput: A set is empty or malformed.
+        BadInput: A set is empty or malformed, or points are relabelled and the workload cannot be.
         storage.errors.StorageError: Sets that overlap, duplicate ids, a locked or newer ledger.
     """
     show(Progress("reading the data", 0, 1))
@@ -109,9 +111,11 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     ledger = ledger_of(config)
     tracker = Tracker(config.workspace, config.name)
     number, parent = _number(ledger, tracker, sets.train)
-    removed = _still_removed(ledger, number - 1, sets.train)
+    known = in_force(ledger, number - 1, sets.train)
+    if known.relabeled:
+        check_relabeling(workload, seeded_model(workload, 0), workload.points())
     _check_champion(tracker, config, workload)
-    digest = dataset_sha256(sets.train, removed)
+    digest = dataset_sha256(sets.train, known.removed, known.relabeled)
     versions = {name: version(name) for name in PACKAGES}
     digests = {**sets.digests, "code": _code(workload, versions)}
     run = tracker.cycle_run(number, digest, _parameters(config))
@@ -119,13 +123,16 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     ledger.open_cycle(number, digest, settings, versions, sets.train.id_kind, parent=parent, mlflow_run_id=run)
     folder = cycle_folder(config, number)
     folder.mkdir(parents=True, exist_ok=True)
-    sets.train.write(folder / "manifest.parquet")
+    sets.train.write(manifest_of_cycle(config.workspace, number))
+    moved = record_moves(ledger, config.workspace, number, sets.train)
     record: dict[str, JSON] = {"cycle": number, "config": settings, "versions": versions, "digests": digests}
     record |= {"dataset_sha256": digest, "mlflow_run": run, "git_revision": _revision(config)}
     atomic_write_json(folder / "cycle.json", record)
-    tracker.log_dataset(run, config.name, digest, len(sets.train) - len(removed), config.workload.entry)
+    tracker.log_dataset(run, config.name, digest, len(sets.train) - len(known.removed), config.workload.entry)
     show(Progress("reading the data", 1, 1))
-    return Cycle(config, number, sets.train, removed, digest, digests, ledger, tracker, run, show)
+    return Cycle(
+        config, number, sets.train, known.removed, digest, digests, ledger, tracker, run, show, known.relabeled, moved
+    )
 
 
 def _number(ledger: Ledger, tracker: Tracker, train: Manifest) -> tuple[int, int | None]:
@@ -136,22 +143,13 @@ def _number(ledger: Ledger, tracker: Tracker, train: Manifest) -> tuple[int, int
     unfinished = ledger.unfinished_cycle()
     if unfinished is None:
         return last.cycle + 1, last.cycle
-    before = _still_removed(ledger, unfinished.cycle - 1, train)
-    if dataset_sha256(train, before) == unfinished.dataset_sha256:
+    before = in_force(ledger, unfinished.cycle - 1, train)
+    if dataset_sha256(train, before.removed, before.relabeled) == unfinished.dataset_sha256:
         return unfinished.cycle, unfinished.parent
     ledger.roll_back(unfinished.cycle, "rule:data-moved", "the train set changed while the cycle was open")
     if unfinished.mlflow_run_id:
         tracker.finish(unfinished.mlflow_run_id, failed=True)
     return unfinished.cycle + 1, unfinished.cycle
-
-
-def _still_removed(ledger: Ledger, cycle: int, train: Manifest) -> frozenset[PointId]:
-    """Ids removed as of a cycle whose content is what was removed: the same id with new content is a new point."""
-    if not ledger.exists:
-        return frozenset()
-    content = dict(zip(train.ids, train.table["content"].to_pylist()))
-    gone = ledger.removed_contents(cycle)
-    return frozenset(point for point, removed in gone.items() if content.get(point) == removed)
 
 
 def _check_champion(tracker: Tracker, config: Config, workload: Workload) -> None:

@@ -99,6 +99,7 @@ def describe(summary: Summary) -> str:
         "",
         f"Influence on {summary.blocks}. {summary.probe} {summary.fragility}".rstrip(),
         "",
+        *([f"The data {summary.moved}.", ""] if summary.moved else []),
         "The report is under Artifacts, `review/00_report.html`.",
     ]
     if summary.state == "awaiting_review":

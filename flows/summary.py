@@ -44,6 +44,7 @@ class Summary:
     """One cycle; `blocks`, `probe` and `fragility` tell what influence was computed on and how far to trust it.
 
     Attributes:
+        moved: What changed in the data since the cycle before; empty where nothing did.
         proof: How many seeds were compared and why no more, and which look at the holdout set it was.
         preview: What foretelling the challenger took, or why that was left out.
         foreseen: What was foretold of the query set, and what came of it.
@@ -52,6 +53,7 @@ class Summary:
     cycle: int
     state: str
     reason: str
+    moved: str
     dataset: str
     dataset_sha256: str
     points: int
@@ -118,6 +120,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         cycle=cycle.number,
         state=state,
         reason=reason,
+        moved=cycle.moved,
         dataset=cycle.config.name,
         dataset_sha256=cycle.dataset_sha256,
         points=proposed.points,

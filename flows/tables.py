@@ -16,6 +16,7 @@ from rich.table import Table
 from flows.bounds import Estimate
 from flows.check import Finding
 from flows.estimators import Estimator
+from flows.export import Exported
 from flows.inspection import Status
 from flows.score_file import ScoredFile
 from flows.sections.scoring import EstimatorName
@@ -48,6 +49,8 @@ def _facts(summary: Summary) -> dict[str, str]:
         "proposed": f"{summary.proposed:,} (candidates: {named})",
         "removed": f"{summary.removed:,}",
     }
+    if summary.moved:
+        facts["data"] = summary.moved
     facts["blocks"] = summary.blocks
     if summary.probe:
         facts["probe"] = summary.probe
@@ -116,6 +119,24 @@ def print_scored(scored: ScoredFile, *, as_json: bool) -> None:
         print(f"probe: {scored.probe}")
     for what in scored.left_out:
         print(f"left out: {what}")
+
+
+def print_export(exported: Exported, *, as_json: bool) -> None:
+    """What `tamis export` wrote."""
+    if as_json:
+        _json(exported)
+        return
+    export = exported.export
+    print(
+        f"{exported.folder}: {export.points:,} points as of cycle {export.cycle}: {export.kept:,} kept "
+        f"({export.relabeled:,} relabelled), {export.removed:,} removed"
+    )
+    recorded = (
+        "the next cycle will record it" if export.recorded_by is None else f"as cycle {export.recorded_by} has it"
+    )
+    print(f"dataset_sha256 {export.dataset_sha256} ({recorded})")
+    if export.mask_bits is None:
+        print("no bit mask: ids are not dense integers")
 
 
 def print_status(status: Status, *, as_json: bool) -> None:

@@ -1,30 +1,25 @@
-"""Short-lived connections to a DuckDB file that one process at a time may hold.
+"""Short-lived connections to a DuckDB file: many processes may read it at once, or one may write.
 
-A second process gets `IO Error: Could not set lock on file "…": Conflicting lock is held in … (PID n)`. So: open late,
-close soon, retry with back-off on that text only. The schema is a folder of numbered SQL files; what a ledger lacks is
-run when it is opened, in one transaction with its number in `schema_version`.
+Whoever is refused gets `IO Error: Could not set lock on file "…": Conflicting lock is held in … (PID n)`, or, in the
+process that holds it, `Connection Error: … with a different configuration`. So: open late, close soon, retry with
+back-off on those texts only.
 """
 
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 
 import duckdb
 
-from storage.errors import LedgerLocked, StorageError, WorkspaceTooNew, WriteFailed
+from storage import chain
+from storage.errors import LedgerLocked, StorageError, WriteFailed
+from storage.migration import migrate, missing_steps
 
-LOCKED = "Could not set lock"
+REFUSED = ("Could not set lock", "with a different configuration")
 FIRST_WAIT, LONGEST_WAIT = 0.01, 0.5
-
-
-def schema_files() -> list[tuple[int, str]]:
-    """Number and SQL of every schema step, in order."""
-    steps = (entry for entry in files("storage").joinpath("schema").iterdir() if entry.name.endswith(".sql"))
-    return sorted((int(entry.name[:4]), entry.read_text()) for entry in steps)
 
 
 def utc_now() -> datetime:
@@ -33,36 +28,63 @@ def utc_now() -> datetime:
 
 
 @contextmanager
-def open_ledger(path: Path, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open (or create) a ledger, bring its schema up to date, and run the block as one transaction.
+def reading(path: Path, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a ledger beside other readers; one of an older schema is brought up to date first.
 
     Args:
         path: The DuckDB file.
-        patience: Seconds to wait for another process.
+        patience: Seconds to wait for a process that writes.
 
     Raises:
         LedgerLocked: another process held the file for longer.
         WorkspaceTooNew: the ledger knows schema steps that this version does not.
+        MigrationFailed: it cannot be brought up to date.
+    """
+    with closing(_connect(path, patience, read_only=True)) as con:
+        if not missing_steps(con, path):
+            yield con
+            return
+    with holding(path, patience):
+        pass
+    with closing(_connect(path, patience, read_only=True)) as con:
+        yield con
+
+
+@contextmanager
+def holding(path: Path, patience: float) -> Iterator[tuple[duckdb.DuckDBPyConnection, ExitStack]]:
+    """Open (or create) a ledger for this process alone, up to date, in no transaction; raises as `reading`.
+
+    Yields:
+        The connection, and what is left after it is closed.
+    """
+    with ExitStack() as held, closing(_connect(path, patience, read_only=False)) as con:
+        migrate(con, path, held)
+        yield con, held
+
+
+@contextmanager
+def writing(path: Path, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open (or create) a ledger and run the block as one transaction, linked into the chain; raises as `reading`.
+
+    Raises:
         WriteFailed: the system refused a write.
     """
-    con = _connect(path, patience)
     try:
-        _migrate(con, path)
-        with _transaction(con):
+        with holding(path, patience) as (con, _), _transaction(con):
+            before = chain.draw(con)
             yield con
+            chain.extend(con, before)
     except duckdb.IOException as error:
         raise WriteFailed(f"cannot write {path}: {_first_line(error)}; nothing of this step was recorded") from error
-    finally:
-        con.close()
 
 
-def _connect(path: Path, patience: float) -> duckdb.DuckDBPyConnection:
+def _connect(path: Path, patience: float, read_only: bool) -> duckdb.DuckDBPyConnection:
     deadline, wait = time.monotonic() + patience, FIRST_WAIT
     while True:
         try:
-            return duckdb.connect(str(path))
-        except duckdb.IOException as error:
-            if LOCKED not in str(error):
+            return duckdb.connect(str(path), read_only=read_only)
+        except (duckdb.IOException, duckdb.ConnectionException) as error:
+            if not any(text in str(error) for text in REFUSED):
                 raise StorageError(f"cannot open the ledger {path}: {_first_line(error)}") from error
             if time.monotonic() >= deadline:
                 raise LedgerLocked(_locked(path, patience, str(error))) from error
@@ -72,7 +94,7 @@ def _connect(path: Path, patience: float) -> duckdb.DuckDBPyConnection:
 
 def _locked(path: Path, patience: float, message: str) -> str:
     holder = re.search(r"PID (\d+)", message)
-    who = f"process {holder[1]}" if holder else "another process"
+    who = f"process {holder[1]}" if holder else "another connection"
     return f"the ledger {path} was held by {who} for more than {patience:g} s; wait for it to end or stop it"
 
 
@@ -89,20 +111,3 @@ def _transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
         con.rollback()
         raise
     con.commit()
-
-
-def _migrate(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    con.execute(
-        "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, applied_at TIMESTAMP NOT NULL)"
-    )
-    [(version,)] = con.sql("SELECT coalesce(max(version), 0) FROM schema_version").fetchall()
-    steps = schema_files()
-    if version > steps[-1][0]:
-        raise WorkspaceTooNew(
-            f"the ledger {path} has schema {version}, this version of Tamis knows up to {steps[-1][0]}; upgrade Tamis"
-        )
-    for number, sql in steps:
-        if number > version:
-            with _transaction(con):
-                con.execute(sql)
-                con.execute("INSERT INTO schema_version VALUES (?, ?)", [number, utc_now()])

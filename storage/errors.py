@@ -57,6 +57,14 @@ class WorkspaceTooNew(StorageError):
     """The ledger was written by a newer version of Tamis."""
 
 
+class MigrationFailed(StorageError):
+    """A schema step could not be run on the ledger, which is as it was."""
+
+
+class LedgerBroken(StorageError):
+    """Rows of a ledger are not what its hash chain says."""
+
+
 class CycleConflict(StorageError):
     """A cycle is opened out of order or with other data than before."""
 
@@ -74,4 +82,4 @@ class UnknownPoint(StorageError):
 
 
 class NotRemoved(StorageError):
-    """A point that is in the data set is to be restored."""
+    """A point that the data set holds as it was given is to be restored."""

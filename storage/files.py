@@ -7,6 +7,7 @@ renamed over the target, and the folder is synced so that the name survives a po
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if os.access(temporary, os.F_OK):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; on a normal exit its files are synced and it is renamed to `path`.
+
+    Raises:
+        StorageError: `path` exists.
+        WriteFailed: the system refused a write; nothing half written is left.
+    """
+    temporary = path.parent / f".{path.name}.{os.getpid()}{TEMPORARY}"
+    if path.exists():
+        raise StorageError(f"{path} exists; give a folder that does not")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            sync_file(file)
+        sync_folder(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise WriteFailed(f"cannot write {path}: {why}; free space or fix permissions, then run again") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:

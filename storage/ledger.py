@@ -5,12 +5,13 @@ again after a kill repeats its calls without a trace. There is no method that up
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, astuple
 
 import duckdb
 
-from storage.connection import utc_now
+from storage.connection import utc_now, writing
 from storage.errors import CycleConflict, NotApproved, NotRemoved, StaleApproval, StorageError
 from storage.files import JSON, canonical_json
 from storage.ledger_actions import NOW, apply_rows, restore_rows, undo_rows
@@ -38,6 +39,13 @@ REVIEWED: dict[Decision, State] = {"approve": "approved", "reject": "rejected"}
 
 class Ledger(LedgerViews):
     """The ledger of one workspace; nothing is open between calls."""
+
+    @contextmanager
+    def _write(self, create: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+        if not create:
+            self._require()
+        with writing(self.path, self.patience) as con:
+            yield con
 
     def open_cycle(
         self,

@@ -6,6 +6,7 @@ and with the labels of `relabeled_contents(c - 1)`, that still have the content 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from storage.connection import open_ledger
-from storage.errors import CycleConflict, LedgerMissing, UnknownPoint
+from storage import chain
+from storage.connection import reading
+from storage.errors import CycleConflict, LedgerMissing, StorageError, UnknownPoint
 from storage.ledger_actions import NOW
 from storage.points import PointId, id_from_text, id_text
 from storage.records import (
@@ -30,8 +32,10 @@ from storage.records import (
     ReviewRecord,
     State,
 )
+from storage.views import Decisions
 
 T = TypeVar("T")
+HEAD = re.compile(r"[0-9a-f]{12,64}")
 
 NEWEST = """
 SELECT p.* EXCLUDE (seq) FROM proposals p JOIN events e ON e.cycle = p.cycle AND left(e.key, 64) = p.hash
@@ -103,16 +107,14 @@ class LedgerViews:
         return self.path.is_file()
 
     @contextmanager
-    def _write(self, create: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-        if not create and not self.exists:
-            raise LedgerMissing(f"there is no ledger at {self.path}; start a cycle with `tamis run`")
-        with open_ledger(self.path, self.patience) as con:
+    def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        self._require()
+        with reading(self.path, self.patience) as con:
             yield con
 
-    @contextmanager
-    def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self._write() as con:
-            yield con
+    def _require(self) -> None:
+        if not self.exists:
+            raise LedgerMissing(f"there is no ledger at {self.path}; start a cycle with `tamis run`")
 
     def last_cycle(self) -> CycleRecord | None:
         """The newest cycle."""
@@ -163,6 +165,25 @@ class LedgerViews:
         with self._open() as con:
             return records(con, EventRecord, "FROM events ORDER BY seq DESC LIMIT ?", [limit])
 
+    def head(self) -> str:
+        """The last link of the hash chain: kept elsewhere, it shows that nothing before it was changed since."""
+        with self._open() as con:
+            return chain.head(con)
+
+    def verify(self, anchor: str | None = None) -> chain.Verification:
+        """Check every row against the hash chain.
+
+        Args:
+            anchor: A head that was kept elsewhere; at least 12 hex digits.
+
+        Raises:
+            StorageError: the anchor is no such thing.
+        """
+        if anchor is not None and not HEAD.fullmatch(anchor):
+            raise StorageError(f"{anchor!r} is no head of a ledger; give 12 to 64 hex digits, as `verify` prints them")
+        with self._open() as con:
+            return chain.verify(con, anchor)
+
     def proposal(self, cycle: int) -> ProposalRecord | None:
         """The newest proposal of a cycle."""
         with self._open() as con:
@@ -204,6 +225,16 @@ class LedgerViews:
                 return {}
             found = con.execute(query, [NOW if cycle is None else cycle]).fetchall()
             return {id_from_text(text, last.id_kind): Relabeling(label, content) for text, label, content in found}
+
+    def decisions(self, cycle: int) -> Decisions:
+        """What is removed and relabelled after a cycle, as tables."""
+        with self._open() as con:
+            last = last_cycle(con)
+            point_id = f"CAST(point_id AS {'BIGINT' if last and last.id_kind == 'int' else 'VARCHAR'}) AS point_id"
+            removed = con.execute(f"SELECT {point_id}, content FROM removed_as_of(?)", [cycle]).to_arrow_table()
+            label = "new_label AS label"
+            relabeled = con.execute(f"SELECT {point_id}, content, {label} FROM relabeled_as_of(?)", [cycle])
+            return Decisions(removed, relabeled.to_arrow_table())
 
     def cooldown(self, cycle: int, cycles: int) -> frozenset[PointId]:
         """The points not to be proposed in `cycle`: restored, rejected or rolled back in the `cycles` before it.

@@ -19,49 +19,13 @@ from storage.errors import (
 from storage.ledger import Ledger
 from storage.points import Manifest
 from storage.proposals import Proposal
-from storage.records import DATA_MOVED, Action, Applied, Decision, Relabeling
-
-N = 10
-MANIFEST = Manifest.build(range(N), [f"c{i}" for i in range(N)], [f"i{i}" for i in range(N)])
-
-
-def proposal(
-    cycle: int, points: list[int], q: float = 0.2, action: Action = "remove", new_label: int | None = None
-) -> Proposal:
-    rows = pa.table(
-        {
-            "point_id": pa.array(points, pa.int64()),
-            "action": pa.array([action] * len(points), pa.string()),
-            "new_label": pa.array([new_label] * len(points), pa.int32()),
-            "reason": pa.array(["harmful"] * len(points), pa.string()),
-            "score": pa.array([-float(p) for p in points], pa.float64()),
-            "threshold": pa.array([0.0] * len(points), pa.float64()),
-        }
-    )
-    return Proposal(cycle, rows, "data", "scores", {"q": q})
+from storage.records import DATA_MOVED, Applied, Decision, Relabeling
+from tests.storage.ledgers import MANIFEST, applied, opened, proposal, removed
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger.duckdb", patience=5)
-
-
-def opened(ledger: Ledger, cycle: int) -> None:
-    ledger.open_cycle(cycle, f"data{cycle}", {"q": 0.2}, {"tamis": "0.1"}, "int")
-
-
-def removed(ledger: Ledger, cycle: int, points: list[int]) -> Proposal:
-    """Open a cycle and remove points in it, with an approval."""
-    opened(ledger, cycle)
-    return applied(ledger, proposal(cycle, points))
-
-
-def applied(ledger: Ledger, made: Proposal) -> Proposal:
-    """Propose, approve and apply."""
-    ledger.add_proposal(made)
-    ledger.add_review(made.hash[:12], "approve", "ada", "cli")
-    ledger.apply_proposal(made.cycle, made.hash, MANIFEST, "ekfac", "digest")
-    return made
+    return Ledger(tmp_path / "ledger.duckdb", patience=60)
 
 
 def test_the_view_as_of_any_cycle_follows_the_sequence_of_removals_and_restorations(ledger: Ledger) -> None:

@@ -1,0 +1,180 @@
+"""A data set as of a cycle, as a folder of files for other programs.
+
+    kept.parquet        point_id, label: what to train on, with the labels in force, sorted by id
+    removed.parquet     point_id, content: what to leave out
+    relabeled.parquet   point_id, given, label: what is kept with another label than the given one
+    kept.npy            where ids are dense: bit `i` is set if point i is kept, lowest bit of a byte first
+    *.txt               on request: the ids of each list, one a line; of relabelings, a tab and the label after each
+    export.json         counts, the sha256 of the data set and of every other file; written last
+
+The manifest is read once; memory holds the decisions, one batch of points and the bits.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.dataset_digest import DatasetDigest
+from storage.errors import StorageError
+from storage.files import atomic_folder, atomic_write_json, read_json, sha256_file
+from storage.points import PARQUET, IdKind
+from storage.views import Decisions, parts
+
+MASK, SEAL = "kept.npy", "export.json"
+SPARSE = 2
+"""Ids are dense if they are not negative and below so many times the number of points."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export holds.
+
+    Attributes:
+        cycle: The data set is that after this cycle.
+        dataset_sha256: Of the kept points and the labels in force (`storage.points.dataset_sha256`).
+        recorded_by: The cycle that started from it and whose record in the ledger says the same; None for the newest.
+        points: In the manifest: the kept and the removed.
+        mask_bits: In kept.npy; None where ids are not dense.
+        files: Name to sha256.
+    """
+
+    cycle: int
+    dataset_sha256: str
+    recorded_by: int | None
+    id_kind: IdKind
+    points: int
+    kept: int
+    removed: int
+    relabeled: int
+    mask_bits: int | None
+    files: Mapping[str, str]
+
+
+def write_export(
+    out: Path, manifest: Path, decisions: Decisions, cycle: int, recorded: tuple[int, str] | None, *, text: bool
+) -> Export:
+    """Write the data set that the decisions leave of a manifest.
+
+    Args:
+        out: A folder that does not exist.
+        manifest: On disk.
+        decisions: As of `cycle`.
+        cycle: The data set is that after it.
+        recorded: The cycle that started from this data set, and its sha256 in the ledger.
+        text: Write lists as text, too.
+
+    Raises:
+        StorageError: The folder exists, the manifest cannot be read, or the data set is not the recorded one.
+    """
+    digest, removed, relabeled = DatasetDigest(), list[pa.RecordBatch](), list[pa.RecordBatch]()
+    with atomic_folder(out) as folder:
+        with _Kept(folder, manifest, text=text) as kept:
+            for part in parts(manifest, decisions):
+                digest.update(part.kept)
+                kept.write(part.kept)
+                removed.append(part.removed)
+                relabeled.append(part.relabeled)
+        _check(digest.hexdigest(), recorded)
+        out_of_it = _write_list(folder, "removed", pa.Table.from_batches(removed), ["point_id"] * text)
+        changed = _write_list(folder, "relabeled", pa.Table.from_batches(relabeled), ["point_id", "label"] * text)
+        export = Export(
+            cycle=cycle,
+            dataset_sha256=digest.hexdigest(),
+            recorded_by=recorded[0] if recorded else None,
+            id_kind=kept.id_kind,
+            points=digest.rows + out_of_it,
+            kept=digest.rows,
+            removed=out_of_it,
+            relabeled=changed,
+            mask_bits=kept.bits,
+            files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+        )
+        atomic_write_json(folder / SEAL, asdict(export))
+    return export
+
+
+def read_export(folder: Path) -> Export:
+    """Read what `write_export` sealed, and check every file that it names.
+
+    Raises:
+        StorageError: Names the file that is missing or has changed, or the folder that is no export.
+    """
+    try:
+        export = Export(**read_json(folder / SEAL))
+    except TypeError as error:
+        raise StorageError(f"{folder / SEAL} is not of this version's exports ({error}); export again") from error
+    for name, sha256 in export.files.items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
+            raise StorageError(f"{folder / name} is missing or has changed since it was exported; export again")
+    return export
+
+
+class _Kept:
+    """Writes the points that are kept as they come; a context manager, whose end writes the mask."""
+
+    def __init__(self, folder: Path, manifest: Path, *, text: bool) -> None:
+        with pq.ParquetFile(manifest) as file:
+            id_type, self.bits = file.schema_arrow.field("point_id").type, _bits(file)
+        self.id_kind: IdKind = "int" if pa.types.is_integer(id_type) else "string"
+        self._schema = pa.schema([("point_id", id_type), ("label", pa.int32())])
+        self._folder, self._mask, self._open = folder, np.zeros(self.bits or 0, np.bool_), ExitStack()
+        self._text: IO[str] | None = None
+        if text:
+            self._text = self._open.enter_context((folder / "kept.txt").open("w", encoding="utf-8"))
+
+    def __enter__(self) -> "_Kept":
+        path = self._folder / "kept.parquet"
+        self._table = self._open.enter_context(pq.ParquetWriter(path, self._schema, **PARQUET))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._open.close()
+        if kind is None and self.bits is not None:
+            np.save(self._folder / MASK, np.packbits(self._mask, bitorder="little"))
+
+    def write(self, points: pa.RecordBatch) -> None:
+        """Write the next points."""
+        self._table.write_batch(points.select(self._schema.names))
+        if self.bits is not None:
+            self._mask[points.column("point_id").to_numpy()] = True
+        if self._text is not None:
+            self._text.writelines(_lines(pa.Table.from_batches([points]), ["point_id"]))
+
+
+def _bits(manifest: pq.ParquetFile) -> int | None:
+    """How many bits a mask of the ids takes, if they are dense."""
+    groups = manifest.metadata.num_row_groups
+    if not groups or not pa.types.is_integer(manifest.schema_arrow.field("point_id").type):
+        return None
+    place = manifest.schema_arrow.get_field_index("point_id")
+    first, last = (manifest.metadata.row_group(at).column(place).statistics for at in (0, groups - 1))
+    return int(last.max) + 1 if first.min >= 0 and last.max < SPARSE * manifest.metadata.num_rows else None
+
+
+def _write_list(folder: Path, name: str, table: pa.Table, shown: Sequence[str]) -> int:
+    pq.write_table(table, folder / f"{name}.parquet")
+    if shown:
+        (folder / f"{name}.txt").write_text("".join(_lines(table, shown)), encoding="utf-8")
+    return int(table.num_rows)
+
+
+def _lines(table: pa.Table, columns: Sequence[str]) -> Iterator[str]:
+    for values in zip(*(table[name].to_pylist() for name in columns)):
+        line = "\t".join(map(str, values))
+        if "\n" in line or "\r" in line:
+            raise StorageError(f"point {line!r} has an end of line in its id: leave out the lists in text")
+        yield f"{line}\n"
+
+
+def _check(sha256: str, recorded: tuple[int, str] | None) -> None:
+    if recorded is not None and recorded[1] != sha256:
+        raise StorageError(
+            f"the data set is {sha256[:12]}, and cycle {recorded[0]} started from {recorded[1][:12]} by the ledger: "
+            "manifest or ledger are not what they were, or of a version with another digest"
+        )

@@ -1,0 +1,165 @@
+"""Data that move between cycles: a corrected label returns to training, a vanished point is closed, exports follow."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.config import load
+from flows.curated import CuratedDataset
+from flows.errors import BadInput
+from flows.export import export_file
+from flows.inspection import status_of
+from flows.moving import in_force, manifest_of_cycle, record_moves
+from flows.opening import ledger_of
+from flows.workload import load_workload
+from storage.ledger import Ledger
+from storage.points import Manifest, PointId, dataset_sha256
+from storage.selection import Selection
+from storage.trajectory_store import TRAJECTORY
+from tests.flows.helpers import run_here, turn, write_toml
+
+ENTRY = f"{Path(__file__).with_name('moving_blobs.py')}:Moving"
+
+
+@pytest.fixture(scope="module")
+def moved(one_rank: None, mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]:
+    """A cycle that removes the 12 wrong labels; then 0 and 1 are corrected, 2 is gone, 50 is another, and a second."""
+    folder = tmp_path_factory.mktemp("moved")
+    (folder / "ws").mkdir()
+    shutil.copy(mlflow_store, folder / "ws")
+    state = folder / "state.json"
+    file = write_toml(folder, ENTRY, {"state": str(state)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.stages.run_ranks", run_here)
+        first = turn(file)
+        assert (first.state, first.removed, first.moved) == ("promoted", 12, "")
+        assert status_of(file).removed == 12
+        state.write_text(json.dumps({"mended": [0, 1], "gone": [2], "shifted": [50]}))
+        yield file, turn(file)
+
+
+@pytest.mark.slow
+def test_a_corrected_label_returns_to_training_and_the_cycle_says_so(moved: tuple[Path, Any]) -> None:
+    file, summary = moved
+    assert (summary.cycle, summary.in_train) == (2, 119 - 9)
+    line = "since cycle 1: 0 new, 3 changed (2 in the label alone), 1 vanished"
+    assert summary.moved == (
+        f"{line}; 2 were removed, and corrected since: in training again; 1 were removed, and vanished: closed"
+    )
+    assert line in summary.report.read_text()
+    folder = summary.report.parent
+    [steps] = folder.glob(f"checkpoints/baseline-*/{TRAJECTORY}")
+    trained = {point for step in pq.read_table(steps)["point_ids"].to_pylist() for point in step}
+    assert {0, 1, 50} <= trained
+    assert not {2, 3, 11} & trained
+    ledger = ledger_of(load(file))
+    [event] = [event for event in ledger.events(2) if event.state == "moved"]
+    assert (event.detail["label"], event.detail["inputs"], event.detail["vanished"]) == (2, 1, 1)
+    assert event.detail["decided"] == {"remove, holds no more": 3}
+    rows = pq.read_table(folder / "moved.parquet").to_pylist()
+    assert [(row["point_id"], row["change"]) for row in rows] == [
+        (0, "label"),
+        (1, "label"),
+        (2, "vanished"),
+        (50, "inputs"),
+    ]
+    assert status_of(file).removed == 9, "what vanished or was corrected does not stand as removed"
+    assert dataset_sha256(Manifest.read(folder / "manifest.parquet"), range(3, 12)) == ledger.cycle(2).dataset_sha256
+
+
+@pytest.mark.slow
+def test_an_export_is_the_data_set_that_the_ledger_recorded(moved: tuple[Path, Any], tmp_path: Path) -> None:
+    file, summary = moved
+    ledger, points = ledger_of(load(file)), load_workload(load(file)).points()
+    for cycle in (0, 1):
+        found = export_file(file, cycle, tmp_path / str(cycle), text=False).export
+        assert found.dataset_sha256 == ledger.cycle(cycle + 1).dataset_sha256
+        assert (found.cycle, found.recorded_by) == (cycle, cycle + 1)
+    assert (found.kept, found.removed, found.mask_bits) == (110, 9, 120)
+    newest = export_file(file, None, tmp_path / "newest", text=False).export
+    assert (newest.cycle, newest.recorded_by, newest.kept) == (2, None, 110 - summary.removed)
+    curated = CuratedDataset(points, tmp_path / "1")
+    assert curated.ids == [0, 1, *range(12, 120)]
+    with pytest.raises(BadInput, match=r"--as-of 3: 2 cycles have ended in .*: give 0 to 2"):
+        export_file(file, 3, tmp_path / "3", text=False)
+
+
+CONTENT: dict[PointId, str] = {row: f"c{row}" for row in range(6)}
+
+
+def manifest(content: dict[PointId, str]) -> Manifest:
+    return Manifest.build(content, content.values(), content.values(), [0] * len(content))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """Cycle 1 on six points; 0 and 1 are removed, 2 and 3 relabelled as 7."""
+    import pyarrow as pa
+
+    from storage.proposals import Proposal
+
+    ledger, whole = Ledger(tmp_path / "l.duckdb"), manifest(CONTENT)
+    ledger.open_cycle(1, dataset_sha256(whole), {}, {}, "int")
+    whole.write(manifest_of_cycle(tmp_path, 1))
+    rows = pa.table(
+        {
+            "point_id": [0, 1, 2, 3],
+            "action": ["remove", "remove", "relabel", "relabel"],
+            "new_label": pa.array([None, None, 7, 7], pa.int32()),
+            "reason": ["mislabeled"] * 4,
+            "score": [0.1] * 4,
+            "threshold": [0.2] * 4,
+        }
+    )
+    proposal = Proposal.build(1, Selection(rows, {"mislabeled": 4}, {}, 6, 6, 4), dataset_sha256(whole), "0" * 64, {})
+    ledger.add_proposal(proposal)
+    ledger.add_review(proposal.hash, "approve", "ada", "cli")
+    ledger.apply_proposal(1, proposal.hash, whole, "e", "d")
+    ledger.record_event(1, "promoted")
+    return ledger
+
+
+def opened(ledger: Ledger, folder: Path, cycle: int, content: dict[PointId, str]) -> str:
+    """Open a cycle on the data as they are; what it says moved."""
+    train = manifest(content)
+    known = in_force(ledger, cycle - 1, train)
+    ledger.open_cycle(cycle, dataset_sha256(train, known.removed, known.relabeled), {}, {}, "int", parent=cycle - 1)
+    train.write(manifest_of_cycle(folder, cycle))
+    said = record_moves(ledger, folder, cycle, train)
+    assert record_moves(ledger, folder, cycle, train) == said, "a cycle that is continued says it again"
+    ledger.record_event(cycle, "nothing_to_do")
+    return said
+
+
+def test_decisions_end_and_come_back_with_the_content_they_were_taken_on(ledger: Ledger, tmp_path: Path) -> None:
+    found = in_force(ledger, 1, manifest(CONTENT))
+    assert (found.removed, found.relabeled) == (frozenset([0, 1]), {2: 7, 3: 7})
+    moved = {**CONTENT, 2: "corrected"}
+    del moved[1]
+    del moved[3]
+    found = in_force(ledger, 1, manifest(moved))
+    assert (found.removed, found.relabeled) == (frozenset([0]), {})
+    said = opened(ledger, tmp_path, 2, moved)
+    assert said == (
+        "since cycle 1: 0 new, 1 changed (0 in the label alone), 2 vanished; 1 were removed, and vanished: closed; "
+        "1 were relabelled, and changed since: as given; 1 were relabelled, and vanished: closed"
+    )
+    assert opened(ledger, tmp_path, 3, moved) == ""
+    said = opened(ledger, tmp_path, 4, CONTENT)
+    assert "1 were removed, and came back as they were: removed again" in said
+    assert "2 were relabelled, and came back as they were: relabelled" in said
+    found = in_force(ledger, 4, manifest(CONTENT))
+    assert (found.removed, found.relabeled) == (frozenset([0, 1]), {2: 7, 3: 7})
+    states = [(event.cycle, event.state) for cycle in (2, 3, 4) for event in ledger.events(cycle)]
+    assert [cycle for cycle, state in states if state == "moved"] == [2, 4]
+
+
+def test_a_manifest_that_is_gone_is_said_and_stops_nothing(ledger: Ledger, tmp_path: Path) -> None:
+    manifest_of_cycle(tmp_path, 1).unlink()
+    assert "not known" in opened(ledger, tmp_path, 2, CONTENT)
+    assert opened(ledger, tmp_path, 3, CONTENT) == ""
