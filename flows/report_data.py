@@ -92,10 +92,10 @@ def _policies(summary: Summary, proposal: Proposal) -> list[Policy]:
             name=name,
             meaning=MEANINGS.get(name, ""),
             parameters=", ".join(f"{key} = {value}" for key, value in set_to.get(name, {}).items()),
-            candidates=candidates,
+            candidates=summary.candidates.get(name, proposed[name]),
             proposed=proposed[name],
         )
-        for name, candidates in summary.candidates.items()
+        for name in dict.fromkeys([*summary.candidates, *sorted(proposed)])
     ]
 
 

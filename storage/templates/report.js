@@ -22,7 +22,7 @@ function make(tag, parts = [], attributes = {}) {
 function sample(one, name) {
   const parts = [];
   if (one.png) parts.push(make("img", [], { class: "sample", alt: name, src: "data:image/png;base64," + one.png }));
-  if (one.text) parts.push(one.text);
+  if (one.text) parts.push(make("span", one.text, { class: "words" }));
   return parts;
 }
 
@@ -64,8 +64,8 @@ function cell(one, row) {
   const value = text(one, row);
   if (one.name === "action") return make("td", value, { class: `action ${value}` });
   if (one.name !== "influence") return make("td", value, { class: one.kind });
-  const error = text(column.influence_se, row);
-  return make("td", [value, make("small", error && ` ± ${error}`)], { class: "number" });
+  const error = column.influence_se.values[row];
+  return make("td", [value, make("small", error === null ? "" : ` ± ${error.toPrecision(2)}`)], { class: "number" });
 }
 
 // The sample stands beside the id, the queries beside the influence.
