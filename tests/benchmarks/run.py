@@ -40,10 +40,16 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "kronfluence-transformer": (PEERS, ("tests.benchmarks.against", "transformer")),
     "pydvl": (PEERS, ("tests.benchmarks.against", "pairwise")),
     "convex": (PEERS, ("tests.benchmarks.convex",)),
+    "selection": (OWN, ("tests.benchmarks.selection",)),
     "help": (OWN, ()),
 }
 BENCHES = ("against", "convex", "floor", "jobs", "memory", "models", "peak", "peers", "ranks", "ratios", "setups")
-MEASURED = ("influence", "flows/ranks", *(f"tests/benchmarks/{part}.py" for part in BENCHES))
+SELECTING = ("budgets", "policy_sql", "proposals", "score_sql", "selection")
+MEASURED = (
+    *("influence", "flows/ranks"),
+    *(f"storage/{part}.py" for part in SELECTING),
+    *(f"tests/benchmarks/{part}.py" for part in (*BENCHES, "selection")),
+)
 KEPT, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from flows.config import load
-from flows.pruning import Proposed, rules_of
+from flows.policies import rules_of
+from flows.pruning import Proposed
 from flows.ranks.order import Order
 from flows.recipe import save_points, steps_for
 from flows.retraining import random_control
@@ -160,6 +161,7 @@ def proposed(cycle: Cycle, mlflow_store: Path, tmp_path: Path) -> tuple[Cycle, P
         {
             "point_id": [3, 4],
             "action": ["remove"] * 2,
+            "new_label": pa.nulls(2, pa.int32()),
             "reason": ["harmful"] * 2,
             "score": [0.01, 0.02],
             "threshold": [0.2] * 2,
