@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from flows.errors import BadInput
 from flows.policies import rules_of
+from flows.protection import protected_ids
 from flows.scoring import Scored
 from flows.stages import Cycle, cycle_folder, once
 from storage import score_store
 from storage.budgets import Budgets
-from storage.errors import UnknownPoint
 from storage.files import sha256_json
-from storage.points import IdKind, PointId, id_from_text
+from storage.points import PointId
 from storage.policies import Regret, policy_json
 from storage.proposals import Proposal
 from storage.score_store import ScoreSet
@@ -53,7 +51,8 @@ class Proposed:
 def propose(cycle: Cycle, scored: Scored) -> Proposed:
     """Select within the budgets, and record the proposal in the ledger."""
     cooldown = cycle.ledger.cooldown(cycle.number, cycle.config.pruning.cooldown)
-    protected, before = _protected(cycle), _scored_before(cycle)
+    protected = protected_ids(cycle.config.pruning, cycle.manifest.id_kind)
+    before = _scored_before(cycle)
     inputs = cycle.section("pruning") | {
         "scores": scored.sha256,
         "before": before.sha256 if before else "",

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from flows.drops import dropped_by, record_drops
 from flows.elsewhere import train_elsewhere
 from flows.plans import Job, TrainPlan
+from flows.protection import protected_ids
 from flows.recipe import save_points, steps_for
 from flows.relabeling import write_labels
 from flows.spent import Spent
@@ -20,8 +21,15 @@ from storage import checkpoints
 from storage.files import JSON, atomic_path, read_json, sha256_file, sha256_json
 from storage.points import Manifest, PointId
 
-SPARED = {"class_budget", "protected"}
-"""Keys of [pruning] that bound what a training may drop while it learns."""
+BOUNDS = {
+    "cumulative_budget",
+    "class_budget",
+    "group_budget",
+    "minimum_kept",
+    "class_minimum_kept",
+    "protected_groups",
+}
+"""Keys of [pruning] that bound what a training may drop while it learns, beside the protected ids."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,17 @@ def training_inputs(cycle: Cycle) -> dict[str, JSON]:
         "training": training.recipe(),
         "command": {path.name: sha256_file(path) for path in beside if path.is_file()},
         "query": cycle.digests["query"] if training.early_stopping or drops else None,
-        "spared": cycle.config.pruning.model_dump(mode="json", include=SPARED) if drops else None,
+        "spared": _spared(cycle) if drops else None,
         "dataset": cycle.dataset_sha256,
         "holdout": cycle.digests["holdout"],
         "code": cycle.digests["code"],
     }
+
+
+def _spared(cycle: Cycle) -> dict[str, JSON]:
+    pruning = cycle.config.pruning
+    bounds: dict[str, JSON] = pruning.model_dump(mode="json", include=BOUNDS)
+    return bounds | {"protected": sorted(map(str, protected_ids(pruning, cycle.manifest.id_kind)))}
 
 
 def _train(cycle: Cycle) -> Trained:

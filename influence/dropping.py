@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from influence.curvature.base import AllReduce, Curvature, Damping, alone
 from influence.factored import Factor
@@ -99,21 +98,16 @@ class HeadScorer:
         return Factor(points.inputs[:, None], cotangents[..., None, :])
 
 
-def worst(found: HeadInfluence, labels: Tensor, eligible: Tensor, room: Tensor, most: int) -> Tensor:
-    """The points to drop: harmful beyond their error, the most harmful first, ties in the order of the points.
+def worst(found: HeadInfluence, eligible: Tensor) -> Tensor:
+    """The points that harm beyond their error, the most harmful first, ties in the order of the points.
 
     Args:
         found: of n points.
-        labels: given labels, [n], int64.
         eligible: who may be dropped, [n], bool.
-        room: how many of each label may be, [C].
-        most: how many may be in all.
 
     Returns:
-        Their rows, the most harmful first, [k].
+        Their rows, [k].
     """
     harmful = eligible & (found.mean + BEYOND * found.error < 0)
     order = found.mean.argsort(stable=True)
-    order = order[harmful[order]]
-    turn = one_hot(labels[order], len(room)).cumsum(0).gather(1, labels[order, None])[:, 0]  # within its label, from 1
-    return order[turn <= room[labels[order]]][: max(0, most)]
+    return order[harmful[order]]

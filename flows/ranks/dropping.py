@@ -20,8 +20,9 @@ from flows.plans import Job
 from flows.ranks.heads import HeadReader
 from flows.ranks.order import Order
 from flows.ranks.points import Points
+from flows.ranks.room import Room
 from flows.recipe import horizon
-from influence import EKFAC, Damping
+from influence import EKFAC, Damping, Share
 from influence.dropping import HeadInfluence, HeadScorer, worst
 from storage import drop_store
 
@@ -55,11 +56,8 @@ class Dropping:
         assert settings is not None
         self._settings, self._reader, self._points, self._queries = settings, reader, points, queries
         self._active, self._begun = points.in_train.clone(), int(points.in_train.sum())
-        self._given = torch.tensor(points.manifest.table["label"].to_pylist(), dtype=torch.int64)
-        self._class_budget = config.pruning.class_budget
+        self._room = Room(config.pruning, points)
         self._damping = Damping("horizon", horizon(training, job.planned, job.planned), training.weight_decay)
-        protected = frozenset(config.pruning.protected)
-        self._free = torch.tensor([point not in protected for point in self._points.ids])
         self.dropped = drop_store.empty(self._points.manifest.table.schema.field("point_id").type)
         self.by_step: dict[int, Tensor] = {}
         if dropped is not None:
@@ -72,8 +70,8 @@ class Dropping:
             return
         found = self._score()
         chosen = torch.full((most,), -1)
-        worst_first = worst(found, self._given, self._active & self._free, self._room(), most)
-        chosen[: len(worst_first)] = worst_first
+        admitted = self._room.admit(worst(found, self._active & self._room.free), self._active)[:most]
+        chosen[: len(admitted)] = admitted
         self._reader.rank.broadcast(chosen, 0)
         self._leave(chosen[chosen >= 0], order, found)
 
@@ -81,7 +79,7 @@ class Dropping:
         """Influence of the points in training, 0 elsewhere, `[n]`."""
         reader, active = self._reader, self._active.nonzero()[:, 0]
         scorer = HeadScorer(
-            EKFAC([reader.head]),
+            EKFAC([reader.head], Share(reader.rank.index, reader.rank.world)),
             lambda: (read for _, read in reader.parts(self._points, active)),
             reader.whole(self._queries),
             len(active),
@@ -100,12 +98,6 @@ class Dropping:
         """How many may go at once."""
         cap = _share(self._settings.cap, self._begun) - len(self.dropped)
         return min(_share(self._settings.fraction, self._begun), cap)
-
-    def _room(self) -> Tensor:
-        """How many of each given label may go beside those that were removed, or dropped before, `[C]`."""
-        counts = torch.bincount(self._given)
-        allowed = torch.tensor([_share(self._class_budget, count) for count in counts.tolist()])
-        return allowed - torch.bincount(self._given[~self._active], minlength=len(counts))
 
     def _leave(self, places: Tensor, order: Order, found: HeadInfluence) -> None:
         rows = self._points.rows[places]

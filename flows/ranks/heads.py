@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flows.ranks.device import here
+from flows.ranks.evaluation import evaluating
 from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
@@ -44,7 +45,7 @@ class HeadReader:
         """
         places = torch.arange(min(BATCH, len(points)))
         read = self._read(points, places)
-        with torch.no_grad():
+        with evaluating(self._model):
             losses = self._workload.loss(self._model, here(points.take(places))).cpu()
         check_cross_entropy(losses.double(), read.logits, read.labels)
 
@@ -74,18 +75,12 @@ class HeadReader:
         def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
             calls.append(Call(given, named, output.detach()))
 
-        training = self._model.training
         handle = self.head.module.register_forward_hook(hook, with_kwargs=True)
-        self._model.eval()
-        try:
-            with torch.no_grad(), points.named(places):
-                logits = self._workload.logits(self._model, here(points.take(places))).double().cpu()
-                refuse_non_finite("logits", logits)
-        finally:
-            handle.remove()
-            self._model.train(training)
-        inputs = self._inputs(calls, logits)
-        return HeadPoints(inputs, logits, points.labels[places])
+        with evaluating(self._model), points.named(places):
+            logits = self._workload.logits(self._model, here(points.take(places))).double().cpu()
+            refuse_non_finite("logits", logits)
+        handle.remove()
+        return HeadPoints(self._inputs(calls, logits), logits, points.labels[places])
 
     def _inputs(self, calls: list[Call], logits: Tensor) -> Tensor:
         """Of the head, `[B, i]`."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flows.dataset import manifest_of, rows_by_id
 from flows.ranks.device import here
+from flows.ranks.evaluation import evaluating
 from flows.ranks.rank import Rank
 from flows.workload import Batches, PointSet, Workload, collate_of
 from storage.files import atomic_path
@@ -36,13 +37,10 @@ class Outcome:
 
     def of(self, model: nn.Module) -> Tensor:
         """Loss, and whether the prediction is right, by manifest: `[2, n]`, float64; all ranks call this together."""
-        training = model.training
-        model.eval()
         outcome = torch.zeros(2, len(self._rows), dtype=torch.float64)
-        with torch.no_grad():
+        with evaluating(model):
             for start in range(0, len(self._rows), BATCH * self._rank.world):
                 self._part(model, start, outcome)
-        model.train(training)
         self._rank.sum(outcome)
         return outcome
 

@@ -40,7 +40,7 @@ from flows.ranks.weights import load_file, load_weights, weights_of
 from flows.recipe import learning_rate, resume_points
 from flows.relabeling import read_labels
 from flows.workload import Workload, check_losses, load_workload, seeded_model
-from influence import head
+from influence import Block, head
 from influence.turnover import TurnOver
 from storage import checkpoints, drop_store, trajectory_store
 from storage.files import atomic_write_json, sha256_json
@@ -103,13 +103,14 @@ class Trainer:
         training, definition = self._config.training, _definition(model)
         phase, meter = f"training {job.role}, seed {job.seed}", self._rank.meter
         meter.enter(f"making the engine of {job.role}, seed {job.seed}")
+        last = head(model) if training.prune_while_learning else None  # before its layers are wrapped
         resume = Resume(job, training.zero_stage, definition, self._rank)
         seed_all(job.seed * self._rank.world + self._rank.index)  # dropout: the job's own, apart on every rank
         engine = Engine(model, training, self._rank.world, universal=resume.universal)
         masks = TurnOver(model, training.turn_over, job.seed)
         begun = resume.load(engine)
         points = self._seen(job)
-        dropping = self._dropping(job, engine.model, points, resume.dropped)
+        dropping = self._dropping(job, last, engine.model, points, resume.dropped)
         order = Order(points.rows[points.in_train], training.batch_size, job.seed, dropping.by_step)
         order.skip(begun)
         stopping = self._stopping(job, resume.losses)
@@ -151,11 +152,11 @@ class Trainer:
         return self._points.seen(frozenset(removed), read_labels(job.relabeled))
 
     def _dropping(
-        self, job: Job, model: torch.nn.Module, points: Points, dropped: pa.Table | None
+        self, job: Job, last: Block | None, model: torch.nn.Module, points: Points, dropped: pa.Table | None
     ) -> Dropping | NoDropping:
-        if self._config.training.prune_while_learning is None:
+        if last is None:
             return NoDropping()
-        reader = HeadReader(head(model), model, self._workload, self._rank)
+        reader = HeadReader(last, model, self._workload, self._rank)
         reader.check(points)
         return Dropping(self._config, job, reader, points, self._queries, dropped)
 

@@ -102,8 +102,8 @@ def test_protected_points_stay_and_no_class_loses_more_than_its_budget(
     assert found
 
 
-def test_nothing_is_dropped_where_nothing_harms(one_rank: None, tmp_path: Path) -> None:
-    here(plan(tmp_path, "model", options={"wrong": 0}, drops=DROPS | {"from_epoch": 5}))
+def test_nothing_is_dropped_where_all_are_protected(one_rank: None, tmp_path: Path) -> None:
+    here(plan(tmp_path, "model", pruning={"protected": list(range(120))}))
     assert dropped(tmp_path / "model")["point_id"] == []
 
 
@@ -219,9 +219,7 @@ def test_the_order_says_which_epochs_a_step_ended_and_leaves_out_what_was_droppe
         ended.append(list(order.ended))
     assert ended == [[], [], [1], [], [2]]  # 10 points: the third step and the fifth
     order.drop(torch.arange(7))
-    taken = order.next().tolist()
-    assert sorted(taken)[-2:] != [9, 9]
-    assert set(taken) == {7, 8, 9}
+    assert set(order.next().tolist()) == {7, 8, 9}
     assert list(order.ended) == [3]
 
 

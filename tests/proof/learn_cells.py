@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from flows.ranks.order import Order
 from flows.sections.training import DropConfig
@@ -152,7 +152,7 @@ class Learner:
         room = (CLASS_BUDGET * torch.bincount(labels, minlength=CLASSES)).long()
         room -= torch.bincount(labels[~active], minlength=CLASSES)
         most = min(int(FRACTION * self.count), int(CAP * self.count) - int((~active).sum()))
-        return worst(found, labels, active, room, most)
+        return _within(worst(found, active), labels, room, most)
 
     def _judged(self, model: nn.Sequential, gone: Tensor) -> Arm:
         with torch.no_grad():
@@ -202,7 +202,7 @@ class Learner:
         below = HeadInfluence(found.mean(1) - found.max(), torch.zeros(self.count))  # all named, the most harmful first
         room = (CLASS_BUDGET * torch.bincount(points.labels, minlength=CLASSES)).long()
         gone = torch.zeros(self.count, dtype=torch.bool)
-        gone[worst(below, points.labels, named, room, int(CAP * self.count))] = True
+        gone[_within(worst(below, named), points.labels, room, int(CAP * self.count))] = True
         return gone
 
     def _influence(self, model: nn.Sequential) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -268,6 +268,12 @@ def kept(setting: Setting, seed: int, folder: Path) -> Cell:
         print(f"{setting.name}, seed {seed}", flush=True)
     raw = json.loads(path.read_text())
     return Cell(**(raw | {"arms": {name: Arm(**arm) for name, arm in raw["arms"].items()}}))
+
+
+def _within(rows: Tensor, labels: Tensor, room: Tensor, most: int) -> Tensor:
+    """The first of these rows for which there is room in their class [C], and in all."""
+    turn = one_hot(labels[rows], CLASSES).cumsum(0).gather(1, labels[rows, None])[:, 0]  # within its class, from 1
+    return rows[turn <= room[labels[rows]]][: max(0, most)]
 
 
 def _sets(workload: ImageWorkload) -> Sets:
