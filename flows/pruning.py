@@ -1,24 +1,28 @@
-"""The stage `propose`: policies and budgets as data. storage/selection.py runs them over the score shards.
+"""The stage `propose`: which points are to leave, to change their label or to come back, within the budgets.
 
-`harmful` takes points whose signed influence on the query set is below zero beyond its error; use it for errors that
-are consistent and visible in the input, which no signal without trusted queries sees. `mislabeled` takes points whose
-given label the models that never saw the point, and its neighbours, contradict; use it for scattered label errors. Each
-policy has its own false-discovery rate: a point is a candidate if its q-value, the smallest rate at which its policy
-would take it, is at most `q`. The shipped default joins the two, since each is blind to the harm that the other sees.
-Where a budget binds, the most negative influence goes first.
+flows/policies.py says what the policies are, storage/selection.py runs them over the score shards. A point removed
+earlier comes back if it is helpful beyond `z_restore` standard errors in this cycle's scores and in the last one's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from flows.errors import BadInput
+from flows.policies import rules_of
 from flows.scoring import Scored
-from flows.sections.curation import PruningConfig
-from flows.stages import Cycle, once
-from storage.points import PointId
+from flows.stages import Cycle, cycle_folder, once
+from storage import score_store
+from storage.budgets import Budgets
+from storage.errors import UnknownPoint
+from storage.files import sha256_json
+from storage.points import IdKind, PointId, id_from_text
+from storage.policies import Regret, policy_json
 from storage.proposals import Proposal
-from storage.selection import Budgets, Rule, policy_json, select
+from storage.score_store import ScoreSet
+from storage.selection import select
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,13 @@ class Proposed:
 
     Attributes:
         hash: Of the proposal.
-        size: Points it would remove.
+        size: Points that it names.
         candidates: Points that each policy named.
         dropped: Candidates left out, by the budget that left them out.
         points: Points scored, those removed in earlier cycles included.
         in_train: Points in training.
-        approved_size: Points that are removed by it: `size`, or 0 once it was rejected.
+        approved_size: Points that are acted on by it: `size`, or 0 once it was rejected.
+        actions: Points by what it would do to them.
     """
 
     hash: str
@@ -42,58 +47,55 @@ class Proposed:
     points: int
     in_train: int
     approved_size: int
-
-
-Q_VALUES: Mapping[str, str] = {"harmful": "harmful_q", "mislabeled": "mislabeled_q"}
-"""Policy to the column of its q-values."""
-
-
-def rules_of(pruning: PruningConfig) -> tuple[Rule, ...]:
-    """The policies of a configuration as rules over score columns."""
-    return tuple(
-        Rule(
-            policy=policy,
-            reason=policy,
-            column=Q_VALUES[policy],
-            op="<=",
-            threshold=pruning.q,
-            parameters={"q": pruning.q},
-        )
-        for policy in pruning.policies
-    )
+    actions: Mapping[str, int] = field(default_factory=dict)
 
 
 def propose(cycle: Cycle, scored: Scored) -> Proposed:
-    """Select what to remove, within the budgets, and record the proposal in the ledger."""
-    pruning = cycle.config.pruning
-    cooldown = cycle.ledger.cooldown(cycle.number, pruning.cooldown)
+    """Select within the budgets, and record the proposal in the ledger."""
+    cooldown = cycle.ledger.cooldown(cycle.number, cycle.config.pruning.cooldown)
+    protected, before = _protected(cycle), _scored_before(cycle)
     inputs = cycle.section("pruning") | {
         "scores": scored.sha256,
-        "cooldown": [str(point) for point in sorted(cooldown, key=str)],
+        "before": before.sha256 if before else "",
+        "protected": sha256_json(sorted(map(str, protected))),
+        "cooldown": sorted(map(str, cooldown)),
     }
     return once(
         cycle,
         "propose",
         Proposed,
         inputs,
-        lambda: _propose(cycle, scored, cooldown),
+        lambda: _propose(cycle, scored, before, protected, cooldown),
         decided=cycle.applied,
         intact=lambda _: Proposal.exists(cycle.folder),
     )
 
 
-def _propose(cycle: Cycle, scored: Scored, cooldown: frozenset[PointId]) -> Proposed:
+def _propose(
+    cycle: Cycle,
+    scored: Scored,
+    before: ScoreSet | None,
+    protected: frozenset[PointId],
+    cooldown: frozenset[PointId],
+) -> Proposed:
     pruning = cycle.config.pruning
     rules = rules_of(pruning)
+    regret = None if before is None else Regret(before.folder, pruning.z_restore)
     budgets = Budgets(
         cycle=pruning.budget,
         cumulative=pruning.cumulative_budget,
         per_class=pruning.class_budget,
-        protected=frozenset(pruning.protected),
+        minimum_kept=pruning.minimum_kept,
+        protected=protected,
         cooldown=cooldown,
+        per_group=pruning.group_budget,
+        minimum_per_class=pruning.class_minimum_kept,
+        protected_groups=frozenset(pruning.protected_groups),
+        relabeled=_given_labels(cycle),
     )
-    selection = select(scored.folder, rules, budgets)
-    proposal = Proposal.build(cycle.number, selection, cycle.dataset_sha256, scored.sha256, policy_json(rules, budgets))
+    selection = select(scored.folder, rules, budgets, regret)
+    policy = policy_json(rules, budgets, regret)
+    proposal = Proposal.build(cycle.number, selection, cycle.dataset_sha256, scored.sha256, policy)
     proposal.write(cycle.folder)
     if proposal.size:
         cycle.ledger.add_proposal(proposal)
@@ -106,4 +108,33 @@ def _propose(cycle: Cycle, scored: Scored, cooldown: frozenset[PointId]) -> Prop
         points=selection.points,
         in_train=selection.in_train,
         approved_size=proposal.size,
+        actions=proposal.actions,
     )
+
+
+def _given_labels(cycle: Cycle) -> dict[PointId, int]:
+    """Of the points relabelled earlier."""
+    rows = zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist())
+    return {point: label for point, label in rows if point in cycle.relabeled} if cycle.relabeled else {}
+
+
+def _scored_before(cycle: Cycle) -> ScoreSet | None:
+    """The scores of the cycle before, if it was scored."""
+    return score_store.load(cycle_folder(cycle.config, cycle.number - 1) / "scores")
+
+
+def _protected(cycle: Cycle) -> frozenset[PointId]:
+    """The ids that the configuration names, and those of its file."""
+    pruning = cycle.config.pruning
+    named = frozenset(pruning.protected)
+    return (
+        named if pruning.protected_file is None else named | _read_ids(pruning.protected_file, cycle.manifest.id_kind)
+    )
+
+
+def _read_ids(file: Path, kind: IdKind) -> frozenset[PointId]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return frozenset(id_from_text(line.strip(), kind) for line in lines if line.strip())
+    except (OSError, UnicodeDecodeError, UnknownPoint) as error:
+        raise BadInput(f"pruning.protected_file: {file}: {error}; give a text file of point ids, one a line") from error

@@ -57,7 +57,7 @@ from influence.curvature.iterative import PCG, Solution, conjugate_gradients
 from influence.curvature.kronecker import EKFAC, KFAC
 from influence.curvature.products import Product, factor_product, model_product
 from influence.curvature.sweep import SweepPoint, damping_sweep
-from influence.discovery import Discovery, Influences, Trusted, harmful, mislabeled, trusted
+from influence.discovery import Discovery, Influences, Trusted, harmful, memorized, mislabeled, trusted
 from influence.empirical import Desiderata, desiderata, empirical_influence
 from influence.engine import Influence
 from influence.ensemble import over_checkpoints, over_models
@@ -210,6 +210,7 @@ __all__ = [
     "masked_sjlt",
     "materialise",
     "memorization_labels",
+    "memorized",
     "mislabeled",
     "model_product",
     "over_checkpoints",

@@ -12,6 +12,10 @@ Annals of Statistics 51(1)). Dividing by self-influence removes what differs bet
 queries that were not: the size of the residual. Both hypotheses must fall, so the larger p-value is valid; Benjamini
 and Hochberg (1995) set the threshold.
 
+`memorized` ranks the self-influence of a point of the label `memorize` among those of the points that generalize, which
+were fitted as it was: p is the conformal p-value of "its fit rests on it no more than a generalizing point's does", or
+that of V / se if it is larger.
+
 Influence: nats, positive = helpful, negative = harmful. n points, m queries.
 """
 
@@ -116,6 +120,22 @@ def harmful(scores: Influences, reference: Trusted, eligible: Tensor, q: float =
         raise InfluenceError(f"influence of query {int((~torch.isfinite(theirs)).nonzero()[0])} is not finite")
     beyond_trusted = conformal_p(ours, theirs)
     p = _evidence(torch.maximum(beyond_error, beyond_trusted), eligible)
+    return _discover(p, benjamini_hochberg(p, int(eligible.sum())), eligible, q)
+
+
+def memorized(scores: Influences, eligible: Tensor, q: float = 0.2) -> Discovery:
+    """Points of the label `memorize` whose fit rests on themselves more than those of points that generalize do.
+
+    Args:
+        scores: of the points, [n].
+        eligible: points that may be proposed, bool [n]; only these count as tested, or generalize.
+        q: false-discovery rate, in (0, 1).
+    """
+    own, error = scores.self_influence.double(), scores.influence_se  # labels as memorization_labels at z = 1
+    rests = conformal_p(-own, -own[eligible & (scores.influence > error)])
+    harms = torch.special.ndtr(_ratio(scores.influence, error))
+    tested = (scores.influence < -error) | scores.influence.isnan()
+    p = _evidence(torch.maximum(rests, harms).where(tested, 1.0), eligible)
     return _discover(p, benjamini_hochberg(p, int(eligible.sum())), eligible, q)
 
 

@@ -2,31 +2,35 @@
 
     hash = sha256(canonical JSON of {rows: [[point_id, action, reason], …] by point_id, dataset_sha256, policy})
 
+The action of a relabeling is written with its label there: `relabel:7`.
 Scores are evidence and stay out of the hash (they differ in the last digits between world sizes), and so does the cycle
 number: the same removals from the same data under the same policy are the same proposal. On disk `proposal.parquet`
 comes first and `proposal.json` seals it, so a proposal is there when its JSON is.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.errors import ProposalDamaged
-from storage.files import JSON, atomic_path, atomic_write_json, read_json, sha256_file, sha256_json
+from storage.files import JSON, atomic_path, atomic_write_json, canonical_json, read_json, sha256_file
 from storage.points import PointId
 from storage.selection import Selection
 
 TABLE = "proposal.parquet"
 SEAL = "proposal.json"
+BATCH = 1 << 16
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What one cycle proposes to remove; `rows` are those of `storage.selection.Selection`."""
+    """What one cycle proposes; `rows` are those of `storage.selection.Selection`."""
 
     cycle: int
     rows: pa.Table
@@ -49,15 +53,23 @@ class Proposal:
     @cached_property
     def hash(self) -> str:
         """64 hex digits that a review must carry."""
-        rows = zip(*(self.rows[name].to_pylist() for name in ("point_id", "action", "reason")), strict=True)
-        return sha256_json(
-            {"rows": [list(row) for row in rows], "dataset_sha256": self.dataset_sha256, "policy": self.policy}
-        )
+        around = canonical_json({"dataset_sha256": self.dataset_sha256, "policy": self.policy, "rows": []})
+        digest = hashlib.sha256(around.removesuffix("]}").encode())
+        for text in _canonical_rows(self.rows):
+            digest.update(text.encode())
+        digest.update(b"]}")
+        return digest.hexdigest()
 
     @property
     def size(self) -> int:
         """Number of points proposed."""
         return int(self.rows.num_rows)
+
+    @property
+    def actions(self) -> dict[str, int]:
+        """Points by what is to be done to them: remove, relabel, restore; only what occurs."""
+        counted = pc.value_counts(self.rows["action"]).to_pylist()
+        return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda entry: entry["values"])}
 
     @property
     def points(self) -> list[PointId]:
@@ -102,3 +114,18 @@ class Proposal:
                 f"{folder / SEAL} names {seal['proposal'][:12]} but hashes to {proposal.hash[:12]}; {remedy}"
             )
         return proposal
+
+
+def _canonical_rows(rows: pa.Table) -> Iterator[str]:
+    """The inside of the JSON list of canonical rows, in pieces: millions of rows are never Python objects at once."""
+    between = ""
+    for batch in rows.to_batches(BATCH):
+        columns = [batch[name].to_pylist() for name in ("point_id", "action", "reason")]
+        labels = batch["new_label"].to_pylist() if "new_label" in batch.schema.names else [None] * len(batch)
+        written: list[JSON] = [
+            [point, action if label is None else f"{action}:{label}", reason]
+            for point, action, reason, label in zip(*columns, labels, strict=True)
+        ]
+        if written:
+            yield between + canonical_json(written)[1:-1]
+            between = ","

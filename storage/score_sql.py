@@ -14,6 +14,9 @@ from storage.errors import ScoresInvalid, StorageError
 from storage.points import PointId
 from storage.score_store import shards
 
+MEMORY = "2GB"
+"""Of DuckDB; what needs more goes to disk."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -49,17 +52,36 @@ def open_scores(folder: Path, columns: Collection[str]) -> Iterator[Scores]:
         raise ScoresInvalid(f"scores have no column {', '.join(missing)}; they have {', '.join(schema.names)}")
     with tempfile.TemporaryDirectory(prefix=".spill-", dir=folder) as spill, duckdb.connect(":memory:") as con:
         con.execute(f"SET temp_directory = {_text(spill)}")
-        con.execute(f"CREATE VIEW scores AS FROM read_parquet([{', '.join(_text(_no_glob(p)) for p in paths)}])")
+        con.execute(f"SET memory_limit = {_text(MEMORY)}")
+        con.execute(f"CREATE VIEW scores AS {_read(paths)}")
         yield Scores(con, tuple(schema.names), schema.field("point_id").type)
 
 
-def register_ids(scores: Scores, name: str, points: Collection[PointId]) -> None:
-    """Make a one-column table `name` of point ids, in the type of the scores' ids."""
+def add_view(scores: Scores, name: str, folder: Path) -> None:
+    """Open a view over the shards of another folder beside `scores`.
+
+    Raises:
+        StorageError: there are no shards.
+    """
+    paths = shards(folder)
+    if not paths:
+        raise StorageError(f"{folder} holds no score shards; score first")
+    scores.connection.execute(f"CREATE VIEW {quote(name)} AS {_read(paths)}")
+
+
+def _read(paths: Sequence[Path]) -> str:
+    return f"FROM read_parquet([{', '.join(_text(_no_glob(path)) for path in paths)}])"
+
+
+def register_ids(scores: Scores, name: str, points: Collection[PointId], labels: Sequence[int] | None = None) -> None:
+    """Make a table `name` of point ids, in the type of the scores' ids, with a column `label` if there are labels."""
     try:
-        ids = pa.array(list(points), scores.id_type)
+        columns = {"point_id": pa.array(list(points), scores.id_type)}
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise StorageError(f"{name} point ids must be {scores.id_type} as in the scores: {error}") from error
-    scores.connection.register(f"{name}_ids", pa.table({"point_id": ids}))
+    if labels is not None:
+        columns["label"] = pa.array(labels, pa.int32())
+    scores.connection.register(f"{name}_ids", pa.table(columns))
     scores.connection.execute(f"CREATE TEMP TABLE {quote(name)} AS FROM {quote(name + '_ids')}")
 
 

@@ -1,131 +1,29 @@
 """From scores to the rows of a proposal: all SQL over score shards, run by DuckDB out of core.
 
-A candidate is a point still in train that some rule chooses. Protected points and points in cooldown leave first. One
-column, the influence unless another is named, ranks the candidates of all rules together, smallest first, ties by
-point_id: the rules say who may go, the rank who goes first. Budgets then take that order greedily:
-
-    class cap   the first floor(per_class * n_y) - removed_y of each given label y (n_y counts removed points too)
-    limit       the first min(cycle, cumulative, minimum_kept) of what the class caps left
+A candidate is a point still in train that some rule chooses. Protected points and points in cooldown leave first. The
+others are put in one order: by the turn of their rule, then by its rank column, smallest first, ties by point_id: the
+rules say who may go, the rank who goes first. storage/budgets.py takes that order greedily. Points removed earlier
+that are missed come back beside it, within no budget.
 
 Only comparisons and ranks decide, never sums, so the result does not depend on threads or on the order of shards.
 """
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
-from storage.errors import InvalidBudget, StorageError
-from storage.files import JSON
+from storage import policy_sql
+from storage.budgets import TOTALS, WITHIN, Budgets, Cells, Integers, Outcome, spend
+from storage.errors import StorageError
 from storage.points import PointId
-from storage.score_sql import open_scores, quote, register_ids
+from storage.policies import Regret, Rule
+from storage.score_sql import Scores, add_view, open_scores, quote, register_ids
 
-Op: TypeAlias = Literal["<", "<=", ">", ">="]
-
-CANDIDATES = """
-CREATE TEMP TABLE candidates AS
-WITH chosen AS (
-    SELECT point_id, {label} AS label, {rank_column} AS rank_value,
-           [choice FOR choice IN [{choices}] IF choice IS NOT NULL] AS choices,
-           CASE WHEN point_id IN (FROM protected) THEN 'protected'
-                WHEN point_id IN (FROM cooldown) THEN 'cooldown' END AS excluded
-    FROM scores WHERE in_train
-)
-SELECT *, row_number() OVER (PARTITION BY excluded ORDER BY rank_value NULLS LAST, point_id) AS rank
-FROM chosen WHERE len(choices) > 0
-"""
-
-CHOICE = """
-CASE WHEN {column} {op} CAST($threshold_{i} AS DOUBLE)
-     THEN {{policy: $policy_{i}, reason: $reason_{i}, "column": $column_{i}, value: CAST({column} AS DOUBLE),
-            threshold: CAST($threshold_{i} AS DOUBLE)}} END
-"""
-
-FATES = """
-CREATE TEMP TABLE fates AS
-WITH caps AS (
-    SELECT {label} AS label,
-           greatest(0, floor($per_class * count(*) + 1e-9) - count(*) FILTER (NOT in_train)) AS cap
-    FROM scores GROUP BY ALL
-), in_class AS (
-    SELECT candidates.*, candidates.label IS NULL
-           OR row_number() OVER (PARTITION BY candidates.label ORDER BY rank) <= cap AS fits
-    FROM candidates LEFT JOIN caps USING (label) WHERE excluded IS NULL
-), placed AS (
-    SELECT *, row_number() OVER (PARTITION BY fits ORDER BY rank) AS place FROM in_class
-)
-SELECT point_id, choices, rank,
-       CASE WHEN NOT fits THEN 'per_class' WHEN place > $limit THEN $binding ELSE 'proposed' END AS fate FROM placed
-UNION ALL
-SELECT point_id, choices, rank, excluded FROM candidates WHERE excluded IS NOT NULL
-"""
-
-PROPOSED = """
-SELECT point_id, 'remove' AS action, CAST(NULL AS INTEGER) AS new_label,
-       array_to_string(list_sort(list_distinct([c.reason FOR c IN choices])), '+') AS reason,
-       [c.policy FOR c IN choices] AS policies, choices[1].value AS score, choices[1].threshold AS threshold, rank,
-       [{policy: c.policy, "column": c."column", value: c.value, threshold: c.threshold} FOR c IN choices] AS evidence
-FROM fates WHERE fate = 'proposed' ORDER BY point_id
-"""
-
-BY_POLICY = """
-SELECT policy, count(*) FROM (SELECT unnest([c.policy FOR c IN choices]) AS policy FROM candidates) GROUP BY policy
-"""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A policy as data: a point is a candidate if `column op threshold`; null never is.
-
-    Args:
-        policy: Name of the policy.
-        reason: Reason code of its proposals.
-        column: The score column that is compared.
-        op: The comparison.
-        threshold: In the unit of `column`; evidence, so it does not enter the proposal hash.
-        parameters: What the user set, e.g. {"q": 0.2}; enters the proposal hash.
-    """
-
-    policy: str
-    reason: str
-    column: str
-    op: Op
-    threshold: float
-    parameters: Mapping[str, JSON] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Budgets:
-    """How much may go.
-
-    Args:
-        cycle: Share in (0, 1] of the points now in train.
-        cumulative: Share in (0, 1] of all points, those removed earlier included, which count as spent.
-        per_class: The same within each given label; points without a label have no class cap.
-        minimum_kept: Points that stay in train whatever the shares say.
-        protected: Points never removed.
-        cooldown: Points not proposed again yet.
-    """
-
-    cycle: float
-    cumulative: float
-    per_class: float
-    minimum_kept: int = 1
-    protected: frozenset[PointId] = frozenset()
-    cooldown: frozenset[PointId] = frozenset()
-
-    def __post_init__(self) -> None:
-        """Refuse a share outside (0, 1] and a negative minimum."""
-        for name in ("cycle", "cumulative", "per_class"):
-            share = getattr(self, name)
-            if not 0 < share <= 1:
-                raise InvalidBudget(f"budget {name} = {share}; give a share above 0 and at most 1, e.g. 0.15")
-        if self.minimum_kept < 1:
-            raise InvalidBudget(f"budget minimum_kept = {self.minimum_kept}; keep at least 1 point")
+BATCH = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -133,9 +31,9 @@ class Selection:
     """What the rules and budgets chose.
 
     Args:
-        rows: The proposed points, sorted by point_id: point_id, action, reason, policies, score, threshold, rank,
-            evidence (list of {policy, column, value, threshold}, in the order of the rules). score and threshold are
-            those of the first rule that chose the point.
+        rows: The proposed points, sorted by point_id: point_id, action, new_label, reason, policies, score, threshold,
+            rank, evidence (list of {policy, column, value, threshold}, in the order of the rules). score and threshold
+            are those of the first rule that chose the point.
         candidates: In-train candidates of each policy, before budgets.
         dropped: Candidates lost to each budget, counted at the first that refused them.
         points: Rows scored, removed ones included.
@@ -151,91 +49,89 @@ class Selection:
     limit: int
 
 
-def policy_json(rules: Sequence[Rule], budgets: Budgets, rank_column: str = "influence") -> dict[str, JSON]:
-    """What the user set, for the proposal hash: rule names and parameters, budgets, the rank; never a score."""
-    return {
-        "rules": [
-            {"policy": rule.policy, "parameters": dict(rule.parameters)}
-            for rule in sorted(rules, key=lambda rule: rule.policy)
-        ],
-        "budgets": {
-            "cycle": budgets.cycle,
-            "cumulative": budgets.cumulative,
-            "per_class": budgets.per_class,
-            "minimum_kept": budgets.minimum_kept,
-        },
-        "rank_column": rank_column,
-    }
-
-
-def _share(share: float, count: int) -> int:
-    """floor(share * count), where 0.29 * 100 is 29 although its float product is 28.999…."""
-    return math.floor(share * count + 1e-9)
-
-
-def select(folder: Path, rules: Sequence[Rule], budgets: Budgets, rank_column: str = "influence") -> Selection:
-    """Choose the points to propose for removal (see the module docstring).
+def select(folder: Path, rules: Sequence[Rule], budgets: Budgets, regret: Regret | None = None) -> Selection:
+    """Choose the points to propose (see the module docstring).
 
     Args:
         folder: Finished score shards.
         rules: At least one; each policy once.
         budgets: How much may go.
-        rank_column: The score column that orders the candidates of all rules, smallest first, null last.
+        regret: What may come back, if the cycle before was scored.
 
     Raises:
-        ScoresInvalid: a rule or the rank names a column that the scores do not have.
+        ScoresInvalid: a rule names a column that the scores do not have.
         StorageError: no rule, or a policy named twice.
     """
     names = [rule.policy for rule in rules]
     if not names or len(set(names)) < len(names):
         raise StorageError(f"at least one policy is needed and each only once; got {', '.join(names) or 'none'}")
-    with open_scores(folder, {rank_column, *(rule.column for rule in rules)}) as scores:
+    with open_scores(folder, frozenset[str]().union(*(rule.columns for rule in rules))) as scores:
         con = scores.connection
-        label = "label" if "label" in scores.columns else "CAST(NULL AS INTEGER)"
-        register_ids(scores, "protected", budgets.protected)
-        register_ids(scores, "cooldown", budgets.cooldown)
-        _find_candidates(con, rules, label, rank_column)
-        points, in_train = _counts(con)
-        limits = _limits(budgets, points, in_train)
-        binding = min(limits, key=lambda name: limits[name])
-        con.execute(
-            FATES.format(label=label),
-            {"per_class": budgets.per_class, "limit": limits[binding], "binding": binding},
-        )
-        candidates = dict(con.sql(BY_POLICY).fetchall())
-        fates = dict(con.sql("SELECT fate, count(*) FROM fates GROUP BY fate").fetchall())
+        _prepare(scores, budgets, regret)
+        con.execute(*policy_sql.candidates(rules))
+        [(*counts, protected, cooldown)] = con.sql(policy_sql.counts(rules)).fetchall()
+        con.execute(policy_sql.RANKED)
+        con.execute("DROP TABLE candidates")
+        cells = _cells(con)
+        outcome = spend(cells, budgets, _order(con))
+        _register(con, outcome)
+        fates = dict(con.execute(policy_sql.REFUSED, {"binding": outcome.binding, "last": outcome.last}).fetchall())
+        dropped = {"protected": protected, "cooldown": cooldown}
         return Selection(
-            rows=con.sql(PROPOSED).to_arrow_table(),
-            candidates={name: candidates.get(name, 0) for name in names},
-            dropped={name: fates.get(name, 0) for name in ("protected", "cooldown", "per_class", *limits)},
-            points=points,
-            in_train=in_train,
-            limit=limits[binding],
+            rows=_rows(con, rules, outcome, regret),
+            candidates=dict(zip(names, counts, strict=True)),
+            dropped=dropped | {name: fates.get(name, 0) for name in (*WITHIN, *TOTALS)},
+            points=int(cells.points.sum()),
+            in_train=int(cells.in_train.sum()),
+            limit=outcome.limit,
         )
 
 
-def _find_candidates(con: duckdb.DuckDBPyConnection, rules: Sequence[Rule], label: str, rank_column: str) -> None:
-    choices, values = [], {}
-    for i, rule in enumerate(rules):
-        choices.append(CHOICE.format(i=i, column=quote(rule.column), op=rule.op))
-        for name in ("policy", "reason", "column", "threshold"):
-            values[f"{name}_{i}"] = getattr(rule, name)
-    query = CANDIDATES.format(label=label, rank_column=quote(rank_column), choices=", ".join(choices))
-    con.execute(query, values)
+def _prepare(scores: Scores, budgets: Budgets, regret: Regret | None) -> None:
+    """Make the views and tables that the statements of policy_sql read, `cells` among them."""
+    con = scores.connection
+    absent = {"label": "CAST(NULL AS INTEGER) AS label", "group": 'CAST(NULL AS VARCHAR) AS "group"'}
+    more = "".join(f", {column}" for name, column in absent.items() if name not in scores.columns)
+    con.execute(f"CREATE TEMP VIEW labelled AS SELECT *{more} FROM scores")
+    register_ids(scores, "protected", budgets.protected)
+    register_ids(scores, "cooldown", budgets.cooldown)
+    groups = pa.table({"group": pa.array(sorted(budgets.protected_groups), pa.string())})
+    con.register("protected_groups", groups)
+    if budgets.relabeled:
+        register_ids(scores, "relabeled", budgets.relabeled, list(budgets.relabeled.values()))
+    con.execute(policy_sql.GIVEN if budgets.relabeled else policy_sql.UNCHANGED)
+    if regret is not None:
+        add_view(scores, "before", regret.before)
+    con.execute(policy_sql.CELLS)
 
 
-def _counts(con: duckdb.DuckDBPyConnection) -> tuple[int, int]:
-    [(points, in_train)] = con.sql("SELECT count(*), count(*) FILTER (in_train) FROM scores").fetchall()
-    return points, in_train
+def _cells(con: duckdb.DuckDBPyConnection) -> Cells:
+    table = con.sql(
+        'SELECT label, "group", points, in_train, spent, relabeled FROM cells ORDER BY cell'
+    ).to_arrow_table()
+    label, group = (table[name].combine_chunks() for name in ("label", "group"))
+    numbers = (table[name].to_numpy().astype(np.int64) for name in ("points", "in_train", "spent", "relabeled"))
+    return Cells(label, group, *numbers)
 
 
-def _limits(budgets: Budgets, points: int, in_train: int) -> dict[str, int]:
-    removed = points - in_train
-    return {
-        "cycle": _share(budgets.cycle, in_train),
-        "cumulative": max(0, _share(budgets.cumulative, points) - removed),
-        "minimum_kept": max(0, in_train - budgets.minimum_kept),
-    }
+def _order(con: duckdb.DuckDBPyConnection) -> Iterator[Integers]:
+    for batch in con.sql(policy_sql.ORDER).to_arrow_reader(BATCH):
+        yield batch.column(0).to_numpy().astype(np.int64)
+
+
+def _register(con: duckdb.DuckDBPyConnection, outcome: Outcome) -> None:
+    cells = np.arange(len(outcome.through), dtype=np.int32)
+    table = pa.table({"cell": cells, "through": outcome.through, "refused": pa.array(outcome.refused, pa.string())})
+    con.register("outcome", table)
+
+
+def _rows(con: duckdb.DuckDBPyConnection, rules: Sequence[Rule], outcome: Outcome, regret: Regret | None) -> pa.Table:
+    query, values = policy_sql.proposed(rules)
+    values["last"] = outcome.last
+    if regret is not None:
+        back, more = policy_sql.restored(regret)
+        query, values = f"{query} UNION ALL {back}", values | more
+    return con.execute(f"SELECT * FROM ({query}) ORDER BY point_id", values).to_arrow_table()
 
 
 def top(folder: Path, column: str, limit: int, columns: Sequence[str] | None = None) -> pa.Table:

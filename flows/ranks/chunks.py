@@ -22,6 +22,7 @@ from influence import (
     relative_influence,
     summarize_chunk,
 )
+from influence.stability import sign_agreement
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,20 @@ def _name(chunk: int) -> str:
 
 
 def _score_chunk(attributions: Sequence[Attribution], queries: Points, chunk: int) -> ChunkColumns:
-    pairs = score_trajectory([one.score_chunk(chunk) for one in attributions])
-    attributions[-1].check_losses(chunk, pairs.last)
-    return _columns(pairs, attributions[-1], queries, attributions[-1].turn_over(chunk))
+    found = [one.score_chunk(chunk) for one in attributions]
+    attributions[-1].check_losses(chunk, found[-1].last)
+    return _columns(found, attributions[-1], queries, attributions[-1].turn_over(chunk))
 
 
-def _columns(pairs: ChunkPairs, last: Attribution, queries: Points, turn_over: Tensor | None) -> ChunkColumns:
+def _columns(found: Sequence[ChunkPairs], last: Attribution, queries: Points, turn_over: Tensor | None) -> ChunkColumns:
+    pairs = score_trajectory(found)
     classes = pairs.last.logits.shape[1]
     return ChunkColumns(
         scores=summarize_chunk(pairs.blocks, queries.labels, classes),
         head=None if pairs.head is None else summarize_chunk(pairs.head, queries.labels, classes),
         cheap=cheap_signals(pairs.last.logits, pairs.last.labels),
         grand=last.gradient_norms(pairs.last),
+        agreement=sign_agreement(torch.stack([one.blocks.influence.mean(1) for one in found])),
         turn_over=turn_over,
     )
 

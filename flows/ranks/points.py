@@ -30,6 +30,7 @@ class Points:
 
     Attributes:
         labels: In force `[n]`.
+        groups: A number for each group, -1 for none `[n]`.
         in_train: Whether each point is trained on `[n]`, bool.
         rows: Row of each place in the data set `[n]`.
         keys: One integer per point, of its id alone: the seed of what is drawn for it `[n]`, int64.
@@ -48,6 +49,8 @@ class Points:
         self.ids: list[PointId] = self.manifest.ids
         self.rows = rows_by_id(points, self.manifest)
         self.labels = torch.tensor(self.manifest.view((), relabeled).table["label"].to_pylist(), dtype=torch.int64)
+        groups = self.manifest.table["group"].combine_chunks().dictionary_encode().indices.fill_null(-1)
+        self.groups = torch.tensor(groups.to_pylist(), dtype=torch.int64)
         self.in_train = torch.tensor([point not in removed for point in self.ids])
         self.keys = torch.tensor([_key(point) for point in self.ids], dtype=torch.int64)
         self.batches = Batches(points, collate_of(workload))

@@ -40,7 +40,8 @@ from flows.relabeling import read_labels
 from flows.trust import Probe
 from flows.workload import Sample, load_workload
 from influence import ChunkGrid
-from influence.discovery import Influences, Trusted, harmful, mislabeled, trusted
+from influence.discovery import Influences, Trusted, harmful, memorized, mislabeled, trusted
+from influence.redundancy import redundancy
 from storage import checkpoints, score_store
 from storage.score_store import ScoreMetadata, write_chunk
 
@@ -149,6 +150,10 @@ class Scoring:
             "harmful_p": harm.evidence,
             "harmful_q": harm.q_value,
             "mislabeled_q": wrong.q_value,
+            "memorized_q": memorized(influences, in_train, q).q_value,
+            "redundancy": redundancy(
+                scores.own.self_influence, [self._points.labels, self._points.groups], in_train, self._points.keys
+            ),
         }
 
     def _metadata(self, last: Attribution, found: Suspects, probed: Probe | None) -> ScoreMetadata:

@@ -23,6 +23,7 @@ class ChunkColumns:
     head: ChunkScores | None
     cheap: CheapSignals
     grand: Tensor
+    agreement: Tensor
     turn_over: Tensor | None
 
 
@@ -53,14 +54,17 @@ def shard_table(
         "margin": _numbers(cheap.margin),
         "predicted": pa.array(cheap.predicted.numpy(), pa.int32()),
         "label": pa.array(points.labels[at].numpy(), pa.int32()),
-        "influence": _numbers(scores.influence),
-        "influence_se": _numbers(scores.influence_se),
     }
+    group = points.manifest.table["group"]
+    if group.null_count < len(group):
+        columns["group"] = group.combine_chunks().take(pa.array(at.numpy()))
+    columns |= {"influence": _numbers(scores.influence), "influence_se": _numbers(scores.influence_se)}
     for label in range(scores.by_class.shape[1]):
         columns[f"influence_class_{label}"] = _numbers(scores.by_class[:, label])
     columns["self_influence"] = _numbers(scores.own.self_influence)
     columns["classification_influence"] = _numbers(scores.classification_influence)
     columns |= {name: _numbers(values[at]) for name, values in relative.items()}
+    columns["agreement"] = _numbers(chunk.agreement)
     columns["memorization"] = pa.array(memorization_labels(scores.influence, scores.influence_se))
     signals = {"confidence": cheap.confidence, "entropy": cheap.entropy, "el2n": cheap.el2n, "grand": chunk.grand}
     columns |= {f"signal_{name}": _numbers(values) for name, values in signals.items()}

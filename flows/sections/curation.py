@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from flows.sections.base import Rate, Section, Share
+from flows.sections.base import Count, Rate, Section, Share
+
+Policy = Literal["harmful", "mislabeled", "memorized", "redundant"]
 
 
 class PruningConfig(Section):
     """What may be proposed, and how much of it."""
 
-    policies: tuple[Literal["harmful", "mislabeled"], ...] = ("harmful", "mislabeled")
+    policies: tuple[Policy, ...] = ("harmful", "mislabeled")
     q: Rate = 0.2
-    """False-discovery rate of each policy."""
+    """False-discovery rate of each of harmful, mislabeled and memorized."""
+    agreement: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the checkpoints that must agree on the sign of the influence, for harmful and memorized; 0: any."""
+    mislabeled_action: Literal["remove", "relabel"] = "remove"
+    """What becomes of a mislabeled point; `relabel` gives it the suggested label."""
+    redundant_share: Rate = 0.2
+    """Share of each class and group that redundant may leave out."""
+    z_restore: Annotated[float, Field(gt=1)] = 3.0
+    """Standard errors by which a removed point must be helpful, in two cycles running, to be proposed for return."""
     budget: Share = 0.15
-    """Largest share of the train set removed in one cycle."""
+    """Largest share of the train set removed or relabelled in one cycle."""
     cumulative_budget: Share = 0.3
-    """Largest share of the manifest that may stand removed."""
+    """Largest share of the manifest that may stand removed or relabelled."""
     class_budget: Share = 0.5
-    """Largest share of one given label's points that may stand removed."""
+    """Largest share of one given label's points that may stand removed or relabelled."""
+    group_budget: Share = 1.0
+    """The same of one group's points."""
+    minimum_kept: Count = 1
+    """Points that always stay in training."""
+    class_minimum_kept: Annotated[int, Field(ge=0)] = 0
+    """Points of each given label that always stay in training."""
     protected: tuple[int | str, ...] = ()
-    """Ids that are never removed."""
+    """Ids that are never removed or relabelled."""
+    protected_file: Path | None = None
+    """More of them, one a line, in a text file beside the TOML."""
+    protected_groups: tuple[str, ...] = ()
+    """Groups whose points are never removed or relabelled."""
     cooldown: Annotated[int, Field(ge=0)] = 2
     """Cycles during which a point that was restored, rejected or rolled back is not proposed again."""
 
@@ -32,6 +53,11 @@ class PruningConfig(Section):
         if not policies or len(set(policies)) < len(policies):
             raise ValueError("name at least one policy, each once")
         return policies
+
+    @field_validator("protected_file")
+    @classmethod
+    def _beside(cls, file: Path | None, info: ValidationInfo) -> Path | None:
+        return file if file is None or info.context is None else Path(info.context["folder"]) / file
 
 
 class ReviewConfig(Section):

@@ -41,11 +41,17 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "kronfluence-transformer": (PEERS, ("tests.benchmarks.against", "transformer")),
     "pydvl": (PEERS, ("tests.benchmarks.against", "pairwise")),
     "convex": (PEERS, ("tests.benchmarks.convex",)),
+    "selection": (OWN, ("tests.benchmarks.selection",)),
     "help": (OWN, ()),
 }
 BENCHES = ("against", "convex", "floor", "jobs", "memory", "models", "peak", "peers", "ranks", "ratios", "setups")
-VIEW = ("storage/dataset_digest.py", "storage/exports.py", "storage/views.py", "tests/benchmarks/view.py")
-MEASURED = ("influence", "flows/ranks", *VIEW, *(f"tests/benchmarks/{part}.py" for part in BENCHES))
+SELECTING = ("budgets", "policy_sql", "proposals", "score_sql", "selection")
+VIEWING = ("dataset_digest", "exports", "views")
+MEASURED = (
+    *("influence", "flows/ranks"),
+    *(f"storage/{part}.py" for part in (*SELECTING, *VIEWING)),
+    *(f"tests/benchmarks/{part}.py" for part in (*BENCHES, "selection", "view")),
+)
 KEPT, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
 
 

@@ -36,7 +36,10 @@ def test_the_smallest_file_names_only_a_workload(tmp_path: Path) -> None:
         ("[pruning]\nclass_budget = 0.0", ("pruning.class_budget = 0.0",)),
         ("[pruning]\nq = 1", ("pruning.q = 1", "less than 1")),
         ("[pruning]\npolicies = []", ("pruning.policies = []", "at least one policy")),
-        ("[pruning]\npolicies = ['random']", ("pruning.policies.0 = 'random'", "'harmful' or 'mislabeled'")),
+        ("[pruning]\npolicies = ['random']", ("pruning.policies.0 = 'random'", "'harmful', 'mislabeled'")),
+        ("[pruning]\nz_restore = 1.0", ("pruning.z_restore = 1.0", "greater than 1")),
+        ("[pruning]\nagreement = 1.1", ("pruning.agreement = 1.1", "less than or equal to 1")),
+        ("[pruning]\nmislabeled_action = 'drop'", ("pruning.mislabeled_action = 'drop'", "'remove' or 'relabel'")),
         ("[training]\nranks = 9999\nbatch_size = 9999", ("training.ranks = 9999", "cores; give at most")),
         ("[scoring]\nranks = 9999", ("scoring.ranks = 9999", "cores; give at most")),
         ("[scoring]\nplacement = 'partitioned'", ("'partitioned' needs probe = 0",)),
@@ -117,7 +120,7 @@ def test_the_commented_template_shows_every_key_with_its_default(tmp_path: Path)
     every = Config.model_fields.keys() - {"file", "dataset"}  # the data set is named by the workload
     assert keys.keys() == every
     for section in every - {"workspace", "orchestrator", "workload"}:
-        unset = {"scoring": {"compression"}, "training": {"early_stopping"}}.get(
+        unset = {"scoring": {"compression"}, "training": {"early_stopping"}, "pruning": {"protected_file"}}.get(
             section, set()
         )  # TOML has no word for none: it stands in a comment
         assert keys[section].keys() | unset == type(getattr(shown, section)).model_fields.keys(), section

@@ -19,7 +19,7 @@ from flows.dataset import read_sets
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS
 from flows.plans import Job, ScorePlan, TrainPlan, write_plan
-from flows.pruning import rules_of
+from flows.policies import rules_of
 from flows.ranks.order import Order
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
@@ -29,9 +29,11 @@ from flows.training import write_ids
 from flows.workload import load_workload
 from flows.workloads.tiny import Tiny
 from storage import checkpoints, score_store
+from storage.budgets import Budgets
 from storage.points import Manifest
+from storage.policies import policy_json
 from storage.proposals import Proposal
-from storage.selection import Budgets, policy_json, select
+from storage.selection import select
 from storage.trajectory_store import TRAJECTORY
 from tests.flows.helpers import BLOBS, launch, run_here, write_toml
 
@@ -226,9 +228,9 @@ def proposal_of(folder: Path) -> Proposal:
 def test_the_columns_of_a_score_row_stand_in_their_order(scored: Scored) -> None:
     names = score_store.read(scored("ekfac")[1]).schema.names
     order = "point_id cycle in_train loss margin predicted label influence influence_se influence_class self_influence "
-    order += "classification_influence relative memorization signal suspicion suggested_label top_queries"
+    order += "classification_influence relative agreement memorization signal suspicion suggested_label top_queries"
     kinds = [re.sub("^(influence_class|relative|signal)_.*", r"\1", name) for name in names]
-    policies = {"posterior", "harmful_p", "harmful_q", "mislabeled_q"}  # the parts of a decision, beside the suspicion
+    policies = {"posterior", "harmful_p", "harmful_q", "mislabeled_q", "memorized_q", "redundancy"}
     assert list(dict.fromkeys(kind for kind in kinds if kind not in policies)) == order.split()
 
 
@@ -262,7 +264,7 @@ def test_points_removed_earlier_are_scored_but_neither_ranked_nor_proposed(score
     assert [row["point_id"] for row in gone] == [ids[4], ids[50]]
     for row in gone:
         assert row["influence"] is not None
-        assert (row["harmful_q"], row["mislabeled_q"]) == (1.0, 1.0)
+        assert (row["harmful_q"], row["mislabeled_q"], row["memorized_q"], row["redundancy"]) == (1.0, 1.0, 1.0, None)
 
 
 def test_the_scoring_program_never_reads_the_holdout_set(

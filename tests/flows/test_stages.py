@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from flows.config import load
-from flows.pruning import Proposed, rules_of
+from flows.policies import rules_of
+from flows.pruning import Proposed
 from flows.ranks.order import Order
 from flows.recipe import save_points, steps_for
 from flows.retraining import random_control

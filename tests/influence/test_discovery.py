@@ -10,6 +10,7 @@ from influence.discovery import (
     benjamini_hochberg,
     conformal_p,
     harmful,
+    memorized,
     mislabeled,
     trusted,
 )
@@ -149,3 +150,39 @@ def test_bad_input_is_one_clear_line() -> None:
     reference.influence[3] = torch.nan
     with pytest.raises(InfluenceError, match="query 3"):
         harmful(scores, reference, everyone(N))
+
+
+def resting(high: int, seed: int) -> Influences:
+    """Half of the points harm; they rest on themselves as the others do, the first `high` of them far more."""
+    g = torch.Generator().manual_seed(seed)
+    own = torch.rand(N, generator=g, dtype=torch.float64)
+    own[:high] += 1
+    sign = torch.where(torch.arange(N) < N // 2, -1.0, 1.0).double()
+    return Influences(sign, torch.full_like(sign, 0.01), own)
+
+
+def test_memorized_keeps_false_discoveries_at_q_where_good_points_rest_on_themselves_as_others_do() -> None:
+    found = [memorized(resting(0, seed), everyone(N)) for seed in range(60)]
+    assert sum(bool(f.selected.any()) for f in found) <= 60 * 0.2 + 3 * (60 * 0.2 * 0.8) ** 0.5
+    shares = [false_share(memorized(resting(100, seed), everyone(N)), 100) for seed in range(20)]
+    assert sum(shares) / 20 <= 0.2 + 3 * 0.1 / 20**0.5
+    assert memorized(resting(100, 0), everyone(N)).selected[:100].all()
+
+
+def test_memorized_takes_no_point_that_helps_or_is_neutral_however_much_rests_on_it() -> None:
+    scores = resting(100, seed=0)
+    scores.influence[:50] = -0.009  # within one standard error
+    scores.influence[60:500] = 1.0
+    found = memorized(scores, everyone(N))
+    assert not found.selected[:50].any()
+    assert not found.selected[60:].any()
+    scores.influence[3] = torch.nan
+    with pytest.raises(InfluenceError, match="row 3"):
+        memorized(scores, everyone(N))
+
+
+def test_memorized_without_points_that_generalize_finds_nothing() -> None:
+    scores = resting(100, seed=0)
+    assert not memorized(
+        Influences(-scores.influence.abs(), scores.influence_se, scores.self_influence), everyone(N)
+    ).selected.any()

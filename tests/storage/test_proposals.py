@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage.budgets import Budgets
 from storage.errors import ProposalDamaged
+from storage.files import sha256_json
+from storage.policies import Rule, policy_json
 from storage.proposals import Proposal
-from storage.selection import Budgets, Rule, policy_json
 
 ROWS = pa.table(
     {"point_id": [3, 10], "action": ["remove"] * 2, "reason": ["harmful", "mislabeled"], "score": [-1.0, 2.0]}
@@ -42,7 +44,8 @@ def test_the_policy_holds_what_the_user_set_and_no_score() -> None:
     assert len({policy(0.2, 0.2, 0.15), policy(0.2, 0.1, 0.15), policy(0.2, 0.2, 0.1)}) == 3
     budgets, rules = Budgets(0.1, 0.3, 0.3), [HARMFUL, Rule("mislabeled", "mislabeled", "suspicion", ">=", 0.5)]
     assert policy_json(rules, budgets) == policy_json(rules[::-1], budgets), "the order of rules is no setting"
-    assert policy_json(rules, budgets) != policy_json(rules, budgets, rank_column="loss")
+    by_loss = [replace(rule, rank_column="loss") for rule in rules]
+    assert policy_json(rules, budgets) != policy_json(by_loss, budgets)
 
 
 def test_a_proposal_reads_back_as_written(tmp_path: Path) -> None:
@@ -64,3 +67,23 @@ def test_a_proposal_changed_on_disk_is_refused(tmp_path: Path) -> None:
     seal.write_text(seal.read_text().replace('"q": 0.2', '"q": 0.5'))
     with pytest.raises(ProposalDamaged, match="but hashes to"):
         Proposal.read(tmp_path)
+
+
+def test_a_relabeling_enters_the_hash_with_its_label_and_a_null_label_does_not() -> None:
+    labels = pa.array([None, 7], pa.int32())
+    rows = ROWS.append_column("new_label", labels).set_column(1, "action", pa.array(["remove", "relabel"]))
+    # sha256sum of its canonical JSON, by hand:
+    # {"dataset_sha256":"d","policy":{"q":0.2},"rows":[[3,"remove","harmful"],[10,"relabel:7","mislabeled"]]}
+    relabeled = replace(PROPOSAL, rows=rows)
+    assert relabeled.hash == "8502e135b8701264b7d7c396ec6f19cf7e72c6cd68d8a08e8fdbc2e45c513d98"
+    none = ROWS.append_column("new_label", pa.nulls(2, pa.int32()))
+    assert replace(PROPOSAL, rows=none).hash == PROPOSAL.hash
+
+
+def test_the_hash_does_not_depend_on_how_the_rows_are_cut_into_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = PROPOSAL.hash
+    monkeypatch.setattr("storage.proposals.BATCH", 1)
+    assert replace(PROPOSAL, cycle=2).hash == whole
+    assert replace(PROPOSAL, rows=pa.concat_tables([ROWS.slice(0, 1), ROWS.slice(1)])).hash == whole
+    empty = replace(PROPOSAL, rows=ROWS.slice(0, 0))
+    assert empty.hash == sha256_json({"rows": [], "dataset_sha256": "d", "policy": {"q": 0.2}})

@@ -1,0 +1,144 @@
+"""SQL of a selection: candidates, their ranks, and the rows of those that go.
+
+Every statement reads the view `given`: the scores, with the given label where a point was relabelled since. Numbers of
+rows that are dropped are held narrow, in one column a rule; lists and texts are made for the rows of a proposal alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from storage.policies import Regret, Rule
+from storage.score_sql import quote
+
+GIVEN = """
+CREATE TEMP VIEW given AS
+SELECT s.* EXCLUDE (label), coalesce(r.label, s.label) AS label, s.label AS current_label,
+       r.point_id IS NOT NULL AS was_relabeled
+FROM labelled s LEFT JOIN relabeled r USING (point_id)
+"""
+
+UNCHANGED = "CREATE TEMP VIEW given AS SELECT *, label AS current_label, false AS was_relabeled FROM labelled"
+
+CELLS = """
+CREATE TEMP TABLE cells AS
+SELECT row_number() OVER (ORDER BY label, "group") - 1 AS cell, *
+FROM (SELECT label, "group", count(*) AS points, count(*) FILTER (in_train) AS in_train,
+             count(*) FILTER (NOT in_train OR was_relabeled) AS spent,
+             count(*) FILTER (in_train AND was_relabeled) AS relabeled
+      FROM given GROUP BY label, "group")
+"""
+
+CANDIDATES = """
+CREATE TEMP TABLE candidates AS
+SELECT *, CASE WHEN point_id IN (FROM protected) OR "group" IN (FROM protected_groups) THEN 'protected'
+               WHEN point_id IN (FROM cooldown) THEN 'cooldown' END AS excluded
+FROM (SELECT point_id, label, "group", {columns} FROM given WHERE in_train AND ({chosen}))
+"""
+
+RANKED = """
+CREATE TEMP TABLE ranked AS
+SELECT CAST(cell AS INTEGER) AS cell, c.* EXCLUDE (label, "group", excluded, turn, rank_value)
+FROM candidates c JOIN cells ON cells.label IS NOT DISTINCT FROM c.label
+                             AND cells."group" IS NOT DISTINCT FROM c."group"
+WHERE excluded IS NULL ORDER BY turn, rank_value NULLS LAST, point_id
+"""
+
+COUNTS = """
+SELECT {sums}, count(*) FILTER (excluded = 'protected'), count(*) FILTER (excluded = 'cooldown') FROM candidates
+"""
+
+ORDER = "SELECT cell FROM ranked ORDER BY rowid"
+
+REFUSED = """
+SELECT CASE WHEN rowid + 1 > through THEN refused ELSE $binding END AS budget, count(*)
+FROM ranked JOIN outcome USING (cell) WHERE rowid + 1 > least(through, $last) GROUP BY budget
+"""
+
+PROPOSED = """
+SELECT point_id, CASE WHEN new_label IS NULL THEN 'remove' ELSE 'relabel' END AS action, new_label,
+       {reason} AS reason, [c.policy FOR c IN choices] AS policies, choices[1].value AS score,
+       choices[1].threshold AS threshold, rank, choices AS evidence
+FROM (SELECT point_id, new_label, rowid + 1 AS rank, {values},
+             [choice FOR choice IN [{choices}] IF choice IS NOT NULL] AS choices
+      FROM ranked JOIN outcome USING (cell) WHERE rowid + 1 <= least(through, $last))
+"""
+
+CHOICE = """
+CASE WHEN value_{i} IS NOT NULL
+     THEN {{policy: $policy_{i}, "column": $column_{i}, value: value_{i},
+            threshold: CAST($threshold_{i} AS DOUBLE)}} END
+"""
+
+RESTORED = """
+SELECT now.point_id, 'restore' AS action, CAST(NULL AS INTEGER) AS new_label, 'regret' AS reason,
+       ['regret'] AS policies, now.influence AS score, $z * now.influence_se AS threshold, CAST(NULL AS BIGINT) AS rank,
+       [{policy: 'regret', "column": 'influence', value: now.influence, threshold: $z * now.influence_se},
+        {policy: 'regret', "column": 'influence of the cycle before', value: before.influence,
+         threshold: $z * before.influence_se}] AS evidence
+FROM given now JOIN before USING (point_id)
+WHERE NOT now.in_train AND NOT before.in_train AND now.influence > $z * now.influence_se
+      AND before.influence > $z * before.influence_se
+      AND now.point_id NOT IN (FROM cooldown)
+"""
+
+
+def candidates(rules: Sequence[Rule]) -> tuple[str, dict[str, Any]]:
+    """The statement that makes the table `candidates`, with its parameters."""
+    tests, values = [], {}
+    for i, rule in enumerate(rules):
+        parts = [f"{quote(rule.column)} {rule.op} CAST($threshold_{i} AS DOUBLE)"]
+        values[f"threshold_{i}"] = rule.threshold
+        for k, one in enumerate(rule.also):
+            parts.append(f"{quote(one.column)} {one.op} CAST($also_{i}_{k} AS DOUBLE)")
+            values[f"also_{i}_{k}"] = one.threshold
+        tests.append(f"({' AND '.join(parts)})")
+    columns = [
+        f"CASE WHEN {test} THEN CAST({quote(rule.column)} AS DOUBLE) END AS value_{i}"
+        for i, (rule, test) in enumerate(zip(rules, tests, strict=True))
+    ]
+    turns = sorted(zip(rules, tests, strict=True), key=lambda pair: pair[0].turn)
+    columns.append(_first([(test, str(rule.turn)) for rule, test in turns], "turn", "TINYINT"))
+    columns.append(_first([(test, quote(rule.rank_column)) for rule, test in turns], "rank_value", "DOUBLE"))
+    columns.append(_new_label(rules, tests))
+    return CANDIDATES.format(columns=", ".join(columns), chosen=" OR ".join(tests)), values
+
+
+def _first(cases: Sequence[tuple[str, str]], name: str, kind: str) -> str:
+    branches = " ".join(f"WHEN {test} THEN {value}" for test, value in cases)
+    return f"CAST(CASE {branches} END AS {kind}) AS {name}"
+
+
+def _new_label(rules: Sequence[Rule], tests: Sequence[str]) -> str:
+    relabeling = [(rule.relabel, test) for rule, test in zip(rules, tests, strict=True) if rule.relabel is not None]
+    if not relabeling:
+        return "CAST(NULL AS INTEGER) AS new_label"
+    branches = [(f"{test} AND {quote(to)} <> current_label", quote(to)) for to, test in relabeling]
+    return _first(branches, "new_label", "INTEGER")
+
+
+def counts(rules: Sequence[Rule]) -> str:
+    """The statement that counts the candidates of each rule, then those protected and in cooldown."""
+    return COUNTS.format(sums=", ".join(f"count(value_{i})" for i in range(len(rules))))
+
+
+def proposed(rules: Sequence[Rule]) -> tuple[str, dict[str, Any]]:
+    """The statement that reads what is removed or relabelled, with its parameters; it also takes `last`."""
+    reasons = sorted({rule.reason for rule in rules})
+    values: dict[str, Any] = {f"reason_{k}": reason for k, reason in enumerate(reasons)}
+    parts = []
+    for k, reason in enumerate(reasons):
+        chosen = [f"value_{i} IS NOT NULL" for i, rule in enumerate(rules) if rule.reason == reason]
+        parts.append(f"CASE WHEN {' OR '.join(chosen)} THEN $reason_{k} END")
+    for i, rule in enumerate(rules):
+        values |= {f"policy_{i}": rule.policy, f"column_{i}": rule.column, f"threshold_{i}": rule.threshold}
+    query = PROPOSED.format(
+        reason=f"concat_ws('+', {', '.join(parts)})",
+        values=", ".join(f"value_{i}" for i in range(len(rules))),
+        choices=", ".join(CHOICE.format(i=i) for i in range(len(rules))),
+    )
+    return query, values
+
+
+def restored(regret: Regret) -> tuple[str, dict[str, Any]]:
+    """The statement that reads what is restored, with its parameters; the view `before` is there."""
+    return RESTORED, {"z": regret.z}
