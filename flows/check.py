@@ -82,7 +82,7 @@ class _Checker:
         with torch.no_grad():
             for points in (self.workload.points(), self.workload.queries(), self.workload.holdout()):
                 self._one_batch(points)
-        if getattr(self.config.pruning, "mislabeled_action", "remove") == "relabel":
+        if self.config.pruning.mislabeled_action == "relabel":
             check_relabeling(self.workload, self.model, self.workload.points())
         return "one finite loss per point, the cross-entropy of the logits"
 

@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 
 from flows.config import Config, load
 from flows.inspection import open_ledger
-from flows.pruning import rules_of
+from flows.policies import rules_of
 from flows.stages import cycle_folder
 from storage import score_store
 from storage.errors import UnknownPoint
 from storage.ledger import Ledger
 from storage.points import Manifest, PointId, id_from_text
+from storage.policies import Rule
 from storage.records import CycleRecord, Explanation
-from storage.selection import Rule
 from storage.standing import standing
 
 Status: TypeAlias = Literal["removed", "relabeled", "restored", "kept"]

@@ -6,6 +6,7 @@ import pytest
 from flows.check import check, require
 from flows.config import load
 from flows.errors import BadInput
+from tests.flows.blobs import Cloud
 from tests.flows.helpers import write_toml
 
 
@@ -43,6 +44,19 @@ def test_what_is_wrong_stands_in_its_line_before_a_cycle_spends_anything(
         assert part in wrong.text
     with pytest.raises(BadInput, match=r"^[^\n]+$"):
         require(config)
+
+
+@pytest.mark.parametrize("action", ["remove", "relabel"])
+def test_relabeling_is_refused_where_labels_cannot_be_put_into_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setattr(Cloud, "__getitem__", lambda self, row: (self.samples[row], self.labels[row], self.labels[row]))
+    config = load(write_toml(tmp_path, "tests.flows.blobs:Blobs", pruning={"mislabeled_action": action}))
+    wrong = [finding for finding in check(config) if not finding.ok]
+    assert [finding.name for finding in wrong] == ["losses"] * (action == "relabel")
+    if wrong:
+        assert "2 integer tensors of a batch are its labels" in wrong[0].text
+        assert "with_labels(batch, labels) -> batch" in wrong[0].text
 
 
 @pytest.mark.parametrize(
