@@ -126,21 +126,5 @@ def untouchable(cycle: Cycle) -> frozenset[PointId]:
     """All protected points, those of protected groups included."""
     groups = frozenset(cycle.config.pruning.protected_groups)
     rows = zip(cycle.manifest.ids, cycle.manifest.table["group"].to_pylist()) if groups else ()
-    return _protected(cycle) | {point for point, group in rows if group in groups}
-
-
-def _protected(cycle: Cycle) -> frozenset[PointId]:
-    """The ids that the configuration names, and those of its file."""
-    pruning = cycle.config.pruning
-    named = frozenset(pruning.protected)
-    return (
-        named if pruning.protected_file is None else named | _read_ids(pruning.protected_file, cycle.manifest.id_kind)
-    )
-
-
-def _read_ids(file: Path, kind: IdKind) -> frozenset[PointId]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return frozenset(id_from_text(line.strip(), kind) for line in lines if line.strip())
-    except (OSError, UnicodeDecodeError, UnknownPoint) as error:
-        raise BadInput(f"pruning.protected_file: {file}: {error}; give a text file of point ids, one a line") from error
+    protected = protected_ids(cycle.config.pruning, cycle.manifest.id_kind)
+    return protected | {point for point, group in rows if group in groups}

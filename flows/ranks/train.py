@@ -59,7 +59,7 @@ class Trainer:
         self._ids = dataset.ids
         self._keys = torch.empty_like(points.keys).scatter_(0, points.rows, points.keys)  # by row
         self._holdout = Holdout(self._workload, rank)
-        self._queries = Outcome("query", self._workload.queries(), self._workload, rank)
+        self._on_queries = Outcome("query", self._workload.queries(), self._workload, rank)
         self._steps = sum(job.steps for job in plan.jobs)
         self._done, self._resumed = 0, False
 
@@ -144,7 +144,7 @@ class Trainer:
         config = self._config.training.early_stopping
         if config is None or not job.stops:
             return Never()
-        return Stopping(config, job.planned, self._queries, losses)
+        return Stopping(config, job.planned, self._on_queries, losses)
 
     def _seen(self, job: Job) -> Points:
         """The train set as a job's model sees it."""
@@ -184,7 +184,7 @@ class Trainer:
 
     def _judge(self, job: Job, model: torch.nn.Module) -> None:
         """On the queries, which removals were foretold on, and on the holdout set."""
-        self._queries.leave(model, job.folder / QUERIES)
+        self._on_queries.leave(model, job.folder / QUERIES)
         self._holdout.judge(model, job.folder / HOLDOUT)
 
     def _record(self, job: Job, last: int, dropping: Dropping | NoDropping) -> None:
