@@ -41,8 +41,8 @@ HALF = {
     "a proposal half applied": "FROM cycles c WHERE (SELECT count(*) FROM actions a WHERE a.cycle = c.cycle AND "
     f"estimator IS NOT NULL) <> {POINTS} * (SELECT count(*) FROM events e WHERE e.cycle = c.cycle "
     "AND e.state = 'applied')",
-    "a cycle half rolled back": "FROM removed_as_of(1000000) a SEMI JOIN events e ON e.cycle = a.cycle AND "
-    "e.state = 'rolled_back'",
+    "a cycle half rolled back": "FROM newest_as_of(1000000) a SEMI JOIN events e ON e.cycle = a.cycle AND "
+    "e.state = 'rolled_back' AND a.estimator IS NOT NULL",
 }
 
 

@@ -74,6 +74,8 @@ def test_the_cycle_ends_as_its_report_its_ledger_mlflow_and_its_json_all_say(tin
     tags = tiny.run.data.tags
     assert f"Cycle 1: {state.replace('_', ' ')}" in tags["mlflow.note.content"]
     assert tiny.run.info.status == "FINISHED"
+    assert tags["tamis.ledger_head"] == tiny.ledger.head()
+    assert tiny.ledger.verify(tags["tamis.ledger_head"]).holds
     html = Path(tiny.json["report"]).read_text()
     proposal = tiny.ledger.proposal(1)
     assert proposal is not None

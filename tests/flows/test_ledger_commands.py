@@ -1,0 +1,228 @@
+"""`tamis ledger` on a workspace of three cycles that nobody had to train."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.comparison import difference, regrets
+from flows.config import load
+from flows.errors import BadInput
+from flows.evidence import account_of
+from flows.ledger_tables import print_account, print_difference, print_regrets, print_verification
+from flows.opening import ledger_of
+from flows.ranks.shards import TOP_QUERIES
+from flows.restoration import Choice, restore
+from flows.stages import cycle_folder
+from storage.errors import CycleConflict, NotRemoved, UnknownPoint
+from storage.points import Manifest
+from storage.proposals import Proposal
+from tests.flows.helpers import tamis, write_toml
+
+N = 8
+INFLUENCE = [-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def manifest(ids: range, content: str = "c") -> Manifest:
+    return Manifest.build(ids, [f"{content}{i}" for i in ids], [f"i{i}" for i in ids], [i % 2 for i in ids])
+
+
+def write_scores(folder: Path, influence: list[float], removed: set[int]) -> None:
+    """Point i harms query q<i> most and helps query h<i>; the q-value of its harm is i/10."""
+    tops = [[{"query_id": f"h{i}", "influence": 0.5}, {"query_id": f"q{i}", "influence": -0.5}] for i in range(N)]
+    table = pa.table(
+        {
+            "point_id": list(range(N)),
+            "in_train": [i not in removed for i in range(N)],
+            "influence": influence,
+            "influence_se": [1.0] * N,
+            "harmful_q": [i / 10 for i in range(N)],
+            "top_queries": pa.array(tops, TOP_QUERIES),
+        }
+    )
+    folder.mkdir(parents=True)
+    pq.write_table(table, folder / "part-r000-c00000.parquet")
+    (folder / "MANIFEST.json").write_text("{}")
+
+
+def proposed(cycle: int, points: list[int], action: str, new_label: int | None = None) -> Proposal:
+    count = len(points)
+    rows = {
+        "point_id": points,
+        "action": [action] * count,
+        "new_label": pa.array([new_label] * count, pa.int32()),
+        "reason": ["harmful"] * count,
+        "score": [-0.5] * count,
+        "threshold": [0.2] * count,
+    }
+    return Proposal(cycle, pa.table(rows), "d", "s", {"cycle": cycle})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Cycle 1 removes 0, 1 and 2; cycle 2 relabels 3; cycle 3 is open, without 2 in its data, and has scored."""
+    path = write_toml(tmp_path, pruning={"policies": ["harmful"], "protected": [4], "q": 0.45})
+    config = load(path)
+    ledger = ledger_of(config)
+    ledger.path.parent.mkdir()
+    for cycle, points, action in ((1, [0, 1, 2], "remove"), (2, [3], "relabel")):
+        ledger.open_cycle(cycle, "d", {}, {}, "int")
+        made = proposed(cycle, points, action, 1 if action == "relabel" else None)
+        ledger.add_proposal(made)
+        ledger.add_review(made.hash, "approve", "ada", "cli")
+        ledger.apply_proposal(cycle, made.hash, manifest(range(N)), "ekfac", "k" * 64)
+        ledger.record_event(cycle, "promoted")
+        folder = cycle_folder(config, cycle)
+        write_scores(folder / "scores", INFLUENCE, removed={0, 1, 2} if cycle == 2 else set())
+        manifest(range(N)).write(folder / "manifest.parquet")
+    ledger.open_cycle(3, "d", {}, {}, "int")
+    folder = cycle_folder(config, 3)
+    write_scores(folder / "scores", [0.5, 3.0, 2.0, *INFLUENCE[3:]], removed={0, 1, 2})
+    manifest(range(3, N)).write(folder / "manifest.parquet")
+    return path
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_why_explains_removed_relabelled_restored_kept_and_unknown_points(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    restore(file, Choice(points=("1",)), "bob", "was right")
+    expected = {
+        "0": ("point 0 is removed", "no longer has it", "by ada: harmful, score -0.5, threshold 0.2, estimator ekfac",
+              "(if it were added)", "harms most the queries q0 (-0.5)", "helps most the queries h0 (0.5)"),
+        "1": ("point 1 was restored", "restore at", "by bob: was right"),
+        "3": ("another label", "named it to relabel as 1", "relabel as 1 at", "rank 1 of 5, most harmful first"),
+        "4": ("nothing was ever done to it", "rank 2 of 5", "policy harmful chooses it: harmful_q 0.4,",
+              "chosen if <= 0.45", "chosen by a rule and not proposed: protected", "q4 (-0.5)"),
+        "7": ("nothing was ever done to it", "policy harmful does not choose it: harmful_q 0.7", "rank 5 of 5"),
+    }  # fmt: skip
+    for point, parts in expected.items():
+        print_account(account_of(file, point), as_json=False)
+        text = said(capsys)
+        for part in parts:
+            assert part in text, f"{point}: {part!r} is not in {text!r}"
+    print_account(account_of(file, "4"), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["status"], told["scores"]["rank"], told["scores"]["harmed"]) == ("kept", 2, [["q4", -0.5]])
+    for unknown in ("99", "x"):
+        with pytest.raises(UnknownPoint, match=f"{unknown}.* unknown"):
+            account_of(file, unknown)
+
+
+def test_a_point_whose_content_changed_since_it_was_removed_is_said_to_be_a_new_one(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest(range(N), content="new").write(cycle_folder(load(file), 3) / "manifest.parquet")
+    print_account(account_of(file, "0"), as_json=False)
+    assert "other content under this id now: a new point" in said(capsys)
+
+
+def test_restore_takes_what_ids_files_classes_cycles_and_queries_have_in_common(file: Path, tmp_path: Path) -> None:
+    lines, table, comma = tmp_path / "ids.txt", tmp_path / "ids.parquet", tmp_path / "ids.csv"
+    lines.write_text("0\n\n 3 \n")
+    pq.write_table(pa.table({"point_id": [1, 2]}), table)
+    comma.write_text("label,point_id\n1,1\n")
+    chosen: dict[Choice, int] = {
+        Choice(file=lines): 2,
+        Choice(file=table): 2,
+        Choice(file=comma): 1,
+        Choice(points=("0",), file=table): 3,
+        Choice(label=0): 2,
+        Choice(label=1): 2,
+        Choice(cycle=1): 3,
+        Choice(cycle=2): 1,
+        Choice(query="q1"): 1,
+        Choice(query="h1"): 0,
+        Choice(label=0, cycle=1, query="q2"): 1,
+        Choice(label=1, query="q2"): 0,
+        Choice(file=lines, cycle=1): 1,
+    }
+    for choice, count in chosen.items():
+        assert restore(file, choice, "ada", "", dry_run=True).startswith(f"{count} point{'s' * (count != 1)} would be")
+    ledger = ledger_of(load(file))
+    assert ledger.removed_as_of() == {0, 1, 2}, "a dry run restores nothing"
+    assert restore(file, Choice(label=1), "ada", "").startswith("2 points restored")
+    assert (ledger.removed_as_of(), ledger.relabeled_contents()) == ({0, 2}, {})
+    assert restore(file, Choice(label=1), "ada", "").startswith("no point is chosen")
+
+
+def test_a_restored_id_that_the_data_set_no_longer_has_is_named(file: Path) -> None:
+    assert restore(file, Choice(points=("2",)), "ada", "").endswith("back only when it has them again: 2")
+    assert "no longer" not in restore(file, Choice(points=("3",)), "ada", "")
+
+
+def test_restoring_what_is_kept_or_unknown_or_nothing_is_one_line_and_restores_nothing(
+    file: Path, tmp_path: Path
+) -> None:
+    ledger = ledger_of(load(file))
+    head = ledger.head()
+    for wrong in ("4", "99", "x"):
+        with pytest.raises(NotRemoved, match=f"neither removed nor relabelled, so not to be restored: {wrong};"):
+            restore(file, Choice(points=("0", wrong)), "ada", "")
+    with pytest.raises(BadInput, match="which points"):
+        restore(file, Choice(), "ada", "")
+    with pytest.raises(BadInput, match="--by is empty"):
+        restore(file, Choice(cycle=1), " ", "")
+    assert ledger.head() == head
+
+
+def test_diff_counts_what_was_done_between_two_cycles_by_reason_and_class(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    restore(file, Choice(points=("1",)), "bob", "was right")
+    found = difference(file, 0, 2)
+    assert [(row.change, row.label, row.points) for row in found.counts] == [
+        ("relabeled", 1, 1),
+        ("removed", 0, 2),
+        ("removed", 1, 1),
+    ]
+    later = difference(file, 1, 3)
+    assert [(point.point_id, point.change, point.new_label) for point in later.points] == [
+        ("3", "relabeled", 1),
+        ("1", "restored", None),
+    ]
+    assert difference(file, 0, 3).points[0].point_id == "0", "1 is as it was: removed and restored"
+    assert len(difference(file, 0, 3).points) == 3
+    print_difference(later, as_json=False)
+    assert "restored was right" in said(capsys)
+    with pytest.raises(BadInput, match="earlier cycle first"):
+        difference(file, 2, 1)
+    with pytest.raises(CycleConflict, match="cycle 9 was never opened"):
+        difference(file, 1, 9)
+
+
+def test_regret_lists_removed_points_that_the_newest_scores_call_helpful_beyond_their_error(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = regrets(file)
+    assert [(point.point_id, point.cycle, point.z) for point in found.points] == [("1", 1, 3.0), ("2", 1, 2.0)]
+    assert (found.scored, found.removed, found.by_cycle) == (3, 3, {1: 2})
+    print_regrets(found, as_json=False)
+    assert "2 of 3 removed points would help" in said(capsys)
+    assert ledger_of(load(file)).removed_as_of() == {0, 1, 2}, "nothing is restored"
+
+
+def test_verify_as_a_command_leaves_with_1_and_names_the_row_that_was_tampered_with(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = ledger_of(load(file))
+    head = ledger.head()
+    print_verification(ledger.verify(head), as_json=False)
+    assert f"head {head}" in said(capsys)
+    with duckdb.connect(str(ledger.path)) as con:
+        con.execute("UPDATE actions SET actor = 'eve' WHERE point_id = '1'")
+        [(seq,)] = con.sql("SELECT seq FROM actions WHERE point_id = '1'").fetchall()
+    done: Any = tamis("ledger", "verify", "--file", file, "--head", head)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"row {seq} of actions is not what was written" in done.stdout
+    assert "no link of this chain" in done.stdout
+    refused: Any = tamis("ledger", "verify", "--file", file, "--head", "nonsense")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
