@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 import flows.retraining
 from flows.config import load
 from flows.foreseen import INFLUENCE, METHODS, UNLEARNING, foreseen
-from flows.inspection import restore
 from flows.opening import ledger_of
 from flows.plans import QUERIES
 from flows.retraining import Retrained, for_load
@@ -105,7 +104,8 @@ def test_a_holdout_set_that_has_decided_often_enough_decides_nothing_more(here: 
     first = turn(file)
     [judged] = [event for event in ledger_of(load(file)).events(1) if event.state == "judged"]
     assert judged.detail["look"] == 1
-    restore(file, [str(point) for point in ledger_of(load(file)).removed_as_of()], "ada", "again")
+    ledger = ledger_of(load(file))
+    ledger.restore(ledger.removed_as_of(), "ada", "again")
     second = turn(file)
     assert (second.state, second.removed, second.champion) == ("rolled_back", 0, first.champion)
     assert second.proposed == first.proposed
