@@ -123,6 +123,13 @@ def _scored_before(cycle: Cycle) -> ScoreSet | None:
     return score_store.load(cycle_folder(cycle.config, cycle.number - 1) / "scores")
 
 
+def untouchable(cycle: Cycle) -> frozenset[PointId]:
+    """All protected points, those of protected groups included."""
+    groups = frozenset(cycle.config.pruning.protected_groups)
+    rows = zip(cycle.manifest.ids, cycle.manifest.table["group"].to_pylist()) if groups else ()
+    return _protected(cycle) | {point for point, group in rows if group in groups}
+
+
 def _protected(cycle: Cycle) -> frozenset[PointId]:
     """The ids that the configuration names, and those of its file."""
     pruning = cycle.config.pruning

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from flows.plans import GIVEN, HOLDOUT, STATE, Job
-from flows.pruning import Proposed
+from flows.pruning import Proposed, untouchable
 from flows.recipe import save_points
 from flows.relabeling import write_labels
 from flows.spent import Spent
@@ -146,7 +146,7 @@ def random_control(cycle: Cycle, points: Collection[PointId], seed: int) -> list
     """As many random removable points of each given label as these, a new draw per seed, to be removed."""
     label = dict(zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist()))
     wanted = Counter(label[point] for point in points)
-    kept_back = cycle.removed | frozenset(cycle.config.pruning.protected)
+    kept_back = cycle.removed | untouchable(cycle)
     pool = [point for point in cycle.manifest.ids if point not in kept_back]
     generator = torch.Generator().manual_seed(seed)
     drawn: list[PointId] = []

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ from influence import (
     over_checkpoints,
     two_round,
 )
+from influence.redundancy import redundancy
 from tests.proof.lds_estimators import BATCH, TASK, Batch
 from tests.proof.lds_models import CLASSES, Layers, Recipe, accuracies, losses, module, train
 from tests.proof.lds_truth import Labelled, labelled
@@ -145,6 +147,7 @@ def _left(sets: Sets, signals: Signals, seed: int) -> dict[str, dict[str, float]
         "self-influence": signals.own,
         "loss": signals.loss,
         "EL2N": signals.el2n,
+        "the policy redundant": _redundant(sets, signals),
         "random": torch.rand(POINTS, generator=torch.Generator().manual_seed(seed)),
     }
     left = {}
@@ -154,6 +157,13 @@ def _left(sets: Sets, signals: Signals, seed: int) -> dict[str, dict[str, float]
         left[f"{share:.0%}"] = _accuracies(sets, removed, seed)
     nothing = _accuracy(_retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets)
     return {"0%": {"nothing": nothing}, **left}
+
+
+def _redundant(sets: Sets, signals: Signals) -> Tensor:
+    """As shipped: what is drawn for a point depends on its inputs alone."""
+    digests = [sha256(row.numpy().tobytes()).digest() for row in sets.points.inputs]
+    keys = torch.tensor([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
+    return redundancy(signals.own, [sets.points.labels], torch.ones(POINTS, dtype=torch.bool), keys)
 
 
 def _with_errors(kind: Errors, seed: int) -> Sets:
