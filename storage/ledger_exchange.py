@@ -88,19 +88,25 @@ def read_back(folder: Path, ledger: LedgerViews) -> chain.Verification:
         raise StorageError(f"{folder} holds schema {schema}, this version of Tamis reads {schema_files()[-1][0]}")
     part = path.with_name(f".{path.name}.import")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.unlink(missing_ok=True)
+    _clear(part)
     try:
         with holding(part, 0) as (con, _):
-            _load(con, folder, "csv" if seal["format"] == "csv" else "parquet")
+            _load(con, folder, "csv" if seal.get("format") == "csv" else "parquet")
             found = chain.verify(con)
             con.execute("CHECKPOINT")
-        _check(folder, found, seal["head"])
+        _check(folder, found, str(seal.get("head")))
         sync_file(part)
         part.rename(path)
         sync_folder(path.parent)
     finally:
-        part.unlink(missing_ok=True)
+        _clear(part)
     return found
+
+
+def _clear(part: Path) -> None:
+    """Remove what an import that was killed has left."""
+    for file in (part, part.with_name(f"{part.name}.wal")):
+        file.unlink(missing_ok=True)
 
 
 def _load(con: duckdb.DuckDBPyConnection, folder: Path, form: Format) -> None:

@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def migrate(con: duckdb.DuckDBPyConnection, path: Path, held: ExitStack) -> None
             con.execute(sql)
             if number in AFTER:
                 AFTER[number](con)
-            con.execute("INSERT INTO schema_version SELECT ?, now() AT TIME ZONE 'UTC'", [number])
+            con.execute("INSERT INTO schema_version VALUES (?, ?)", [number, datetime.now(UTC).replace(tzinfo=None)])
             con.commit()
         except duckdb.Error as error:
             con.rollback()

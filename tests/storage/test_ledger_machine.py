@@ -1,0 +1,238 @@
+"""Any sequence of decisions, with crashes between, against a model in plain Python."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from storage import chain
+from storage.errors import CycleConflict, NotApproved, NotRemoved, StaleApproval
+from storage.ledger import Ledger
+from storage.points import Manifest
+from storage.proposals import Proposal
+
+N = 6
+MANIFEST = Manifest.build(range(N), [f"c{i}" for i in range(N)], [f"i{i}" for i in range(N)])
+FUSE = st.one_of(st.none(), st.integers(0, 8))
+"""After how many statements the process is gone; None: it lives."""
+
+
+class Crash(Exception):
+    """Instead of a kill."""
+
+
+class Fused:
+    """A connection that breaks at a statement."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, statements: int) -> None:
+        self.con, self.left = con, statements
+
+    def execute(self, *arguments: Any) -> duckdb.DuckDBPyConnection:
+        if not self.left:
+            raise Crash
+        self.left -= 1
+        return self.con.execute(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.con, name)
+
+
+class Mortal(Ledger):
+    """A ledger whose next transaction ends after `fuse` statements, at the latest just before its commit."""
+
+    fuse: int | None = None
+
+    @contextmanager
+    def _write(self, create: bool = False) -> Iterator[Any]:
+        with super()._write(create) as con:
+            if self.fuse is None:
+                yield con
+                return
+            yield Fused(con, self.fuse)
+            raise Crash
+
+
+class Decisions(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.ledger = Mortal(Path(self.folder.name) / "ledger.duckdb", patience=60)
+        self.history: dict[int, list[tuple[int, str, int | None, str]]] = {point: [] for point in range(N)}
+        self.cycle, self.phase, self.made = 0, "over", 0
+        self.proposal: Proposal | None = None
+        self.head = ""
+
+    def teardown(self) -> None:
+        self.folder.cleanup()
+
+    def surely(self, fuse: int | None, call: Callable[[], Any]) -> Any:
+        """Call, and if the process died of it, look whether it left a trace, and call again."""
+        if fuse is not None and self.ledger.exists:
+            self.ledger.fuse = fuse
+            with pytest.raises(Crash):
+                call()
+            self.ledger.fuse = None
+            assert self.ledger.head() == self.head, "a transaction that did not end left something"
+        result = call()
+        self.head = self.ledger.head()
+        call()
+        assert self.ledger.head() == self.head, "the second time, as after a kill, left something"
+        return result
+
+    def state(self, point: int, cycle: int) -> tuple[str, int | None]:
+        last = [entry for entry in self.history[point] if entry[0] <= cycle][-1:]
+        return (last[0][1], last[0][2]) if last else ("restore", None)
+
+    def changed(self) -> list[int]:
+        return [point for point in range(N) if self.state(point, self.cycle)[0] != "restore"]
+
+    @precondition(lambda self: self.phase == "over")
+    @rule(fuse=FUSE)
+    def open_next(self, fuse: int | None) -> None:
+        self.cycle += 1
+        self.surely(fuse, lambda: self.ledger.open_cycle(self.cycle, "d", {}, {}, "int"))
+        self.phase = "open"
+
+    @precondition(lambda self: self.phase in ("open", "proposed"))
+    @rule(wanted=st.dictionaries(st.integers(0, N - 1), st.integers(0, 3), min_size=1), fuse=FUSE)
+    def propose(self, wanted: dict[int, int], fuse: int | None) -> None:
+        earlier, rows = self.proposal, []
+        for point, draw in sorted(wanted.items()):
+            now = self.state(point, self.cycle - 1)[0]
+            can = {"remove": ["restore"], "relabel": ["restore", "remove", "relabel"], "restore": ["remove", "relabel"]}
+            action = can[now][draw % len(can[now])]
+            label = draw if action == "relabel" else None
+            rows.append({"point_id": point, "action": action, "new_label": label, "reason": "r", "score": -0.5})
+        schema = pa.schema(
+            {
+                "point_id": pa.int64(),
+                "action": pa.string(),
+                "new_label": pa.int32(),
+                "reason": pa.string(),
+                "score": pa.float64(),
+                "threshold": pa.float64(),
+            }
+        )
+        self.made += 1
+        self.proposal = Proposal(self.cycle, pa.Table.from_pylist(rows, schema), "d", "s", {"made": self.made})
+        self.surely(fuse, lambda: self.ledger.add_proposal(self.proposal))
+        self.phase = "proposed"
+        if earlier is not None and earlier.cycle == self.cycle:
+            with pytest.raises(StaleApproval):
+                self.ledger.add_review(earlier.hash, "approve", "eve", "cli")
+
+    @precondition(lambda self: self.phase == "proposed")
+    @rule(approve=st.booleans(), fuse=FUSE)
+    def decide(self, approve: bool, fuse: int | None) -> None:
+        made = self.proposal
+        with pytest.raises(NotApproved):
+            self.ledger.apply_proposal(self.cycle, made.hash, MANIFEST, "e", "k")
+        decision, other = ("approve", "reject") if approve else ("reject", "approve")
+        self.surely(fuse, lambda: self.ledger.add_review(made.hash[:12], decision, "ada", "cli"))
+        with pytest.raises(StaleApproval, match="by ada"):
+            self.ledger.add_review(made.hash, other, "bob", "cli")
+        with pytest.raises(StaleApproval):
+            self.ledger.add_review("0" * 64, "approve", "bob", "cli")
+        self.phase = "approved" if approve else "rejected"
+
+    @precondition(lambda self: self.phase == "approved")
+    @rule(fuse=FUSE)
+    def apply(self, fuse: int | None) -> None:
+        made = self.proposal
+        done = self.surely(fuse, lambda: self.ledger.apply_proposal(self.cycle, made.hash, MANIFEST, "e", "k"))
+        count = {"remove": 0, "relabel": 0, "restore": 0}
+        for row in made.rows.to_pylist():
+            said = (row["action"], row["new_label"])
+            if self.state(row["point_id"], self.cycle) != said:
+                self.history[row["point_id"]].append((self.cycle, *said, "proposal"))
+                count[row["action"]] += 1
+        assert (done.removed, done.relabeled, done.restored) == tuple(count.values())
+        self.phase = "applied"
+
+    @precondition(lambda self: self.cycle)
+    @rule(points=st.sets(st.integers(0, N - 1), min_size=1), fuse=FUSE)
+    def restore(self, points: set[int], fuse: int | None) -> None:
+        if not points <= set(self.changed()):
+            with pytest.raises(NotRemoved):
+                self.ledger.restore(points, "bob", "")
+            return
+        if fuse is not None:
+            self.ledger.fuse = fuse
+            with pytest.raises(Crash):
+                self.ledger.restore(points, "bob", "")
+            self.ledger.fuse = None
+        assert self.ledger.restore(points, "bob", "") == len(points)
+        self.head = self.ledger.head()
+        for point in points:
+            self.history[point].append((self.cycle, "restore", None, "hand"))
+
+    @precondition(lambda self: self.phase in ("applied", "rejected"))
+    @rule(fuse=FUSE)
+    def promote(self, fuse: int | None) -> None:
+        self.surely(fuse, lambda: self.ledger.record_event(self.cycle, "promoted"))
+        self.phase = "over"
+
+    @precondition(lambda self: self.phase not in ("over",))
+    @rule(fuse=FUSE)
+    def roll_back(self, fuse: int | None) -> None:
+        count = self.surely(fuse, lambda: self.ledger.roll_back(self.cycle, "rule:guardrail", ""))
+        undone = 0
+        for entries in self.history.values():
+            if entries and entries[-1][0] == self.cycle and entries[-1][3] == "proposal":
+                before = entries[-2][1:3] if len(entries) > 1 else ("restore", None)
+                entries.append((self.cycle, *before, "undo"))
+                undone += 1
+        assert count == undone
+        self.phase = "over"
+
+    @precondition(lambda self: self.phase != "over")
+    @rule()
+    def open_out_of_turn(self) -> None:
+        with pytest.raises(CycleConflict):
+            self.ledger.open_cycle(self.cycle + 1, "d", {}, {}, "int")
+
+    @invariant()
+    def views_are_those_of_the_model_and_the_chain_verifies(self) -> None:
+        if not self.cycle:
+            return
+        done: dict[int, list[tuple[str, int | None]]] = {point: [] for point in range(N)}
+        with self.ledger._open() as con:
+            for cycle in range(self.cycle + 1):
+                states = {str(point): self.state(point, cycle) for point in range(N)}
+                out = {point for point, (action, _) in states.items() if action == "remove"}
+                labels = {point: label for point, (action, label) in states.items() if action == "relabel"}
+                found = con.execute("SELECT point_id FROM removed_as_of(?)", [cycle]).fetchall()
+                assert {point for (point,) in found} == out
+                found = con.execute("SELECT point_id, new_label FROM relabeled_as_of(?)", [cycle]).fetchall()
+                assert dict(found) == labels
+            for point, *said in con.execute("SELECT point_id, action, new_label FROM actions ORDER BY seq").fetchall():
+                done[int(point)].append(tuple(said))
+            assert chain.verify(con, self.head).holds
+        for point, entries in self.history.items():
+            assert done[point] == [entry[1:3] for entry in entries]
+            assert all(a != b for a, b in pairwise(done[point])), "nothing is done twice"
+
+
+@pytest.mark.slow
+def test_any_sequence_of_decisions_and_crashes_leaves_the_ledger_as_the_model_says() -> None:
+    run_state_machine_as_test(
+        Decisions,
+        settings=settings(
+            max_examples=10,
+            stateful_step_count=15,
+            deadline=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
