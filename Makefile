@@ -6,7 +6,7 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-estimators proof-memorization storm \
+.PHONY: demo data browser test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-estimators proof-memorization storm \
 	bench bench-peers clean
 
 demo: $(STAMP)
@@ -15,6 +15,10 @@ demo: $(STAMP)
 data:
 	@test -f $(FASHION) || (apt-get update --quiet=2; apt-get install --quiet=2 --yes dataset-fashion-mnist) || \
 	(echo "make data: cannot install dataset-fashion-mnist; as root on Debian or Ubuntu: apt-get install dataset-fashion-mnist"; exit 1)
+
+browser:
+	@command -v chromium > /dev/null || (apt-get update --quiet=2; apt-get install --quiet=2 --yes chromium) || \
+	(echo "make browser: cannot install chromium; as root on Debian or Ubuntu: apt-get install chromium"; exit 1)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

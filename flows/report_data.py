@@ -43,7 +43,7 @@ def report_data(
     points = proposed_points(folder, proposal)
     shown, queries = details(folder, points, samples)
     scores = _scores(cycle, done, points)
-    arms = _arms(summary, done)
+    arms = _arms(summary, done, points)
     return ReportData(
         cycle=cycle.number,
         dataset=summary.dataset,
@@ -57,14 +57,14 @@ def report_data(
         queries=queries,
         policies=_policies(summary, proposal),
         trust=_trust(summary, done, points),
-        changes=({"data": summary.moved} if summary.moved else {}) | dict(changes_since(cycle, proposal)),
+        changes=({"the data": summary.moved} if summary.moved else {}) | changes_since(cycle, proposal),
         costs=_costs(summary, done),
         facts=_facts(summary, done),
         classes=_tallies(scores, "label"),
         groups=_tallies(scores, "group"),
         confusion=_confusion(points),
         arms=arms,
-        checks=[Check(check.name, check.bound, check.limit, check.passed) for check in summary.checks],
+        checks=[Check(check.name, check.mean, check.said, check.passed) for check in summary.checks],
         suspicious=suspicious(folder, proposal, samples),
         commands=summary.next_commands,
         tag=f"approve:{summary.proposal[:12]}" if summary.state == "awaiting_review" else "",
@@ -92,10 +92,10 @@ def _policies(summary: Summary, proposal: Proposal) -> list[Policy]:
             name=name,
             meaning=MEANINGS.get(name, ""),
             parameters=", ".join(f"{key} = {value}" for key, value in set_to.get(name, {}).items()),
-            candidates=candidates,
+            candidates=summary.candidates.get(name, proposed[name]),
             proposed=proposed[name],
         )
-        for name, candidates in summary.candidates.items()
+        for name in dict.fromkeys([*summary.candidates, *sorted(proposed)])
     ]
 
 
@@ -157,11 +157,16 @@ def _confusion(points: pa.Table) -> Confusion | None:
     return Confusion.of(Counter((str(given), str(suggested)) for given, suggested in pairs))
 
 
-def _arms(summary: Summary, done: Progression) -> list[Arm]:
+def _arms(summary: Summary, done: Progression, points: pa.Table) -> list[Arm]:
+    actions = Counter(points["action"].to_pylist())
+    fewer = {
+        "challenger": actions["remove"] - actions["restore"],
+        "control": actions["remove"] + actions["relabel"],
+    }
     return [
         Arm(
             name=arm,
-            points=summary.in_train - (0 if arm == "baseline" else summary.proposed),
+            points=summary.in_train - fewer.get(arm, 0),
             steps=done.retrained.steps[arm] if done.retrained else done.trained.steps,
             seeds=outcome.seeds,
             loss=Interval(outcome.loss.mean, outcome.loss.low, outcome.loss.high),

@@ -28,11 +28,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of promotion: it passes if `bound` is below `limit`, both in nats."""
+    """One condition of promotion: a mean difference in nats, and in words what was compared with which limit."""
 
     name: str
-    bound: float
-    limit: float
+    mean: float
+    said: str
     passed: bool
 
 

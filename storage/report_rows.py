@@ -35,12 +35,12 @@ COLUMNS = (
     Column("reason", "why", "word", meaning="the policies that named the point"),
     Column("label", "given label", "word"),
     Column("suggested_label", "suggested label", "word", meaning="the most likely true label"),
-    Column("score", "score", "number", meaning="of the first policy that named the point; the details name its column"),
-    Column("threshold", "threshold", "number", meaning="what the score was compared with"),
+    Column("posterior", "label is wrong", "number", "probability"),
     Column("influence", "influence", "number", "nats", "on the mean of the queries, ± its standard error"),
     Column("influence_se", "error", "number", "nats"),
     Column("self_influence", "self-influence", "number", "nats · points"),
-    Column("posterior", "label is wrong", "number", "probability"),
+    Column("score", "score", "number", meaning="of the first policy that named the point; the details name its column"),
+    Column("threshold", "threshold", "number", meaning="what the score was compared with"),
 )
 
 

@@ -22,7 +22,7 @@ function make(tag, parts = [], attributes = {}) {
 function sample(one, name) {
   const parts = [];
   if (one.png) parts.push(make("img", [], { class: "sample", alt: name, src: "data:image/png;base64," + one.png }));
-  if (one.text) parts.push(one.text);
+  if (one.text) parts.push(make("span", one.text, { class: "words" }));
   return parts;
 }
 
@@ -36,7 +36,8 @@ function strip(some) {
   return make("div", some.map(([place, influence]) => {
     const query = data.queries[place], name = `query ${query.id}`;
     const caption = `${query.label} · ${influence.toPrecision(3)}`;
-    return make("figure", [make("div", sample(query, name), { class: "text" }), make("figcaption", caption)],
+    const [seen = query.id] = sample(query, name); // the picture where there is one, else the text
+    return make("figure", [make("div", seen, { class: "text" }), make("figcaption", caption)],
       { title: `${name}, label ${query.label}, influence ${influence} nats` });
   }), { class: "strip" });
 }
@@ -63,8 +64,14 @@ function cell(one, row) {
   const value = text(one, row);
   if (one.name === "action") return make("td", value, { class: `action ${value}` });
   if (one.name !== "influence") return make("td", value, { class: one.kind });
-  const error = text(column.influence_se, row);
-  return make("td", [value, make("small", error && ` ± ${error}`)], { class: "number" });
+  const error = column.influence_se.values[row];
+  return make("td", [value, make("small", error === null ? "" : ` ± ${error.toPrecision(2)}`)], { class: "number" });
+}
+
+// The sample stands beside the id, the queries beside the influence.
+function placed(cells, picture, sides) {
+  const influence = shown.indexOf(column.influence) + 1;
+  return [cells[0], picture, ...cells.slice(1, influence), ...sides, ...cells.slice(influence)];
 }
 
 function line(row) {
@@ -77,7 +84,7 @@ function line(row) {
   }
   const picture = make("td", detail ? sample(detail, `sample ${text(column.point_id, row)}`) : [], { class: "text" });
   const sides = [-1, 1].map(sign => make("td", detail ? strip(pulls(detail, sign).slice(0, STRIP)) : [], { class: "queries" }));
-  element.append(cells[0], picture, ...cells.slice(1), ...sides);
+  element.append(...placed(cells, picture, sides));
   return element;
 }
 
@@ -162,7 +169,7 @@ function choice(one) {
 
 const headings = shown.map(heading);
 const queries = ["harms most", "helps most"].map(title => make("th", [title, make("small", "queries: label · nats")], { scope: "col" }));
-head.append(make("tr", [headings[0], make("th", "sample", { scope: "col" }), ...headings.slice(1), ...queries]));
+head.append(make("tr", placed(headings, make("th", "sample", { scope: "col" }), queries)));
 at("choices").replaceWith(...["action", "reason", "label"].map(name => choice(column[name])));
 at("filters").addEventListener("submit", event => event.preventDefault());
 at("filters").addEventListener("input", refresh);

@@ -65,7 +65,7 @@ def example(count: int, detailed: int = 500, said: str = "a sample", strings: bo
         groups=[Tally(said, 500, 30, 0, 0)],
         confusion=Confusion.of({(said, "7"): 3, ("1", "7"): 2}),
         arms=[replace(ARMS[0], name=said, accuracy=None), *ARMS],
-        checks=[Check(said, -0.01, 0.0, True), Check("control", 0.3, 0.0, False)],
+        checks=[Check(said, -0.02, said, True), Check("control", 0.2, "+0.3000 is not below 0", False)],
         suspicious=[SuspiciousQuery(said, "3", "5", 9.2, 12, samples[0])],
         commands=[f"tamis approve {'b' * 12} --by NAME"],
         tag=f"approve:{'b' * 12}",
