@@ -49,7 +49,7 @@ def report_data(
         dataset=summary.dataset,
         dataset_sha256=summary.dataset_sha256,
         proposal=summary.proposal,
-        state=summary.state.replace("_", " "),
+        state=summary.state,
         decision=summary.decision,
         in_train=summary.in_train,
         points=points,

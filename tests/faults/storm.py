@@ -31,6 +31,7 @@ KINDS = {
     "flows.ranks.agent": "agent",
     "flows.ranks.train": "training rank",
     "flows.ranks.score": "scoring rank",
+    "flows.ranks.preview": "preview rank",
     "prefect": "Prefect's server",
 }
 SOMETIMES = 4  # every fourth workspace runs under Prefect

@@ -1,5 +1,6 @@
 """What surrounds the guardrail in a cycle: preview, rounds of seeds, looks at a holdout set, savings."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
+import flows.guardrail
 import flows.retraining
 from flows.config import load
 from flows.foreseen import INFLUENCE, METHODS, UNLEARNING, foreseen
+from flows.guardrail import Verdict
 from flows.opening import ledger_of
 from flows.plans import QUERIES
 from flows.retraining import Retrained, for_load
@@ -72,7 +75,11 @@ def test_rounds_of_seeds_that_are_killed_go_on_and_redundant_points_mean_fewer_s
     file = write_toml(here, training=RECIPE, guardrail={"seeds": 3, "resamples": 400})
     monkeypatch.setattr(flows.retraining, "for_load", lambda _: True)
     monkeypatch.setattr("flows.savings.for_load", lambda _: True)
-    train_jobs, calls = flows.retraining.train_jobs, list[int]()
+    compare, train_jobs, calls = flows.guardrail.compare, flows.retraining.train_jobs, list[int]()
+
+    def undecided(*given: Any) -> Verdict:
+        verdict = compare(*given)
+        return replace(verdict, promote="", stopped="") if verdict.seeds == 2 else verdict
 
     def breaks(cycle: Any, jobs: Any, logs: Path) -> Spent:
         calls.append(len(jobs))
@@ -81,6 +88,7 @@ def test_rounds_of_seeds_that_are_killed_go_on_and_redundant_points_mean_fewer_s
             raise Broke
         return train_jobs(cycle, jobs, logs)
 
+    monkeypatch.setattr(flows.guardrail, "compare", undecided)
     monkeypatch.setattr(flows.retraining, "train_jobs", breaks)
     with pytest.raises(Broke):
         turn(file)

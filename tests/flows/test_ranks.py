@@ -18,7 +18,7 @@ from flows.config import Config, load
 from flows.dataset import read_sets
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS
-from flows.plans import Job, ScorePlan, TrainPlan, write_plan
+from flows.plans import Job, Plan, ScorePlan, TrainPlan, write_plan
 from flows.policies import rules_of
 from flows.ranks.order import Order
 from flows.ranks.plain import train_plainly
@@ -105,7 +105,7 @@ def test_every_zero_stage_on_one_rank_trains_that_model_too(
     assert_same(weights(tmp_path), plainly_trained)
 
 
-def here(program: str, plan: TrainPlan | ScorePlan) -> None:
+def here(program: str, plan: Plan) -> None:
     path = write_plan(plan, plan.logs / f"{program}.json")
     run_here(Launch(program, path, 1, plan.logs, 60.0), lambda _: None)
 
