@@ -17,6 +17,8 @@ from typing import Annotated, Literal
 import typer
 
 from flows.errors import BadInput, StageFailed
+from flows.ledger_commands import app as ledger
+from flows.options import BY, HERE, JSON_OPTION, TOML, TOML_OPTION
 
 app = typer.Typer(
     help="Find the training points that hurt, remove them, prove that it helped, and keep a ledger of it all.",
@@ -25,14 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-ledger = typer.Typer(help="What was decided about which point, and how to undo it.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
 
-TOML = Annotated[Path, typer.Argument(help="The settings.")]
-TOML_OPTION = Annotated[Path, typer.Option("--file", "-f", help="The settings.")]
-JSON_OPTION = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-BY = Annotated[str, typer.Option("--by", help="Who decides.")]
-HERE = Path("tamis.toml")
 INTERRUPTED, TERMINATED = 130, 143
 
 
@@ -274,29 +270,3 @@ def ui(
     from flows.inspection import serve_ui
 
     sys.exit(serve_ui(file, port))
-
-
-@ledger.command("log")
-def ledger_log(file: TOML_OPTION = HERE, limit: int = 50, as_json: JSON_OPTION = False) -> None:
-    """List what happened, newest first."""
-    from flows.inspection import open_ledger
-    from flows.tables import print_log
-
-    print_log(open_ledger(file).log(limit), as_json=as_json)
-
-
-@ledger.command("why")
-def ledger_why(point: str, file: TOML_OPTION = HERE, as_json: JSON_OPTION = False) -> None:
-    """Say why a point is out, or what was ever decided about it."""
-    from flows.inspection import open_ledger
-    from flows.tables import print_why
-
-    print_why(open_ledger(file).why(point), as_json=as_json)
-
-
-@ledger.command("restore")
-def ledger_restore(points: list[str], by: BY, file: TOML_OPTION = HERE, reason: str = "restored by hand") -> None:
-    """Bring removed points back into the train set, as rows of the ledger."""
-    from flows.inspection import restore
-
-    print(restore(file, points, by, reason))

@@ -70,5 +70,6 @@ def close(cycle: Cycle, verdict: Verdict, concluded: Concluded) -> None:
     else:
         detail = {"reason": concluded.reason, "promoted": verdict.promote, "champion": concluded.champion}
         cycle.ledger.record_event(cycle.number, concluded.state, detail=detail)
+    cycle.tracker.anchor(cycle.run, cycle.ledger.head())
     keep = cycle.config.training.keep.model_dump()
     retire(cycle.folder.parent, keep, cycle.ledger.cited_checkpoints())

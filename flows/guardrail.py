@@ -2,9 +2,9 @@
 
 The statistic is the loss difference per holdout point in nats, averaged over the seeds (flows/bounds.py). The
 challenger is promoted if the upper bound of challenger - baseline is below `tolerance`, that of challenger - control
-below 0, that of challenger - champion below `tolerance`, and no class or group is worse than the baseline by more than
-`group_tolerance`, by one-sided tests corrected after Holm. All must hold, so each may be tested at the level of the
-whole (Berger 1982). Nothing else promotes.
+below 0, that of the mean challenger - champion below `tolerance`, and no class or group is worse than the baseline by
+more than `group_tolerance`, by one-sided tests corrected after Holm. All must hold, so each may be tested at the level
+of the whole (Berger 1982). Nothing else promotes.
 
 Seeds come in rounds, and after each the answer may be clear. A challenger is given up when a difference is itself on
 the wrong side of its limit, or a class or group is worse beyond doubt: that can only lose promotions. It is promoted
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from flows.bounds import Draws, Estimate, draw_mean, holm
+from flows.bounds import Draws, Estimate, SeedError, draw_mean, holm
 from flows.errors import BadInput
 from flows.looks import looks_before, refusal
 from flows.plans import HOLDOUT
@@ -202,7 +202,7 @@ def _fallback(
     if champion is None:
         fallback = "there is no champion yet, so the baseline becomes it"
         return replace(verdict, promote="baseline", reason="; ".join([*failed, fallback]))
-    draws = draw_mean(baseline.loss - champion.loss, guardrail.resamples, seed)
+    draws = draw_mean(baseline.loss.mean(0, keepdim=True) - champion.loss, guardrail.resamples, seed)
     against = _below("baseline - champion", draws, ALPHA, guardrail.tolerance)
     promote, reason = "baseline" if against.passed else "", "; ".join([*failed, f"{against.name} {against.said}"])
     return replace(verdict, promote=promote, reason=reason, checks=(*verdict.checks, against))
@@ -211,20 +211,21 @@ def _fallback(
 def _of_challenger(
     outcomes: Mapping[str, Outcome], champion: Outcome | None, guardrail: GuardrailConfig, seed: int
 ) -> tuple[Check, ...]:
-    baseline, challenger = outcomes["baseline"], outcomes["challenger"]
-    change = challenger.loss - baseline.loss  # [S, N]
-    differences = {
-        "challenger - baseline": (change, guardrail.tolerance),
-        "challenger - control": (challenger.loss - outcomes["control"].loss, 0.0),
-    }
-    if champion is not None:
-        differences["challenger - champion"] = challenger.loss - champion.loss, guardrail.tolerance
-    alpha = level_of(len(change), guardrail.seeds)
-    bounds = [
-        _below(name, draw_mean(values, guardrail.resamples, seed), alpha, limit)
-        for name, (values, limit) in differences.items()
+    losses = torch.stack([outcomes[arm].loss for arm in ("baseline", "challenger", "control")])  # [A, S, N]
+    baseline, challenger, control = losses
+    of_seeds, alpha = SeedError.of_difference(losses.mean(2)), level_of(losses.shape[1], guardrail.seeds)
+
+    def below(name: str, values: Tensor, limit: float, error: SeedError | None = None) -> Check:
+        return _below(name, draw_mean(values, guardrail.resamples, seed, error), alpha, limit)
+
+    checks = [
+        below("challenger - baseline", challenger - baseline, guardrail.tolerance, of_seeds),
+        below("challenger - control", challenger - control, 0.0, of_seeds),
     ]
-    return (*bounds, *_of_slices(change, baseline.slices(), guardrail, seed))
+    if champion is not None:
+        against = challenger.mean(0, keepdim=True) - champion.loss  # [1, N]
+        checks.append(below("challenger - champion", against, guardrail.tolerance))
+    return (*checks, *_of_slices(losses, outcomes["baseline"].slices(), guardrail, seed))
 
 
 def _below(name: str, draws: Draws, alpha: float, limit: float) -> Check:
@@ -232,23 +233,18 @@ def _below(name: str, draws: Draws, alpha: float, limit: float) -> Check:
     return Check(name, draws.mean, bound, limit, passed=bound < limit, hopeless=not draws.mean < limit)
 
 
-def _of_slices(change: Tensor, slices: Mapping[str, Tensor], guardrail: GuardrailConfig, seed: int) -> list[Check]:
-    """Whether a class or group is worse beyond doubt, which nothing can be of a single point."""
+def _of_slices(losses: Tensor, slices: Mapping[str, Tensor], guardrail: GuardrailConfig, seed: int) -> list[Check]:
+    """Whether a class or group is worse than the baseline beyond doubt, which nothing can be of a single point."""
     resamples = max(guardrail.resamples, round(2 * len(slices) / ALPHA))  # so that the least p can be told from ALPHA
-    p_values = {
-        name: draw_mean(change[:, points], resamples, seed).p_above(guardrail.group_tolerance)
-        if int(points.sum()) > 1
-        else 1.0
-        for name, points in slices.items()
-    }
+    p_values, means = dict[str, float](), dict[str, float]()
+    for name, points in slices.items():
+        inside = losses[:, :, points]
+        change = inside[1] - inside[0]
+        means[name], p_values[name] = float(change.mean()), 1.0
+        if change.shape[1] > 1:
+            draws = draw_mean(change, resamples, seed, SeedError.of_difference(inside.mean(2)))
+            p_values[name] = draws.p_above(guardrail.group_tolerance)
     return [
-        Check(
-            name=name + HOLM,
-            mean=float(change[:, slices[name]].mean()),
-            bound=p,
-            limit=ALPHA,
-            passed=p >= ALPHA,
-            hopeless=p < ALPHA,
-        )
+        Check(name + HOLM, means[name], p, ALPHA, passed=p >= ALPHA, hopeless=p < ALPHA)
         for name, p in holm(p_values).items()
     ]

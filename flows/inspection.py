@@ -1,4 +1,4 @@
-"""The commands around a cycle: what stands where, a person's decision, a restoration, the MLflow UI."""
+"""The commands around a cycle: what stands where, a person's decision, the MLflow UI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,7 +84,7 @@ def decide(file: Path, proposal: str, decision: Literal["approve", "reject"], by
 
     config = load(file)
     ledger = Ledger(config.workspace / "ledger.duckdb")
-    review = ledger.add_review(proposal, decision, _name(by), f"tamis {decision}", reason)
+    review = ledger.add_review(proposal, decision, named(by), f"tamis {decision}", reason)
     run = ledger.cycle(review.cycle).mlflow_run_id
     if run:
         Tracker(config.workspace, config.name).mirror_review(run, decision, review.proposal)
@@ -93,13 +92,12 @@ def decide(file: Path, proposal: str, decision: Literal["approve", "reject"], by
     return f"proposal {review.proposal[:12]} {done} by {review.actor}; continue: tamis run {shlex.quote(str(file))}"
 
 
-def restore(file: Path, points: Sequence[str], by: str, reason: str) -> str:
-    """Bring points back; they are in the train set from the next cycle on."""
-    count = open_ledger(file).restore(points, _name(by), reason)
-    return f"{count} point{'s' * (count != 1)} restored; in the train set from the next cycle on"
+def named(by: str) -> str:
+    """The name of who decides.
 
-
-def _name(by: str) -> str:
+    Raises:
+        BadInput: It is empty.
+    """
     if not by.strip():
         raise BadInput("--by is empty: name the person who decides")
     return by.strip()

@@ -32,6 +32,7 @@ def publish(cycle: Cycle, workload: Workload, done: Progression) -> Summary:
     spent = "" if done.scored.spent is None else f"\n\n{done.scored.spent.said(done.scored.rows)}"
     tracker.describe(run, describe(summary) + spent)
     _log_arms(cycle, done)
+    tracker.anchor(run, cycle.ledger.head())
     if done.concluded is not None:
         tracker.finish(run)
     return summary

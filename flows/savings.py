@@ -48,9 +48,7 @@ class Savings:
         saved = f"{self.steps:,} steps, {self.cpu_seconds:,.1f} CPU s at the same epochs ({how})"
         if self.spent is None:
             return saved
-        return (
-            f"{saved}; scoring and proof took {self.spent:,.1f} CPU s, which that repays in {self.cycles:,} trainings"
-        )
+        return f"{saved}; scoring and proof took {self.spent:,.1f} CPU s, repaid by {self.cycles:,} such trainings"
 
 
 def savings(

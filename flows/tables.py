@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from datetime import datetime
-from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from flows.bounds import Estimate
@@ -18,19 +11,19 @@ from flows.check import Finding
 from flows.estimators import Estimator
 from flows.export import Exported
 from flows.inspection import Status
+from flows.printing import console, write_json
 from flows.score_file import ScoredFile
 from flows.sections.scoring import EstimatorName
 from flows.summary import Summary
 from flows.validation.results import Row, Study, Validation
-from storage.records import EventRecord, Explanation
 
 
 def print_summary(summary: Summary, *, as_json: bool) -> None:
     """The end of a cycle: what was scored, proposed and removed, and what the holdout set says."""
     if as_json:
-        _json(summary)
+        write_json(summary)
         return
-    out = _console()
+    out = console()
     out.print(f"[bold]Cycle {summary.cycle}: {summary.state.replace('_', ' ')}[/bold] - {summary.decision}")
     facts = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _facts(summary).items():
@@ -87,7 +80,7 @@ def _arms(summary: Summary) -> Table:
 def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     """The outcome of `tamis check`."""
     if as_json:
-        _json(findings)
+        write_json(findings)
         return
     for finding in findings:
         print(f"{'ok   ' if finding.ok else 'WRONG'} {finding.name}: {finding.text}")
@@ -98,18 +91,18 @@ def print_estimators(estimators: Mapping[EstimatorName, Estimator], *, as_json: 
     said = ("exactness", "cost", "memory", "use")
     rows = [{"name": name} | {key: getattr(one, key) for key in said} for name, one in estimators.items()]
     if as_json:
-        _json(rows)
+        write_json(rows)
         return
     table = Table("name", *said, box=None, pad_edge=False, padding=(0, 2, 1, 0))
     for row in rows:
         table.add_row(*row.values())
-    _console().print(table)
+    console().print(table)
 
 
 def print_scored(scored: ScoredFile, *, as_json: bool) -> None:
     """What `tamis score` wrote."""
     if as_json:
-        _json(scored)
+        write_json(scored)
         return
     print(f"{scored.file}: {scored.points:,} points scored on {scored.queries:,} queries")
     print(f"blocks: {scored.blocks}")
@@ -124,7 +117,7 @@ def print_scored(scored: ScoredFile, *, as_json: bool) -> None:
 def print_export(exported: Exported, *, as_json: bool) -> None:
     """What `tamis export` wrote."""
     if as_json:
-        _json(exported)
+        write_json(exported)
         return
     export = exported.export
     print(
@@ -142,7 +135,7 @@ def print_export(exported: Exported, *, as_json: bool) -> None:
 def print_status(status: Status, *, as_json: bool) -> None:
     """Where the newest cycle stands."""
     if as_json:
-        _json(status)
+        write_json(status)
         return
     print(f"workspace {status.workspace}")
     print(f"cycle {status.cycle}: {status.state.replace('_', ' ')}" if status.cycle else status.state)
@@ -152,47 +145,12 @@ def print_status(status: Status, *, as_json: bool) -> None:
     print(f"next: {status.next_command}")
 
 
-def print_log(events: Sequence[EventRecord], *, as_json: bool) -> None:
-    """The ledger's events."""
-    if as_json:
-        _json(events)
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("when", "cycle", "event", "by", "detail"):
-        table.add_column(column)
-    for event in events:
-        detail = ", ".join(f"{key} {_short(value)}" for key, value in event.detail.items() if value not in ("", None))
-        table.add_row(f"{event.event_at:%Y-%m-%d %H:%M:%S}", str(event.cycle), event.state, event.actor, detail)
-    _console().print(table)
-
-
-def print_why(explanation: Explanation, *, as_json: bool) -> None:
-    """Everything that was decided about a point."""
-    if as_json:
-        _json(explanation)
-        return
-    print(f"point {explanation.point_id} is {'removed' if explanation.removed else 'in the train set'}")
-    for mention in explanation.proposals:
-        decided = f"{mention.decision} by {mention.actor}" if mention.decision else "not decided"
-        print(
-            f"cycle {mention.cycle}: proposal {mention.proposal[:12]} named it ({mention.reason}, "
-            f"score {mention.score:.6g}, threshold {mention.threshold:.6g}): {decided}"
-        )
-    for action in explanation.actions:
-        line = f"cycle {action.cycle}: {action.action} at {action.event_at:%Y-%m-%d %H:%M:%S} by {action.actor}: "
-        line += action.reason
-        if action.action == "remove":
-            line += f", score {action.score:.6g}, threshold {action.threshold:.6g}, estimator {action.estimator}, "
-            line += f"checkpoint {str(action.checkpoint_digest)[:12]}, proposal {str(action.proposal)[:12]}"
-        print(line)
-
-
 def print_validation(validation: Validation, *, as_json: bool) -> None:
     """What was found about the estimator: a table for each study."""
     if as_json:
-        _json(validation)
+        write_json(validation)
         return
-    out = _console()
+    out = console()
     out.print(
         f"[bold]{validation.estimator}[/bold] on {validation.dataset}: {validation.points:,} points, "
         f"{validation.queries:,} queries; value \\[95 % interval, or what the study says]"
@@ -227,33 +185,9 @@ def _value(row: Row) -> str:
     return f"{row.value:.3f} \\[{row.low:.3f}, {row.high:.3f}]"
 
 
-def _console() -> Console:
-    width = None if sys.stdout.isatty() else 160
-    return Console(width=width, highlight=False)
-
-
 def _estimate(estimate: Estimate) -> str:
     return f"{estimate.mean:.4f} \\[{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
-
-
 def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _json(value: object) -> None:
-    print(json.dumps(value, default=_plain, indent=2, allow_nan=False))
-
-
-def _plain(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -13,7 +13,7 @@ Whoever can write the file can also compute a whole new chain. The head, kept el
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
@@ -48,7 +48,18 @@ class Broken:
     table: str
     seq: int
     key: str
-    what: str
+    what: Literal["changed", "missing", "added"]
+
+    @property
+    def text(self) -> str:
+        """One line for a person."""
+        key = {"cycles": f" (cycle {self.key})", "proposal_rows": f" (point {self.key})"}.get(self.table, "")
+        said = {
+            "changed": "is not what was written, or the chain was changed there",
+            "missing": "is gone",
+            "added": "was added by another hand, or its link is gone",
+        }
+        return f"row {self.seq} of {self.table}{key} {said[self.what]}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,9 @@ def verify(con: duckdb.DuckDBPyConnection, anchor: str | None = None) -> Verific
     link, rows, anchored = FIRST, 0, anchor is not None and FIRST.startswith(anchor)
     for seq, name, key, digest, stored in _fetch(con.execute(query)):
         if stored is None or digest is None or _link(link, digest) != stored:
-            what = "added" if stored is None else "missing" if digest is None else "changed"
+            what: Literal["added", "missing", "changed"] = (
+                "added" if stored is None else "missing" if digest is None else "changed"
+            )
             return Verification(rows, link, None if anchor is None else anchored, Broken(name, seq, key, what))
         link, rows = stored, rows + 1
         anchored = anchored or (anchor is not None and stored.startswith(anchor))

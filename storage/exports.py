@@ -11,6 +11,7 @@ The manifest is read once; memory holds the decisions, one batch of points and t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,9 +75,11 @@ def write_export(
     """
     digest, removed, relabeled = DatasetDigest(), list[pa.RecordBatch](), list[pa.RecordBatch]()
     with atomic_folder(out) as folder:
-        with _Kept(folder, manifest, text=text) as kept:
+        with _Kept(folder, manifest, text=text) as kept, ThreadPoolExecutor(1) as aside:
+            hashed = aside.submit(lambda: None)
             for part in parts(manifest, decisions):
-                digest.update(part.kept)
+                hashed.result()
+                hashed = aside.submit(digest.update, part.kept)  # while the next part is read
                 kept.write(part.kept)
                 removed.append(part.removed)
                 relabeled.append(part.relabeled)

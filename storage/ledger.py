@@ -12,11 +12,12 @@ from dataclasses import asdict, astuple
 import duckdb
 
 from storage.connection import utc_now, writing
-from storage.errors import CycleConflict, NotApproved, NotRemoved, StaleApproval, StorageError
+from storage.errors import CycleConflict, NotApproved, StaleApproval, StorageError
 from storage.files import JSON, canonical_json
-from storage.ledger_actions import NOW, apply_rows, restore_rows, undo_rows
+from storage.ledger_actions import apply_rows, restore_rows, undo_rows
 from storage.ledger_views import (
     LedgerViews,
+    check_changed,
     event_of,
     is_finished,
     last_cycle,
@@ -24,7 +25,7 @@ from storage.ledger_views import (
     records,
     review_of,
 )
-from storage.points import IdKind, Manifest, PointId, id_text
+from storage.points import IdKind, Manifest, PointId
 from storage.proposals import Proposal
 from storage.records import FINAL, Applied, CycleRecord, Decision, ProposalRecord, ReviewRecord, State
 
@@ -43,7 +44,7 @@ class Ledger(LedgerViews):
     @contextmanager
     def _write(self, create: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
         if not create:
-            self._require()
+            self.require()
         with writing(self.path, self.patience) as con:
             yield con
 
@@ -201,16 +202,8 @@ class Ledger(LedgerViews):
         Raises:
             NotRemoved: names those that are neither removed nor relabelled now; then none is restored.
         """
-        texts = sorted({id_text(point) for point in points})
         with self._write() as con:
-            query = "SELECT point_id FROM newest_as_of(?) WHERE action <> 'restore'"
-            changed = {text for (text,) in con.execute(query, [NOW]).fetchall()}
-            wrong = [text for text in texts if text not in changed]
-            if wrong:
-                raise NotRemoved(
-                    f"neither removed nor relabelled, so not to be restored: {', '.join(wrong[:5])}; "
-                    "see `tamis ledger why`"
-                )
+            texts = check_changed(con, points)
             last = last_cycle(con)
             return restore_rows(con, last.cycle, texts, actor, reason) if last else 0
 

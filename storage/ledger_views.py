@@ -7,7 +7,7 @@ and with the labels of `relabeled_contents(c - 1)`, that still have the content 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ import duckdb
 
 from storage import chain
 from storage.connection import reading
-from storage.errors import CycleConflict, LedgerMissing, StorageError, UnknownPoint
+from storage.errors import CycleConflict, LedgerMissing, NotRemoved, StorageError, UnknownPoint
 from storage.ledger_actions import NOW
 from storage.points import PointId, id_from_text, id_text
 from storage.records import (
@@ -90,6 +90,19 @@ def event_of(con: duckdb.DuckDBPyConnection, cycle: int, state: State, key: str)
     return found[0] if found else None
 
 
+def check_changed(con: duckdb.DuckDBPyConnection, points: Collection[PointId]) -> list[str]:
+    """The texts of points, sorted; raises as `LedgerViews.check_changed`."""
+    texts = sorted({id_text(point) for point in points})
+    query = "SELECT point_id FROM newest_as_of(?) WHERE action <> 'restore'"
+    changed = {text for (text,) in con.execute(query, [NOW]).fetchall()}
+    wrong = [text for text in texts if text not in changed]
+    if wrong:
+        raise NotRemoved(
+            f"neither removed nor relabelled, so not to be restored: {', '.join(wrong[:5])}; see `tamis ledger why`"
+        )
+    return texts
+
+
 class LedgerViews:
     """The reading half of `storage.ledger.Ledger`.
 
@@ -108,11 +121,16 @@ class LedgerViews:
 
     @contextmanager
     def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        self._require()
+        self.require()
         with reading(self.path, self.patience) as con:
             yield con
 
-    def _require(self) -> None:
+    def require(self) -> None:
+        """Check that there is one.
+
+        Raises:
+            LedgerMissing: no cycle was ever opened here.
+        """
         if not self.exists:
             raise LedgerMissing(f"there is no ledger at {self.path}; start a cycle with `tamis run`")
 
@@ -235,6 +253,21 @@ class LedgerViews:
             label = "new_label AS label"
             relabeled = con.execute(f"SELECT {point_id}, content, {label} FROM relabeled_as_of(?)", [cycle])
             return Decisions(removed, relabeled.to_arrow_table())
+
+    def newest_actions(self, cycle: int | None = None) -> tuple[ActionRecord, ...]:
+        """The newest action of every point that ever had one, as of a cycle, in order; None: now."""
+        with self._open() as con:
+            query = "FROM newest_as_of(?) ORDER BY seq"
+            return records(con, ActionRecord, query, [NOW if cycle is None else cycle])
+
+    def check_changed(self, points: Collection[PointId]) -> None:
+        """Check that points are removed or relabelled now.
+
+        Raises:
+            NotRemoved: names the first that are not.
+        """
+        with self._open() as con:
+            check_changed(con, points)
 
     def cooldown(self, cycle: int, cycles: int) -> frozenset[PointId]:
         """The points not to be proposed in `cycle`: restored, rejected or rolled back in the `cycles` before it.

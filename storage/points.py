@@ -35,7 +35,7 @@ SHOWN = 5
 NO_LABELS: Mapping[PointId, int] = MappingProxyType({})
 PARQUET: Mapping[str, Any] = {"compression": "zstd", "use_dictionary": ["label", "group"]}
 """How a manifest is written: hashes do not repeat, so a dictionary of them would cost and not save."""
-ROWS = 2**17
+ROWS = 2**16
 """Of a batch."""
 
 

@@ -4,7 +4,8 @@ Everything is found again by tags, so a stage that is run again after a kill wri
 version. The store is a sqlite file and a folder in the workspace, both by absolute path: a relative one would depend on
 where the command was called from. Tables are written whole here: MLflow's own `log_table` appends on every call.
 
-    tags of a cycle's run: tamis.cycle, tamis.dataset_sha256, tamis.proposal, tamis.review, tamis.changed
+    tags of a cycle's run: tamis.cycle, tamis.dataset_sha256, tamis.proposal, tamis.review, tamis.changed,
+                          tamis.ledger_head
     tags of an arm's run:  tamis.arm, tamis.seed, mlflow.parentRunId
     tags of a validation's run: tamis.study, tamis.validation
 """
@@ -287,6 +288,10 @@ class Tracker:
     def mirror_review(self, run: str, decision: str, proposal: str) -> None:
         """Show a decision that the ledger has recorded."""
         self._client.set_tag(run, "tamis.review", f"{decision}:{proposal[:12]}")
+
+    def anchor(self, run: str, head: str) -> None:
+        """Keep the head of the ledger's hash chain where the ledger is not: `tamis ledger verify --head` takes it."""
+        self._client.set_tag(run, "tamis.ledger_head", head)
 
     def _tags(self, run: str) -> dict[str, str]:
         return dict(self._client.get_run(run).data.tags)

@@ -35,6 +35,7 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "ranks": (OWN, ("tests.benchmarks.ranks", "ranks")),
     "points": (OWN, ("tests.benchmarks.ranks", "points")),
     "memory": (OWN, ("tests.benchmarks.memory",)),
+    "view": (OWN, ("tests.benchmarks.view",)),
     "kronfluence-mlp": (PEERS, ("tests.benchmarks.against", "mlp")),
     "kronfluence-cnn": (PEERS, ("tests.benchmarks.against", "cnn")),
     "kronfluence-transformer": (PEERS, ("tests.benchmarks.against", "transformer")),
@@ -43,7 +44,8 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "help": (OWN, ()),
 }
 BENCHES = ("against", "convex", "floor", "jobs", "memory", "models", "peak", "peers", "ranks", "ratios", "setups")
-MEASURED = ("influence", "flows/ranks", *(f"tests/benchmarks/{part}.py" for part in BENCHES))
+VIEW = ("storage/dataset_digest.py", "storage/exports.py", "storage/views.py", "tests/benchmarks/view.py")
+MEASURED = ("influence", "flows/ranks", *VIEW, *(f"tests/benchmarks/{part}.py" for part in BENCHES))
 KEPT, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
 
 

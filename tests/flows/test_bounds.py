@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flows.bounds import draw_mean, holm
+from flows.bounds import SeedError, draw_mean, holm
 
 
 def samples(seeds: int, points: int, of_seed: float, of_point: float, trials: int = 400) -> list[Tensor]:
@@ -78,3 +78,16 @@ def test_holm_of_ties_of_one_and_of_none() -> None:
     assert holm({"a": 0.5, "b": 0.5}) == {"a": 1.0, "b": 1.0}
     assert holm({"a": 0.2}) == {"a": 0.2}
     assert holm({}) == {}
+
+
+def test_the_error_of_two_arms_is_that_of_randomized_blocks_by_hand() -> None:
+    """Arms 0, 3 and 6, seeds 0 and 2, and .5 more in one cell: residuals of 1/6 and 1/12, whose squares sum to 1/12."""
+    means = torch.tensor([[0.5, 2.0], [3.0, 5.0], [6.0, 8.0]], dtype=torch.float64)
+    found = SeedError.of_difference(means)
+    assert found.degrees == 2
+    assert found.error == pytest.approx((2 * (1 / 12) / 2 / 2) ** 0.5)
+
+
+def test_what_all_arms_share_at_a_seed_is_no_error_of_their_difference() -> None:
+    arms, seeds = torch.tensor([[0.0], [1.0]], dtype=torch.float64), torch.tensor([[0.0, 9.0, -4.0]]).double()
+    assert SeedError.of_difference(arms + seeds).error == pytest.approx(0.0, abs=1e-12)

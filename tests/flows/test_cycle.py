@@ -13,8 +13,9 @@ from mlflow.entities import Run
 from flows.config import Config, load
 from flows.dataset import manifest_of
 from flows.errors import BadInput
-from flows.inspection import decide, restore, status_of
+from flows.inspection import decide, status_of
 from flows.opening import ledger_of
+from flows.restoration import Choice, restore
 from flows.workloads.tiny import Tiny
 from storage.errors import StaleApproval
 from storage.ledger import Ledger
@@ -170,7 +171,7 @@ def test_wrong_labels_that_hurt_are_removed_and_the_challenger_is_promoted(here:
         assert part in line
     assert "rule:auto" in line
 
-    assert restore(file, ["3"], "ada", "it is right").startswith("1 point restored")
+    assert restore(file, Choice(points=("3",)), "ada", "it is right").startswith("1 point restored")
     assert known.ledger.removed_as_of() == frozenset(range(12)) - {3}
     assert [row.action for row in known.ledger.why("3").actions] == ["remove", "restore"], "a row, never a delete"
 

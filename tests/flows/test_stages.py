@@ -160,6 +160,7 @@ def proposed(cycle: Cycle, mlflow_store: Path, tmp_path: Path) -> tuple[Cycle, P
         {
             "point_id": [3, 4],
             "action": ["remove"] * 2,
+            "new_label": pa.nulls(2, pa.int32()),
             "reason": ["harmful"] * 2,
             "score": [0.01, 0.02],
             "threshold": [0.2] * 2,

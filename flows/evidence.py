@@ -1,0 +1,175 @@
+"""`tamis ledger why`: what the ledger, the newest data and the newest scores say of one point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import pyarrow.compute as pc
+
+from flows.config import Config, load
+from flows.inspection import open_ledger
+from flows.pruning import rules_of
+from flows.stages import cycle_folder
+from storage import score_store
+from storage.errors import UnknownPoint
+from storage.ledger import Ledger
+from storage.points import Manifest, PointId, id_from_text
+from storage.records import CycleRecord, Explanation
+from storage.selection import Rule
+from storage.standing import standing
+
+Status: TypeAlias = Literal["removed", "relabeled", "restored", "kept"]
+STATUS: Mapping[str, Status] = {"remove": "removed", "relabel": "relabeled", "restore": "restored"}
+COMPARE = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one rule says of the point: chosen if `column op threshold`; a null value is never chosen."""
+
+    policy: str
+    column: str
+    value: float | None
+    op: str
+    threshold: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The newest scores of the point.
+
+    Attributes:
+        cycle: The cycle that computed them.
+        in_train: Whether the point was in training then; if not, influence is what adding it would do.
+        influence: Nats, positive = helpful.
+        influence_se: Its standard error over queries.
+        rank: Among the `of` in-train points by influence, most harmful first.
+        verdicts: Of the rules of the configuration whose column the scores have.
+        held_back: Why it was not proposed although a rule chose it; empty where none did, or where it was proposed.
+        helped: Ids and influence of the queries that it helps most.
+        harmed: Of those that it harms most.
+    """
+
+    cycle: int
+    in_train: bool
+    influence: float
+    influence_se: float
+    rank: int
+    of: int
+    verdicts: tuple[Verdict, ...]
+    held_back: str
+    helped: tuple[tuple[str, float], ...]
+    harmed: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Account(Explanation):
+    """What is known of a point.
+
+    Attributes:
+        status: What was done to it last; `kept` if nothing ever was.
+        data: Whether the newest cycle's data set has it: `there`, `other content` (a new point under the same id, which
+            nobody removed), `vanished`, or `unknown` where that cycle left no manifest.
+        scores: None where no finished scores have it.
+    """
+
+    status: Status
+    data: Literal["there", "other content", "vanished", "unknown"]
+    scores: Scores | None
+
+
+def account_of(file: Path, text: str) -> Account:
+    """Everything known of a point.
+
+    Raises:
+        storage.errors.UnknownPoint: Neither the ledger nor the newest data set nor the newest scores know it.
+    """
+    config, ledger = load(file), open_ledger(file)
+    last = ledger.last_cycle()
+    if last is None:
+        raise UnknownPoint(f"point {text} is unknown: no cycle was opened; `tamis run` opens one")
+    point = id_from_text(text, last.id_kind)
+    told = _told(ledger, point)
+    content = _content(config, last, point)
+    scores = _scores(config, ledger, last, point, told)
+    if not told.actions and not told.proposals and scores is None and not content:
+        raise UnknownPoint(
+            f"point {text} is unknown: the data set of cycle {last.cycle} does not have it, and it was never proposed, "
+            "removed or restored"
+        )
+    known = {field.name: getattr(told, field.name) for field in fields(told)}
+    newest = told.actions[-1] if told.actions else None
+    data: Literal["there", "other content", "vanished", "unknown"] = "there"
+    if content is None:
+        data = "unknown"
+    elif not content:
+        data = "vanished"
+    elif newest is not None and newest.content != content:
+        data = "other content"
+    return Account(**known, status=STATUS[newest.action] if newest else "kept", data=data, scores=scores)
+
+
+def newest_scores(config: Config, last: CycleRecord) -> tuple[int, Path] | None:
+    """The newest cycle whose scores are finished, and their folder."""
+    for cycle in range(last.cycle, 0, -1):
+        folder = cycle_folder(config, cycle) / "scores"
+        if (folder / score_store.MANIFEST).is_file():
+            return cycle, folder
+    return None
+
+
+def _told(ledger: Ledger, point: PointId) -> Explanation:
+    try:
+        return ledger.why(point)
+    except UnknownPoint:
+        return Explanation(str(point), removed=False, removal=None, actions=(), proposals=())
+
+
+def _content(config: Config, last: CycleRecord, point: PointId) -> str | None:
+    """The content hash of a point in the newest data set, empty if it has none, None if there is no manifest."""
+    path = cycle_folder(config, last.cycle) / "manifest.parquet"
+    if not path.is_file():
+        return None
+    table = Manifest.read(path).table
+    found: list[str] = table.filter(pc.equal(table["point_id"], point))["content"].to_pylist()
+    return found[0] if found else ""
+
+
+def _scores(config: Config, ledger: Ledger, last: CycleRecord, point: PointId, told: Explanation) -> Scores | None:
+    newest = newest_scores(config, last)
+    row = standing(newest[1], point) if newest is not None else None
+    if newest is None or row is None:
+        return None
+    verdicts = tuple(_verdict(rule, row) for rule in rules_of(config.pruning) if rule.column in row)
+    proposed = any(mention.cycle == newest[0] for mention in told.proposals)
+    chosen = any(verdict.chosen for verdict in verdicts) and row["in_train"]
+    tops = [(top["query_id"], top["influence"]) for top in row.get("top_queries") or ()]
+    return Scores(
+        cycle=newest[0],
+        in_train=row["in_train"],
+        influence=row["influence"],
+        influence_se=row["influence_se"],
+        rank=row["rank"],
+        of=row["of"],
+        verdicts=verdicts,
+        held_back=_held_back(config, ledger, newest[0], point) if chosen and not proposed else "",
+        helped=tuple(top for top in tops if top[1] > 0)[:SHOWN],
+        harmed=tuple(top for top in reversed(tops) if top[1] < 0)[:SHOWN],
+    )
+
+
+def _verdict(rule: Rule, row: Mapping[str, Any]) -> Verdict:
+    value = row[rule.column]
+    chosen = value is not None and COMPARE[rule.op](float(value), float(rule.threshold))
+    return Verdict(rule.policy, rule.column, value, rule.op, rule.threshold, chosen)
+
+
+def _held_back(config: Config, ledger: Ledger, cycle: int, point: PointId) -> str:
+    if point in config.pruning.protected:
+        return "protected"
+    return "cooldown" if point in ledger.cooldown(cycle, config.pruning.cooldown) else "a budget"

@@ -1,0 +1,140 @@
+"""A ledger outside its workspace: a copy that others may query, its tables as Parquet or CSV, and these read back.
+
+    <folder>/actions.parquet  chain.parquet  cycles.parquet  …     one file per table (or .csv)
+            /LEDGER.json                                           schema, rows, head of the hash chain; written last
+
+What is read back is verified against its chain and its head before it becomes the ledger.
+"""
+
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import duckdb
+
+from storage import chain
+from storage.connection import holding, reading
+from storage.errors import LedgerBroken, StorageError
+from storage.files import atomic_path, atomic_write_json, read_json, sync_file, sync_folder
+from storage.ledger_views import LedgerViews
+from storage.migration import copy_file, schema_files
+
+Format: TypeAlias = Literal["parquet", "csv"]
+TABLES = ("cycles", "events", "proposals", "proposal_rows", "reviews", "actions", "chain")
+"""In the order in which they refer to each other."""
+SEAL = "LEDGER.json"
+NULL = "\\N"
+WRITE: dict[Format, str] = {
+    "parquet": "FORMAT parquet, COMPRESSION zstd",
+    "csv": f"FORMAT csv, HEADER, NULLSTR '{NULL}', FORCE_QUOTE *",
+}
+
+
+def snapshot(ledger: LedgerViews, target: Path) -> None:
+    """Copy the ledger to a file of its own, as of one moment; an earlier copy there is replaced.
+
+    Raises:
+        StorageError: the target is the ledger itself.
+    """
+    ledger.require()
+    if target.resolve() == ledger.path.resolve():
+        raise StorageError(f"{target} is the ledger itself; give its copy another name")
+    with holding(ledger.path, ledger.patience) as (con, held):
+        copy_file(con, ledger.path, target, held)
+
+
+def export(ledger: LedgerViews, folder: Path, form: Format) -> chain.Verification:
+    """Write every table to a folder that is empty or not there.
+
+    Returns:
+        The check of the chain, which stands in LEDGER.json.
+
+    Raises:
+        StorageError: the folder holds something.
+        LedgerBroken: the chain does not hold.
+    """
+    ledger.require()
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise StorageError(f"{folder} is not empty; give a new folder")
+    with reading(ledger.path, ledger.patience) as con:
+        found = chain.verify(con)
+        if found.broken is not None:
+            raise LedgerBroken(f"{found.broken.text}; see `tamis ledger verify`")
+        rows = {table: _count(con, table) for table in TABLES}
+        for table in TABLES:
+            with atomic_path(folder / f"{table}.{form}") as temporary:
+                con.execute(f"COPY (FROM {table} ORDER BY ALL) TO {_text(temporary)} ({WRITE[form]})")
+    seal = {"schema": schema_files()[-1][0], "format": form, "head": found.head, "rows": rows}
+    atomic_write_json(folder / SEAL, seal)
+    return found
+
+
+def read_back(folder: Path, ledger: LedgerViews) -> chain.Verification:
+    """Make a ledger of what `export` wrote.
+
+    Args:
+        folder: The export.
+        ledger: One that is not there yet.
+
+    Raises:
+        StorageError: there is a ledger, or the export is of another schema or not whole.
+        LedgerBroken: its rows are not what its chain or its head says.
+    """
+    seal, path = read_json(folder / SEAL), ledger.path
+    schema = seal.get("schema")
+    if ledger.exists:
+        raise StorageError(f"there is a ledger at {path}; import into a workspace without one")
+    if schema != schema_files()[-1][0]:
+        raise StorageError(f"{folder} holds schema {schema}, this version of Tamis reads {schema_files()[-1][0]}")
+    part = path.with_name(f".{path.name}.import")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)
+    try:
+        with holding(part, 0) as (con, _):
+            _load(con, folder, "csv" if seal["format"] == "csv" else "parquet")
+            found = chain.verify(con)
+            con.execute("CHECKPOINT")
+        _check(folder, found, seal["head"])
+        sync_file(part)
+        part.rename(path)
+        sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+    return found
+
+
+def _load(con: duckdb.DuckDBPyConnection, folder: Path, form: Format) -> None:
+    for table in TABLES:
+        file = _text(folder / f"{table}.{form}")
+        source = f"read_parquet({file})"
+        if form == "csv":
+            as_text = f"header = true, all_varchar = true, nullstr = '{NULL}', allow_quoted_nulls = false, quote = '\"'"
+            source = f"read_csv({file}, {as_text})"
+        try:
+            if table == "cycles":  # one by one: a cycle refers to the one before it
+                [(last,)] = con.execute(f"SELECT coalesce(max(CAST(cycle AS INTEGER)), 0) FROM {source}").fetchall()
+                for cycle in range(1, last + 1):
+                    con.execute(f"INSERT INTO cycles BY NAME FROM {source} WHERE CAST(cycle AS INTEGER) = {cycle}")
+            else:
+                con.execute(f"INSERT INTO {table} BY NAME FROM {source}")
+        except duckdb.Error as error:
+            raise StorageError(f"{folder / table}.{form} cannot be read: {str(error).splitlines()[0]}") from error
+    con.execute("SELECT max(nextval('ledger_seq')) FROM range((SELECT coalesce(max(seq), 0) FROM chain))").fetchall()
+
+
+def _check(folder: Path, found: chain.Verification, head: str) -> None:
+    if found.broken is not None:
+        raise LedgerBroken(f"{folder}: {found.broken.text}; nothing was imported")
+    if found.head != head:
+        raise LedgerBroken(
+            f"{folder}: the chain ends in {found.head[:12]}, {SEAL} says {head[:12]}; nothing was imported"
+        )
+
+
+def _count(con: duckdb.DuckDBPyConnection, table: str) -> int:
+    [(count,)] = con.execute(f"SELECT count(*) FROM {table}").fetchall()
+    return int(count)
+
+
+def _text(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"

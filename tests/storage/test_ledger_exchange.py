@@ -1,0 +1,91 @@
+"""A ledger that leaves its workspace and comes back."""
+
+import json
+import shutil
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from storage.errors import LedgerBroken, LedgerMissing, StorageError
+from storage.ledger import Ledger
+from storage.ledger_exchange import TABLES, Format, export, read_back, snapshot
+from tests.storage.ledgers import full_ledger
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    ledger = full_ledger(tmp_path_factory.mktemp("whole") / "ledger.duckdb")
+    ledger.record_event(3, "failed", {"reason": 'a "quote", a comma,\nand a second line; \\N'}, key="1")
+    ledger.record_event(3, "failed", {}, key="\\N")
+    return ledger
+
+
+def everything(path: Path) -> list[list[tuple[object, ...]]]:
+    with duckdb.connect(str(path), read_only=True) as con:
+        return [con.sql(f"FROM {table} ORDER BY ALL").fetchall() for table in TABLES]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_an_exported_ledger_comes_back_row_by_row_and_goes_on(whole: Ledger, form: Format, tmp_path: Path) -> None:
+    found = export(whole, tmp_path / "out", form)
+    seal = json.loads((tmp_path / "out/LEDGER.json").read_text())
+    assert (seal["head"], found.rows) == (whole.head(), seal["rows"]["chain"])
+    back = Ledger(tmp_path / "new/ledger.duckdb")
+    assert read_back(tmp_path / "out", back).head == whole.head()
+    assert [file.name for file in back.path.parent.iterdir()] == ["ledger.duckdb"]
+    assert everything(back.path) == everything(whole.path)
+    assert back.record_event(3, "nothing_to_do")
+    assert back.verify(whole.head()).holds
+
+
+def test_an_export_that_was_tampered_with_is_refused_and_leaves_nothing(whole: Ledger, tmp_path: Path) -> None:
+    export(whole, tmp_path / "out", "parquet")
+    for table, column in {"actions": "actor", "events": "detail_json"}.items():
+        copy = Path(shutil.copytree(tmp_path / "out", tmp_path / table))
+        rows = pq.read_table(copy / f"{table}.parquet")
+        at = rows.column_names.index(column)
+        pq.write_table(rows.set_column(at, column, [["eve"] * len(rows)]), copy / f"{table}.parquet")
+        with pytest.raises(LedgerBroken, match=rf"row \d+ of {table} is not what was written.*nothing was imported"):
+            read_back(copy, Ledger(tmp_path / "new/ledger.duckdb"))
+    (tmp_path / "out/reviews.parquet").unlink()
+    with pytest.raises(StorageError, match=r"reviews\.parquet cannot be read"):
+        read_back(tmp_path / "out", Ledger(tmp_path / "new/ledger.duckdb"))
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_an_export_whose_chain_was_computed_anew_is_told_by_its_head(whole: Ledger, tmp_path: Path) -> None:
+    export(whole, tmp_path / "out", "parquet")
+    other = full_ledger(tmp_path / "other.duckdb")
+    export(other, tmp_path / "forged", "parquet")
+    shutil.copy(tmp_path / "out/LEDGER.json", tmp_path / "forged/LEDGER.json")
+    with pytest.raises(LedgerBroken, match=f"ends in {other.head()[:12]}, LEDGER.json says {whole.head()[:12]}"):
+        read_back(tmp_path / "forged", Ledger(tmp_path / "ledger.duckdb"))
+
+
+def test_an_import_never_replaces_a_ledger_nor_an_export_a_file(whole: Ledger, tmp_path: Path) -> None:
+    export(whole, tmp_path / "out", "csv")
+    with pytest.raises(StorageError, match="there is a ledger at"):
+        read_back(tmp_path / "out", whole)
+    with pytest.raises(StorageError, match="is not empty; give a new folder"):
+        export(whole, tmp_path / "out", "csv")
+    seal = json.loads((tmp_path / "out/LEDGER.json").read_text())
+    (tmp_path / "out/LEDGER.json").write_text(json.dumps(seal | {"schema": 1}))
+    with pytest.raises(StorageError, match="holds schema 1, this version of Tamis reads 2"):
+        read_back(tmp_path / "out", Ledger(tmp_path / "ledger.duckdb"))
+
+
+def test_a_snapshot_is_a_ledger_of_its_own_at_one_moment(whole: Ledger, tmp_path: Path) -> None:
+    ledger = Ledger(Path(shutil.copy(whole.path, tmp_path / "ledger.duckdb")))
+    snapshot(ledger, tmp_path / "copy.duckdb")
+    ledger.record_event(3, "failed", key="later")
+    copy = Ledger(tmp_path / "copy.duckdb")
+    assert copy.head() == whole.head() != ledger.head()
+    assert copy.verify().holds
+    snapshot(ledger, copy.path)
+    assert copy.head() == ledger.head(), "a later one replaces it"
+    with pytest.raises(StorageError, match="is the ledger itself"):
+        snapshot(ledger, tmp_path / "../" / tmp_path.name / "ledger.duckdb")
+    with pytest.raises(LedgerMissing):
+        snapshot(Ledger(tmp_path / "none.duckdb"), tmp_path / "copy")
