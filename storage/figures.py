@@ -68,7 +68,7 @@ def quadrant(fates: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> bytes:
     if (sizes > 0).any():
         axes.set_xscale("symlog", linthresh=float(np.median(sizes[sizes > 0])))
         axes.set_yscale("log")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower left")
     axes.set(xlabel="harmful  ←  influence (nats)  →  helpful", ylabel="self-influence (nats · points)")
     return as_png(figure)
 
