@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from storage.budgets import Budgets
@@ -209,3 +212,21 @@ def test_top_and_rows_of_are_ordered_and_leave_out_removed_points_and_nulls(tmp_
     }
     assert top(tmp_path, "influence", 2)["point_id"].to_pylist() == [2, 1]
     assert rows_of(tmp_path, [4, 1, 77], ["influence"]).to_pydict() == {"point_id": [1, 4], "influence": [2.0, 0.0]}
+
+
+def test_ranks_follow_the_rank_column_in_tables_of_many_row_groups(tmp_path: Path) -> None:
+    count, draw = 300_000, np.random.default_rng(0)
+    table = pa.table(
+        {
+            "point_id": draw.permutation(count),
+            "in_train": np.ones(count, dtype=bool),
+            "influence": -1 - np.round(draw.random(count), 4),  # thirty ties of each
+        }
+    )
+    pq.write_table(table, tmp_path / "part-r000-c00000.parquet", row_group_size=20_000)
+    rows = select(tmp_path, [HARMFUL], Budgets(0.9, 1.0, 1.0)).rows.sort_by("rank")
+    found = list(zip(rows["score"].to_pylist(), rows["point_id"].to_pylist(), strict=True))
+    assert rows["rank"].to_pylist() == list(range(1, 270_001))
+    assert found == sorted(found)
+    influence = dict(zip(table["point_id"].to_pylist(), table["influence"].to_pylist(), strict=True))
+    assert found[-1][0] <= min(influence[point] for point in influence.keys() - {point for _, point in found})
