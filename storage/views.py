@@ -56,7 +56,7 @@ def parts(manifest: Path, decisions: Decisions) -> Iterator[Part]:
     """
     removed, relabeled = _Decided(decisions.removed), _Decided(decisions.relabeled)
     try:
-        with pq.ParquetFile(manifest) as file:
+        with pq.ParquetFile(manifest, pre_buffer=False) as file:  # a buffer keeps whatever was read until the end
             for batch in file.iter_batches(ROWS, columns=list(COLUMNS)):
                 yield _part(batch, removed, relabeled)
     except (OSError, pa.ArrowException) as error:

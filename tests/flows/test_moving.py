@@ -17,7 +17,6 @@ from flows.inspection import status_of
 from flows.moving import in_force, manifest_of_cycle, record_moves
 from flows.opening import ledger_of
 from flows.workload import load_workload
-from storage import score_store
 from storage.ledger import Ledger
 from storage.points import Manifest, PointId, dataset_sha256
 from storage.selection import Selection
@@ -88,34 +87,6 @@ def test_an_export_is_the_data_set_that_the_ledger_recorded(moved: tuple[Path, A
     assert curated.ids == [0, 1, *range(12, 120)]
     with pytest.raises(BadInput, match=r"--as-of 3: 2 cycles have ended in .*: give 0 to 2"):
         export_file(file, 3, tmp_path / "3", text=False)
-
-
-@pytest.mark.slow
-def test_relabelings_that_prove_themselves_are_in_force_from_the_next_cycle_on(here: Path) -> None:
-    state = here / "state.json"
-    file = write_toml(
-        here, ENTRY, {"state": str(state)}, pruning={"policies": ["mislabeled"], "mislabeled_action": "relabel"}
-    )
-    first = turn(file)
-    assert first.state == "promoted"
-    ledger, true = ledger_of(load(file)), load_workload(load(file)).points().true.tolist()
-    labels = {point: was.label for point, was in ledger.relabeled_contents().items()}
-    assert labels
-    assert labels.keys() <= set(range(12)), "only labels that are wrong"
-    assert all(true[int(str(point))] == label for point, label in labels.items())
-    state.write_text(json.dumps({"mended": [min(labels)]}))
-    second = turn(file, dry_run=True)
-    assert "1 were relabelled, and changed since: as given" in second.moved
-    rows = score_store.read(here / "ws/cycles/000002/scores", ["label"]).to_pylist()
-    found = {row["point_id"]: row["label"] for row in rows}
-    assert all(found[int(str(point))] == label for point, label in labels.items())
-    left = {point: label for point, label in labels.items() if point != min(labels)}
-    manifest = Manifest.read(here / "ws/cycles/000002/manifest.parquet")
-    removed = ledger.removed_contents(1)
-    assert dataset_sha256(manifest, removed, left) == second.dataset_sha256 == ledger.cycle(2).dataset_sha256
-    export_file(file, 1, here / "out", text=False)
-    curated = CuratedDataset(load_workload(load(file)).points(), here / "out", lambda sample, label: (sample[0], label))
-    assert all(curated[curated.ids.index(point)][1] == label for point, label in labels.items())
 
 
 CONTENT: dict[PointId, str] = {row: f"c{row}" for row in range(6)}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from flows.policies import rules_of
 from flows.pruning import Proposed
 from flows.ranks.order import Order
 from flows.recipe import save_points, steps_for
-from flows.retraining import random_control
+from flows.retraining import pruned, random_control
 from flows.review import review
 from flows.sections.curation import PruningConfig
 from flows.sections.training import TrainingConfig
@@ -124,6 +125,21 @@ def test_the_random_control_removes_as_many_of_each_given_label_but_never_a_remo
     assert len({tuple(draw) for draw in draws}) == 20
 
 
+def test_a_proposal_is_carried_out_on_what_is_removed_and_relabelled_already(cycle: Cycle) -> None:
+    cycle = replace(cycle, relabeled={7: 1, 8: 2, 9: 0})
+    rows = pa.table(
+        {
+            "point_id": [1, 3, 7, 8, 20],
+            "action": ["restore", "remove", "restore", "remove", "relabel"],
+            "new_label": pa.array([None, None, None, None, 2], pa.int32()),
+            "reason": ["r"] * 5,
+        }
+    )
+    proposal = Proposal(1, rows, cycle.dataset_sha256, "0" * 64, {})
+    assert pruned(cycle, proposal) == ({2, 3, 8}, {9: 0, 20: 2})
+    assert (cycle.removed, cycle.relabeled) == ({1, 2}, {7: 1, 8: 2, 9: 0}), "the baseline keeps what it had"
+
+
 def test_each_policy_becomes_a_rule_over_its_column_of_q_values() -> None:
     rules = {rule.policy: rule for rule in rules_of(PruningConfig(q=0.1))}
     assert rules.keys() == {"harmful", "mislabeled"}
@@ -150,8 +166,6 @@ def test_known_errors_are_counted_on_the_points_in_training(cycle: Cycle) -> Non
 def proposed(cycle: Cycle, mlflow_store: Path, tmp_path: Path) -> tuple[Cycle, Proposed]:
     """The cycle with an open proposal of two points, and a run in MLflow."""
     import shutil
-
-    import pyarrow as pa
 
     (tmp_path / "ws").mkdir()
     shutil.copy(mlflow_store, tmp_path / "ws")
