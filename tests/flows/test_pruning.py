@@ -72,7 +72,7 @@ def score(cycle: Cycle, number: int, helpful: float) -> ScoreSet:
 
 def proposed(cycle: Cycle, helpful: float = 0.0) -> Proposed:
     scores = score(cycle, cycle.number, helpful)
-    return propose(cycle, Scored(scores.folder, scores.sha256, scores.rows, {}, 0.0))
+    return propose(cycle, Scored(scores.folder, scores.sha256, scores.rows, {}, 0.0, "inputs"))
 
 
 def test_protected_ids_groups_and_the_ids_of_a_file_are_left_alone(tmp_path: Path) -> None:

@@ -302,4 +302,4 @@ def test_a_nan_in_the_scoring_names_its_point(one_rank: None, tmp_path: Path) ->
     plan = score_plan(tmp_path / "scoring", tmp_path, BLOBS, {"fault": "nan in scoring"})
     with pytest.raises(BadInput, match="the loss of point 77 is not finite"):
         here("score", plan)
-    assert not list(plan.folder.glob("*.parquet"))
+    assert not list(plan.folder.glob("part-*.parquet"))
