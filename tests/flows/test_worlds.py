@@ -15,7 +15,7 @@ from tests.flows.helpers import launch
 from tests.flows.test_ranks import here, proposal_of, score_plan, train_plan
 
 MANY = {
-    "ekfac": ({}, ("2", "3", "4", "1 partitioned", "2 partitioned", "4 partitioned", "2 split"), 1e-5),
+    "ekfac": ({}, ("3", "4 partitioned", "2 split"), 1e-5),
     "compressed ekfac": (
         {"compression": {"kind": "mask", "ratio": 2}, "exact_head": False},
         ("2", "3 partitioned"),
