@@ -2,7 +2,7 @@
 
 The command is run once for each model, beside the TOML, with one argument: a JSON file of
 
-    role, seed, steps, epochs   what to train; all arms take the same number of steps
+    role, seed, steps, epochs   what to train; all arms take the same number of steps, unless points are redundant
     removed                     Parquet file whose column `point_id` is what to leave out; null: nothing
     relabeled                   Parquet file of `point_id`, `label`: the labels to train with in place of the given ones
     folder, save_at             where to leave `step-000123.safetensors`, the state dict of `model()`, after which steps
@@ -14,9 +14,9 @@ as with our own trainer: the files are checked, committed as checkpoints and jud
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from flows.errors import BadInput, StageFailed
@@ -37,11 +37,17 @@ def train_elsewhere(cycle: Cycle, job: Job) -> None:
     """
     folder, timing = job.folder / GIVEN, job.folder / "timing.json"
     if not (job.done or (timing.exists() and folder.exists())):
-        started = time.monotonic()
+        started = _of_children()
         _run(cycle, job, folder)
-        seconds = time.monotonic() - started
+        seconds = _of_children() - started
         _check(cycle, job, folder)
-        atomic_write_json(timing, {"seconds_per_step": seconds / job.steps})
+        atomic_write_json(timing, {"cpu_seconds_per_step": seconds / job.steps})
+
+
+def _of_children() -> float:
+    """CPU seconds of all processes that were started here and have ended, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _run(cycle: Cycle, job: Job, folder: Path) -> None:

@@ -70,10 +70,11 @@ def foreseen(file: Path, arms: tuple[Sequence[Path], Sequence[Path]] | None) -> 
 
     Args:
         file: A preview's, with the queries in the order of their manifest.
-        arms: Folders of the baselines and of the challengers, by seed, once they are trained.
+        arms: Folders of the baselines and of the challengers, by seed, once they are trained. The truth is left out
+            where the query set changed since the preview.
     """
     table, real, changes = pq.read_table(file), None, None
-    if arms is not None:
+    if arms is not None and _same_queries(table, [*arms[0], *arms[1]]):
         changes, hits = (_of_arm(arms[1], what) - _of_arm(arms[0], what) for what in ("loss", "correct"))  # [S, m]
         real = _change(changes, hits)
     return tuple(
@@ -81,7 +82,14 @@ def foreseen(file: Path, arms: tuple[Sequence[Path], Sequence[Path]] | None) -> 
         for method in METHODS
         if column("loss", method) in table.column_names
         for loss in [_moved(table, "loss", method)]
+        if bool(loss.isfinite().all())  # a step can leave the range where the model gives numbers
     )
+
+
+def _same_queries(table: pa.Table, folders: Sequence[Path]) -> bool:
+    """Whether the models were asked what the preview was; a query that is mended in the meantime is another."""
+    asked = table.select(["point_id", "label"])
+    return all(pq.read_table(folder / QUERIES, columns=["point_id", "label"]).equals(asked) for folder in folders)
 
 
 def _change(loss: Tensor, hits: Tensor) -> Change:

@@ -57,6 +57,7 @@ class Check:
         bound: Its upper bound, which must be below `limit`; or p, of a class or group not being worse than the baseline
             by more than the tolerance, corrected after Holm, which must be at least `limit`.
         hopeless: More seeds would not help.
+        note: The level of the bound, or the tolerance that p is about.
     """
 
     name: str
@@ -65,13 +66,14 @@ class Check:
     limit: float
     passed: bool
     hopeless: bool
+    note: str = ""
 
     @property
     def said(self) -> str:
         """For people."""
         if self.name.endswith(HOLM):
-            return f"{self.bound:.4f} is {'not ' if self.passed else ''}below {self.limit:g}"
-        return f"{self.bound:+.4f} is {'' if self.passed else 'not '}below {self.limit:g}"
+            return f"{self.bound:.4f} is {'not ' if self.passed else ''}below {self.limit:g} ({self.note})"
+        return f"{self.bound:+.4f} is {'' if self.passed else 'not '}below {self.limit:g} ({self.note})"
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ def _judge(cycle: Cycle, proposed: Proposed, retrained: Retrained) -> Verdict:
     champion = read_outcome((retrained.champion,)) if retrained.champion else None
     verdict = compare(outcomes, champion, cycle.config.guardrail, cycle.config.training.seed)
     verdict = replace(verdict, looks=looks_before(cycle) + 1)
-    if verdict.stopped:
-        detail: dict[str, JSON] = {"reason": verdict.reason, "stopped": verdict.stopped, "seeds": verdict.seeds}
-        detail |= {"holdout": cycle.digests["holdout"], "look": verdict.looks}
-        cycle.ledger.record_event(cycle.number, "judged", detail=detail, key=proposed.hash)
+    detail: dict[str, JSON] = {"reason": verdict.reason, "stopped": verdict.stopped, "seeds": verdict.seeds}
+    detail |= {"holdout": cycle.digests["holdout"], "look": verdict.looks}
+    key = proposed.hash if verdict.stopped else f"{proposed.hash}/{verdict.seeds}"
+    cycle.ledger.record_event(cycle.number, "judged", detail=detail, key=key)
     return verdict
 
 
@@ -216,7 +218,7 @@ def _of_challenger(
     of_seeds, alpha = SeedError.of_difference(losses.mean(2)), level_of(losses.shape[1], guardrail.seeds)
 
     def below(name: str, values: Tensor, limit: float, error: SeedError | None = None) -> Check:
-        return _below(name, draw_mean(values, guardrail.resamples, seed, error), alpha, limit)
+        return _below(name, draw_mean(values, max(guardrail.resamples, round(20 / alpha)), seed, error), alpha, limit)
 
     checks = [
         below("challenger - baseline", challenger - baseline, guardrail.tolerance, of_seeds),
@@ -230,7 +232,8 @@ def _of_challenger(
 
 def _below(name: str, draws: Draws, alpha: float, limit: float) -> Check:
     bound = draws.upper(alpha)
-    return Check(name, draws.mean, bound, limit, passed=bound < limit, hopeless=not draws.mean < limit)
+    note = f"level {alpha:.2g}"
+    return Check(name, draws.mean, bound, limit, passed=bound < limit, hopeless=not draws.mean < limit, note=note)
 
 
 def _of_slices(losses: Tensor, slices: Mapping[str, Tensor], guardrail: GuardrailConfig, seed: int) -> list[Check]:
@@ -244,7 +247,8 @@ def _of_slices(losses: Tensor, slices: Mapping[str, Tensor], guardrail: Guardrai
         if change.shape[1] > 1:
             draws = draw_mean(change, resamples, seed, SeedError.of_difference(inside.mean(2)))
             p_values[name] = draws.p_above(guardrail.group_tolerance)
+    note = f"worse by {guardrail.group_tolerance:g} nats"
     return [
-        Check(name + HOLM, means[name], p, ALPHA, passed=p >= ALPHA, hopeless=p < ALPHA)
+        Check(name + HOLM, means[name], p, ALPHA, passed=p >= ALPHA, hopeless=p < ALPHA, note=note)
         for name, p in holm(p_values).items()
     ]

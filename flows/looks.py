@@ -14,7 +14,7 @@ ALL = 2**31 - 1  # events
 def looks_before(cycle: Cycle) -> int:
     """Earlier cycles that were judged on this cycle's holdout set."""
     judged = (event for event in cycle.ledger.log(ALL) if event.state == "judged" and event.cycle < cycle.number)
-    return sum(event.detail.get("holdout") == cycle.digests["holdout"] for event in judged)
+    return len({event.cycle for event in judged if event.detail.get("holdout") == cycle.digests["holdout"]})
 
 
 def refusal(cycle: Cycle) -> str:

@@ -51,6 +51,7 @@ class Preview:
 def preview(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) -> Preview:
     """Foretell the challenger, and drop the curvature that the scoring kept for this."""
     inputs: dict[str, JSON] = {"proposal": proposed.hash if proposed.size else "", "scores": scored.sha256}
+    inputs["code"] = cycle.digests["code"]
     found = once(
         cycle,
         "preview",
@@ -82,7 +83,7 @@ def _preview(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed)
         then_relabeled=write_labels(plans / "relabeled-preview.parquet", relabeled, cycle.manifest),
         scores=scored.folder,
         inputs_digest=scored.inputs_digest,
-        file=cycle.folder / "preview.parquet",
+        file=cycle.folder / f"preview-{proposed.hash[:12]}.parquet",
     )
     logs = cycle.launch("preview", plan, config.scoring.ranks)
     return Preview("", plan.file, Spent.read(logs / f"preview-rank{rank}.json" for rank in range(config.scoring.ranks)))

@@ -58,6 +58,7 @@ def report_data(
         policies=_policies(summary, proposal),
         trust=_trust(summary, done, points),
         changes=({"the data": summary.moved} if summary.moved else {}) | changes_since(cycle, proposal),
+        foretold={one.method: one.said for one in summary.foreseen},
         costs=_costs(summary, done),
         facts=_facts(summary, done),
         classes=_tallies(scores, "label"),
@@ -106,7 +107,6 @@ def _trust(summary: Summary, done: Progression, points: pa.Table) -> dict[str, s
         mean = pc.mean(wrong["posterior"]).as_py()
         facts["label wrong, mean probability of those proposed as mislabeled"] = f"{mean:.3f}"
     facts |= {name: said for name in ("probe", "fragility") if (said := getattr(summary, name))}
-    facts |= {f"query set, foretold by the {one.method}": one.said for one in summary.foreseen}
     if summary.known_errors is not None:
         known = summary.known_errors
         facts["known errors in the set"] = f"{known.total:,}, of which {known.found:,} are proposed"

@@ -47,6 +47,8 @@ class Samples:
 
     def query(self, query_id: str) -> Query:
         """A query, by the workload's optional `describe_query`."""
+        if query_id not in self.queries:
+            return Query("", Sample("no longer in the query set"))
         name, label = self.queries[query_id]
         return Query(str(label), self._shown("describe_query", name))
 

@@ -21,7 +21,7 @@ from flows.drops import record_drops
 from flows.looks import refusal
 from flows.plans import GIVEN, HOLDOUT, STATE, Job
 from flows.pruning import Proposed, untouchable
-from flows.recipe import save_points, steps_for
+from flows.recipe import steps_for
 from flows.relabeling import write_labels
 from flows.spent import Spent
 from flows.stages import Cycle, once
@@ -153,7 +153,7 @@ def _job(cycle: Cycle, trained: Trained, proposed: Proposed | None, arm: str, se
         else:
             removed |= frozenset(random_control(cycle, _points(proposal, "remove", "relabel"), seed))
         if for_load(proposal):
-            fewer = steps_for(cycle.config.training, len(cycle.manifest) - len(removed))
+            fewer = steps_for(cycle.config.training, len(cycle.manifest) - len(pruned(cycle, proposal)[0]))
             steps, planned = max(1, round(steps * fewer / planned)), fewer
     first = arm == "baseline" and seed == cycle.config.training.seed
     plans = cycle.folder / "plans"
@@ -165,7 +165,7 @@ def _job(cycle: Cycle, trained: Trained, proposed: Proposed | None, arm: str, se
         removed=write_ids(plans / f"removed-{arm}-seed{seed}.parquet", removed, cycle.manifest),
         relabeled=write_labels(plans / f"relabeled-{arm}-seed{seed}.parquet", relabeled, cycle.manifest),
         folder=arm_folder(cycle, arm, seed, inputs),
-        save_at=save_points(cycle.config.training, steps) if first else (steps,),
+        save_at=tuple(map(checkpoints.step_of, trained.checkpoints)) if first else (steps,),
     )
 
 

@@ -48,7 +48,7 @@ class Savings:
         saved = f"{self.steps:,} steps, {self.cpu_seconds:,.1f} CPU s at the same epochs ({how})"
         if self.spent is None:
             return saved
-        return f"{saved}; scoring and proof took {self.spent:,.1f} CPU s, repaid by {self.cycles:,} such trainings"
+        return f"{saved}; scoring, preview and proof took {self.spent:,.1f} CPU s, repaid by {self.cycles:,} such trainings"
 
 
 def savings(
@@ -59,18 +59,18 @@ def savings(
     training, (removed, _) = cycle.config.training, pruned(cycle, proposal)
     before, after = (steps_for(training, len(cycle.manifest) - len(gone)) for gone in (cycle.removed, removed))
     steps = trained.steps - round(trained.steps * after / before)
-    seconds, measured = steps * trained.seconds_per_step, False
+    seconds, measured = steps * trained.cpu_seconds_per_step, False
     if retrained is not None and "challenger" in retrained.folders and for_load(proposal):
-        taken = {arm: retrained.steps[arm] * _seconds_per_step(retrained, arm) for arm in ("baseline", "challenger")}
+        taken = {arm: retrained.steps[arm] * _per_step(retrained, arm) for arm in ("baseline", "challenger")}
         seconds, measured = taken["baseline"] - taken["challenger"], True
     if steps <= 0 or seconds <= 0:
         return None
-    return Savings(steps, seconds * training.ranks, measured, _spent(scored, preview, retrained))
+    return Savings(steps, seconds, measured, _spent(scored, preview, retrained))
 
 
-def _seconds_per_step(retrained: Retrained, arm: str) -> float:
+def _per_step(retrained: Retrained, arm: str) -> float:
     folders = retrained.folders[arm]
-    return math.fsum(read_json(folder / "timing.json")["seconds_per_step"] for folder in folders) / len(folders)
+    return math.fsum(read_json(folder / "timing.json")["cpu_seconds_per_step"] for folder in folders) / len(folders)
 
 
 def _spent(scored: Scored, preview: Preview, retrained: Retrained | None) -> float | None:

@@ -19,7 +19,7 @@ class Spent:
         exchange_bytes: Given to collectives by all ranks.
         memory: Most bytes that a rank held.
         device_memory: Most bytes that a rank held on its GPU.
-        anew: Nothing of it had been done by an earlier run.
+        anew: Nothing of it had been done by an earlier run, or by a command in the ranks' place.
     """
 
     seconds: Mapping[str, float]

@@ -14,6 +14,7 @@ from flows.estimators import named
 from flows.foreseen import Foreseen
 from flows.guardrail import ArmOutcome, Check, Verdict
 from flows.hindsight import Compared, compare
+from flows.looks import refusal
 from flows.preview import Preview
 from flows.pruning import Proposed
 from flows.retraining import Retrained
@@ -150,7 +151,9 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
 def _open_reason(cycle: Cycle, proposed: Proposed) -> str:
     if not proposed.size:
         return "no point is a candidate within the budgets"
-    return f"{proposed.size} points wait for `tamis approve` or `tamis reject`"
+    waits = f"{proposed.size} points wait for `tamis approve` or `tamis reject`"
+    refused = refusal(cycle)
+    return f"{waits}, but an approval would be undone: {refused}" if refused else waits
 
 
 def _known_errors(cycle: Cycle, workload: Workload, points: Collection[PointId]) -> KnownErrors | None:
@@ -193,7 +196,7 @@ def _proof(done: Progression) -> str:
     if done.verdict is None or not done.verdict.looks:
         return ""
     verdict, spent = done.verdict, done.retrained.spent if done.retrained else None
-    cost = "" if spent is None else f"; {spent.cpu_seconds:,.1f} CPU s of training"
+    cost = f"; {spent.cpu_seconds:,.1f} CPU s of training" if spent is not None and spent.anew else ""
     return f"{verdict.seeds} seeds, {verdict.stopped}; look {verdict.looks} at this holdout set{cost}"
 
 

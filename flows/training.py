@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,7 +40,7 @@ class Trained:
         checkpoints: From the earliest to the last, the model.
         digest: Of the last.
         steps: Optimizer steps of every arm of this cycle.
-        seconds_per_step: Of the training, without the ranks' start.
+        cpu_seconds_per_step: Of all ranks in the training, without their start.
         spent: What the ranks spent.
         dropped: Points that it dropped while learning.
     """
@@ -48,7 +48,7 @@ class Trained:
     checkpoints: tuple[Path, ...]
     digest: str
     steps: int
-    seconds_per_step: float
+    cpu_seconds_per_step: float
     spent: Spent | None = None
     dropped: int = 0
 
@@ -73,7 +73,8 @@ def train_jobs(cycle: Cycle, jobs: tuple[Job, ...], logs: Path) -> Spent:
                 train_elsewhere(cycle, job)
     plan = TrainPlan(config=config, logs=logs, train_digest=cycle.digests["train"], jobs=jobs)
     logs = cycle.launch("train", plan, config.training.ranks)
-    return Spent.read(logs / f"train-rank{rank}.json" for rank in range(config.training.ranks))
+    spent = Spent.read(logs / f"train-rank{rank}.json" for rank in range(config.training.ranks))
+    return replace(spent, anew=False) if config.training.command else spent
 
 
 def training_inputs(cycle: Cycle) -> dict[str, JSON]:
@@ -84,7 +85,7 @@ def training_inputs(cycle: Cycle) -> dict[str, JSON]:
     return cycle.section("workload") | {
         "training": training.recipe(),
         "command": {path.name: sha256_file(path) for path in beside if path.is_file()},
-        "query": cycle.digests["query"] if training.early_stopping or drops else None,
+        "query": cycle.digests["query"],
         "spared": _spared(cycle) if drops else None,
         "dataset": cycle.dataset_sha256,
         "holdout": cycle.digests["holdout"],
@@ -119,7 +120,7 @@ def _train(cycle: Cycle) -> Trained:
     steps = job.ended
     digest = checkpoints.verify(job.last).digest
     cycle.ledger.record_event(cycle.number, "trained", detail={"checkpoint": digest, "steps": steps}, key=digest)
-    seconds = read_json(job.folder / "timing.json")["seconds_per_step"]
+    seconds = read_json(job.folder / "timing.json")["cpu_seconds_per_step"]
     return Trained(job.saved, digest, steps, seconds, spent, dropped_by(job))
 
 

@@ -179,11 +179,12 @@ def latest(role_dir: Path) -> Checkpoint | None:
     Raises:
         CheckpointDamaged: the newest one is damaged (an older one is never used in its place).
     """
-    steps = sorted(_committed(role_dir), key=_step)
+    steps = sorted(_committed(role_dir), key=step_of)
     return verify(steps[-1]) if steps else None
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was saved after."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -209,14 +210,14 @@ def sweep(role_dir: Path) -> tuple[Path, ...]:
 
 def remove(checkpoint: Path) -> None:
     """Remove a committed checkpoint; killed in the middle, this leaves a torn one, never one that seems whole."""
-    torn = temporary(checkpoint.parent, _step(checkpoint))
+    torn = temporary(checkpoint.parent, step_of(checkpoint))
     os.rename(checkpoint, torn)
     shutil.rmtree(torn)
 
 
 def keep(role_dir: Path, newest: int) -> None:
     """Remove all committed checkpoints but so many of the highest steps; for one process."""
-    steps = sorted(_committed(role_dir), key=_step)
+    steps = sorted(_committed(role_dir), key=step_of)
     for older in steps[: len(steps) - newest]:
         remove(older)
 

@@ -39,6 +39,7 @@ class ReportData:
         policies: Why.
         trust: Facts on how sure this is: the noise rate, the probe …
         changes: Facts on what changed since the last cycle.
+        foretold: What each method foretold of the query set, beside the truth once there is one.
         costs: Facts on what was spent and what is saved.
         facts: Facts on how the scores were made.
         classes: Counts by given label.
@@ -65,6 +66,7 @@ class ReportData:
     policies: Sequence[Policy] = ()
     trust: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, str] = field(default_factory=dict)
+    foretold: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     classes: Sequence[Tally] = ()

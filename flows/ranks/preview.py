@@ -57,7 +57,7 @@ class Previewing:
     def run(self) -> None:
         """Write what the query set makes of the model, and of it after each step."""
         queries = Outcome("query", self._workload.queries(), self._workload, self._rank)
-        table = queries.manifest.table.select(["point_id"])
+        table = queries.manifest.table.select(["point_id", "label"])
         for method, step in {"": dict[str, Tensor](), **self._steps()}.items():
             self._rank.progress("asking the queries", 0, 1)
             model = self._model()

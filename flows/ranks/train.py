@@ -114,7 +114,7 @@ class Trainer:
         order = Order(points.rows[points.in_train], training.batch_size, job.seed, dropping.by_step)
         order.skip(begun)
         stopping = self._stopping(job, resume.losses)
-        states, started, before = resume_points(training, job), time.monotonic(), self._done
+        states, started, before = resume_points(training, job), time.process_time(), self._done
         self._resumed |= begun > 0
         for step in range(begun + 1, job.steps + 1):
             meter.enter(phase)
@@ -127,7 +127,8 @@ class Trainer:
             if stopped := stopping.after(step, engine.model):
                 self._stop(job, step, stopping.losses)
             if stopped or step == job.steps:
-                self._leave(job, engine, step, (time.monotonic() - started) / (step - begun), dropping)
+                spent = self._rank.world * (time.process_time() - started)  # ranks do alike
+                self._leave(job, engine, step, spent / (step - begun), dropping)
             if stopped or step in job.save_at:
                 self._save(engine.weights(), job, step, definition)
             if stopped:
@@ -174,7 +175,7 @@ class Trainer:
         self._rank.meter.enter("judging")
         if self._rank.index == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(job.folder / "timing.json", {"seconds_per_step": seconds})
+            atomic_write_json(job.folder / "timing.json", {"cpu_seconds_per_step": seconds})
             if dropping.dropped is not None:
                 drop_store.write(job.folder, dropping.dropped)
             if job.role == "baseline":
