@@ -96,7 +96,8 @@ def describe(summary: Summary) -> str:
         "",
         f"{summary.points:,} points scored, {summary.proposed:,} proposed "
         f"({', '.join(f'{count:,} {policy}' for policy, count in summary.candidates.items())}), "
-        f"{summary.removed:,} removed. Proposal `{summary.proposal[:12]}`.",
+        f"{', '.join(f'{count:,} {word}' for word, count in summary.changed.items())}. "
+        f"Proposal `{summary.proposal[:12]}`.",
         "",
         f"Influence on {summary.blocks}. {summary.probe} {summary.fragility}".rstrip(),
         "",

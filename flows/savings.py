@@ -48,7 +48,8 @@ class Savings:
         saved = f"{self.steps:,} steps, {self.cpu_seconds:,.1f} CPU s at the same epochs ({how})"
         if self.spent is None:
             return saved
-        return f"{saved}; scoring, preview and proof took {self.spent:,.1f} CPU s, repaid by {self.cycles:,} such trainings"
+        cost = f"scoring, preview and proof took {self.spent:,.1f} CPU s"
+        return f"{saved}; {cost}, repaid by {self.cycles:,} such trainings"
 
 
 def savings(

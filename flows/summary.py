@@ -61,7 +61,10 @@ class Summary:
     in_train: int
     proposal: str
     proposed: int
+    actions: Mapping[str, int]
     removed: int
+    relabeled: int
+    restored: int
     blocks: str
     probe: str
     fragility: str
@@ -82,13 +85,21 @@ class Summary:
     @property
     def decision(self) -> str:
         """What was decided and why, in one sentence."""
+        more = "".join(f", {count:,} {word}" for word, count in self.changed.items() if word != "removed")
+        undone = ", ".join(f"{count:,} to {action}" for action, count in self.actions.items())
         said = {
-            "promoted": f"{self.removed:,} of {self.in_train:,} points are removed, and the model trained without them "
-            f"is champion: {self.reason}",
-            "rolled_back": f"The removal of {self.proposed:,} points is undone: {self.reason}",
+            "promoted": f"{self.removed:,} of {self.in_train:,} points are removed{more}, and the model trained so is "
+            f"champion: {self.reason}",
+            "rolled_back": f"The proposal is undone ({undone}): {self.reason}",
             "nothing_to_do": f"Nothing is removed: {self.reason}",
         }
         return said.get(self.state, self.reason)
+
+    @property
+    def changed(self) -> Mapping[str, int]:
+        """Points that are removed by this cycle, and relabelled and restored if there are any."""
+        also = {"relabelled": self.relabeled, "restored": self.restored}
+        return {"removed": self.removed, **{word: count for word, count in also.items() if count}}
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
     proposed, concluded = done.proposed, done.concluded
     state = concluded.state if concluded else ("awaiting_review" if done.reviewed else "proposed")
     reason = concluded.reason if concluded else _open_reason(cycle, proposed)
+    done_with = proposed.actions if state == "promoted" else {}
     return Summary(
         cycle=cycle.number,
         state=state,
@@ -128,7 +140,10 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         in_train=proposed.in_train,
         proposal=proposed.hash,
         proposed=proposed.size,
-        removed=proposed.size if state == "promoted" else 0,
+        actions=proposed.actions,
+        removed=done_with.get("remove", 0),
+        relabeled=done_with.get("relabel", 0),
+        restored=done_with.get("restore", 0),
         blocks=described(done.scored.blocks),
         probe="" if done.scored.probe is None else done.scored.probe.verdict(named(cycle.config)),
         fragility=warning(cycle.config, workload),

@@ -40,7 +40,7 @@ def _facts(summary: Summary) -> dict[str, str]:
     facts = {
         "points scored": f"{summary.points:,} ({summary.in_train:,} in training)",
         "proposed": f"{summary.proposed:,} (candidates: {named})",
-        "removed": f"{summary.removed:,}",
+        **{word: f"{count:,}" for word, count in summary.changed.items()},
     }
     if summary.moved:
         facts["data"] = summary.moved

@@ -48,7 +48,7 @@ def test_arms_that_do_not_differ_are_not_promoted_against_the_control() -> None:
     verdict = judged(challenger=0.0)
     assert failed(verdict) == ["challenger - control"]
     assert verdict.promote == "baseline"
-    assert "challenger - control +0.0000 is not below 0; there is no champion yet" in verdict.reason
+    assert "challenger - control +0.0000 is not below 0 (level 0.04); there is no champion yet" in verdict.reason
 
 
 def test_a_gain_that_random_removal_has_too_is_not_promoted() -> None:

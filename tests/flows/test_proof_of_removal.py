@@ -45,11 +45,11 @@ def test_a_proposal_is_foretold_on_the_queries_before_its_review_and_the_truth_s
     assert all(one.real is None for one in waiting.foreseen)
     cycle = here / "ws/cycles/000001"
     assert not (cycle / "scores/unfinished").exists(), "the curvature that was kept for it has gone"
-    [file] = cycle.glob("preview-*.parquet")
-    first = file.read_bytes()
+    [preview] = cycle.glob("preview-*.parquet")
+    first = preview.read_bytes()
 
     summary = turn(file)
-    assert file.read_bytes() == first, "it is not made again"
+    assert preview.read_bytes() == first, "it is not made again"
     step = next(one for one in summary.foreseen if one.method == INFLUENCE)
     assert step.real is not None
     assert step.predicted.loss.mean < 0, "the wrong labels harm the queries"
@@ -63,9 +63,13 @@ def test_a_proposal_is_foretold_on_the_queries_before_its_review_and_the_truth_s
     print_summary(summary, as_json=False)
     said = capsys.readouterr().out
     html = summary.report.read_text()
-    for part in (f"foretold, {INFLUENCE}", "2 seeds, all 2 seeds were compared; look 1", "scoring and proof took"):
+    for part in (
+        f"foretold, {INFLUENCE}",
+        "2 seeds, all 2 seeds were compared; look 1",
+        "scoring, preview and proof took",
+    ):
         assert part in said
-    for part in (f"foretold by the {UNLEARNING}", "all 2 seeds were compared", "repaid by"):
+    for part in ("was foretold to do", UNLEARNING, "all 2 seeds were compared", "repaid by"):
         assert part in html
 
 
@@ -130,8 +134,8 @@ def test_a_saving_is_paid_for_after_as_many_trainings_as_it_takes() -> None:
     saving = Savings(steps=10, cpu_seconds=4.0, measured=False, spent=21.0)
     assert saving.cycles == 6
     assert saving.said == (
-        "10 steps, 4.0 CPU s at the same epochs (computed; the arms of this cycle took equal steps); scoring and proof "
-        "took 21.0 CPU s, repaid by 6 such trainings"
+        "10 steps, 4.0 CPU s at the same epochs (computed; the arms of this cycle took equal steps); scoring, "
+        "preview and proof took 21.0 CPU s, repaid by 6 such trainings"
     )
     assert Savings(10, 4.0, True, None).said == "10 steps, 4.0 CPU s at the same epochs (measured)"
 
@@ -152,14 +156,15 @@ def test_what_two_launches_spent_is_their_sum() -> None:
 
 def test_predictions_are_compared_query_by_query_with_the_mean_over_seeds(tmp_path: Path) -> None:
     before, change = [1.0, 2.0, 3.0], [-0.5, 0.0, 0.5]
-    table = {"loss": before, "correct": [False] * 3, "correct_influence_step": [True, False, False]}
+    asked = {"point_id": [4, 5, 6], "label": [0, 1, 0]}
+    table = asked | {"loss": before, "correct": [False] * 3, "correct_influence_step": [True, False, False]}
     table |= {"loss_influence_step": [b + c for b, c in zip(before, change)]}
     pq.write_table(pa.table(table), tmp_path / "preview.parquet")
     for arm, sign in (("baseline", 0.0), ("challenger", 2.0)):
         for seed, noise in enumerate((0.1, -0.1)):
             losses = [b + sign * c + noise * (arm == "challenger") for b, c in zip(before, change)]
             (tmp_path / f"{arm}{seed}").mkdir()
-            columns = {"loss": losses, "correct": [arm == "challenger"] * 3}
+            columns = asked | {"loss": losses, "correct": [arm == "challenger"] * 3}
             pq.write_table(pa.table(columns), tmp_path / f"{arm}{seed}" / QUERIES)
     folders = tuple([tmp_path / f"{arm}{seed}" for seed in range(2)] for arm in ("baseline", "challenger"))
     [found] = foreseen(tmp_path / "preview.parquet", folders)
@@ -169,3 +174,5 @@ def test_predictions_are_compared_query_by_query_with_the_mean_over_seeds(tmp_pa
     assert (found.predicted.accuracy, found.real.accuracy) == pytest.approx((1 / 3, 1.0))
     [alone] = foreseen(tmp_path / "preview.parquet", None)
     assert (alone.real, alone.correlation) == (None, None)
+    pq.write_table(pa.table(columns | {"label": [0, 1, 1]}), folders[1][1] / QUERIES)
+    assert foreseen(tmp_path / "preview.parquet", folders) == (alone,), "a query was mended since"
