@@ -14,6 +14,7 @@ from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
 from flows.estimators import approximation, selections
+from flows.protection import check_protected
 from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
 from flows.ranks.probe import rehearse
@@ -69,9 +70,7 @@ class _Checker:
             raise BadInput(f"{len(sets.train)} train points: scoring.neighbours = {self.config.scoring.neighbours}")
         if len(sets.query) < 2:
             raise BadInput("one query point has no standard error: give at least two")
-        known = set(sets.train.ids)
-        if unknown := [point for point in self.config.pruning.protected if point not in known]:
-            raise BadInput(f"pruning.protected: {unknown[:3]} not in the train set ({sets.train.id_kind} ids)")
+        check_protected(self.config.pruning, sets.train)
         return (
             f"{len(sets.train):,} train, {len(sets.query):,} query, {len(sets.holdout):,} holdout points; "
             "ids unique, sets disjoint"

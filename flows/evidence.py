@@ -12,12 +12,14 @@ import pyarrow.compute as pc
 from flows.config import Config, load
 from flows.inspection import open_ledger
 from flows.policies import rules_of
+from flows.protection import protected_ids
+from flows.sections.curation import PruningConfig
 from flows.stages import cycle_folder
 from storage import score_store
 from storage.errors import UnknownPoint
 from storage.ledger import Ledger
-from storage.points import Manifest, PointId, id_from_text
-from storage.policies import Rule
+from storage.points import IdKind, Manifest, PointId, id_from_text
+from storage.policies import Condition, Rule
 from storage.records import CycleRecord, Explanation
 from storage.standing import standing
 
@@ -28,8 +30,18 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
+class Unmet:
+    """A further condition of a rule that does not hold: `column op threshold`."""
+
+    column: str
+    value: float | None
+    op: str
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What one rule says of the point: chosen if `column op threshold`; a null value is never chosen."""
+    """What one rule says of the point: chosen if `column op threshold` and nothing else is unmet; null never holds."""
 
     policy: str
     column: str
@@ -37,6 +49,7 @@ class Verdict:
     op: str
     threshold: float
     chosen: bool
+    unmet: tuple[Unmet, ...]
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,7 @@ def account_of(file: Path, text: str) -> Account:
     """Everything known of a point.
 
     Raises:
+        BadInput: The file of protected ids cannot be read, where it is asked whether the point is in it.
         storage.errors.UnknownPoint: Neither the ledger nor the newest data set nor the newest scores know it.
     """
     config, ledger = load(file), open_ledger(file)
@@ -148,6 +162,9 @@ def _scores(config: Config, ledger: Ledger, last: CycleRecord, point: PointId, t
     verdicts = tuple(_verdict(rule, row) for rule in rules_of(config.pruning) if rule.column in row)
     proposed = any(mention.cycle == newest[0] for mention in told.proposals)
     chosen = any(verdict.chosen for verdict in verdicts) and row["in_train"]
+    held_back = ""
+    if chosen and not proposed:
+        held_back = _held_back(config.pruning, ledger, newest[0], point, last.id_kind, row.get("group"))
     tops = [(top["query_id"], top["influence"]) for top in row.get("top_queries") or ()]
     return Scores(
         cycle=newest[0],
@@ -157,19 +174,28 @@ def _scores(config: Config, ledger: Ledger, last: CycleRecord, point: PointId, t
         rank=row["rank"],
         of=row["of"],
         verdicts=verdicts,
-        held_back=_held_back(config, ledger, newest[0], point) if chosen and not proposed else "",
+        held_back=held_back,
         helped=tuple(top for top in tops if top[1] > 0)[:SHOWN],
         harmed=tuple(top for top in reversed(tops) if top[1] < 0)[:SHOWN],
     )
 
 
 def _verdict(rule: Rule, row: Mapping[str, Any]) -> Verdict:
-    value = row[rule.column]
-    chosen = value is not None and COMPARE[rule.op](float(value), float(rule.threshold))
-    return Verdict(rule.policy, rule.column, value, rule.op, rule.threshold, chosen)
+    unmet = tuple(
+        Unmet(one.column, row.get(one.column), one.op, one.threshold) for one in rule.also if not _holds(one, row)
+    )
+    chosen = _holds(rule, row) and not unmet
+    return Verdict(rule.policy, rule.column, row[rule.column], rule.op, rule.threshold, chosen, unmet)
 
 
-def _held_back(config: Config, ledger: Ledger, cycle: int, point: PointId) -> str:
-    if point in config.pruning.protected:
+def _holds(condition: Rule | Condition, row: Mapping[str, Any]) -> bool:
+    value = row.get(condition.column)
+    return value is not None and COMPARE[condition.op](float(value), float(condition.threshold))
+
+
+def _held_back(
+    pruning: PruningConfig, ledger: Ledger, cycle: int, point: PointId, kind: IdKind, group: str | None
+) -> str:
+    if group in pruning.protected_groups or point in protected_ids(pruning, kind):
         return "protected"
-    return "cooldown" if point in ledger.cooldown(cycle, config.pruning.cooldown) else "a budget"
+    return "cooldown" if point in ledger.cooldown(cycle, pruning.cooldown) else "a budget"

@@ -9,11 +9,13 @@ import typer
 
 from flows.options import BY, HERE, JSON_OPTION, TOML_OPTION
 
+LIMIT = Annotated[int, typer.Option(min=1, help="So many of the newest events.")]
+
 app = typer.Typer(help="What was decided about which point, and how to undo it.", no_args_is_help=True)
 
 
 @app.command()
-def log(file: TOML_OPTION = HERE, limit: int = 50, as_json: JSON_OPTION = False) -> None:
+def log(file: TOML_OPTION = HERE, limit: LIMIT = 50, as_json: JSON_OPTION = False) -> None:
     """List what happened, newest first."""
     from flows.inspection import open_ledger
     from flows.ledger_tables import print_log

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.table import Table
 
 from flows.comparison import Difference, Regrets
-from flows.evidence import Account, Scores, Verdict
+from flows.evidence import Account, Scores, Unmet, Verdict
 from flows.printing import console, short, write_json
 from storage.chain import Verification
 from storage.records import ActionRecord, EventRecord, Mention
@@ -100,9 +100,13 @@ def _scores(scores: Scores) -> list[str]:
 
 
 def _verdict(verdict: Verdict) -> str:
-    value = "none" if verdict.value is None else f"{verdict.value:.3g}"
     said = "chooses it" if verdict.chosen else "does not choose it"
-    return f"policy {verdict.policy} {said}: {verdict.column} {value}, chosen if {verdict.op} {verdict.threshold:g}"
+    return "; ".join([f"policy {verdict.policy} {said}: {_compared(verdict)}", *map(_compared, verdict.unmet)])
+
+
+def _compared(said: Verdict | Unmet) -> str:
+    value = "none" if said.value is None else f"{said.value:.3g}"
+    return f"{said.column} {value}, chosen if {said.op} {said.threshold:g}"
 
 
 def print_difference(difference: Difference, *, as_json: bool) -> None:

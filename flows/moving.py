@@ -16,10 +16,15 @@ MOVED = "moved.parquet"
 
 @dataclass(frozen=True)
 class InForce:
-    """What was decided as of a cycle about points that still have the content that it was decided on."""
+    """What was decided as of a cycle about points that still have the content that it was decided on.
+
+    Attributes:
+        decided: Number of the newest action when reading began: another one later means that the rest may be stale.
+    """
 
     removed: frozenset[PointId]
     relabeled: Mapping[PointId, int]
+    decided: int
 
 
 def manifest_of_cycle(workspace: Path, number: int) -> Path:
@@ -30,13 +35,14 @@ def manifest_of_cycle(workspace: Path, number: int) -> Path:
 def in_force(ledger: Ledger, cycle: int, train: Manifest) -> InForce:
     """Match the decisions as of a cycle with a data set: the same id with new content is a new point."""
     if not ledger.exists:
-        return InForce(frozenset(), {})
+        return InForce(frozenset(), {}, decided=0)
+    decided = ledger.newest_action(cycle)
     content = dict(zip(train.ids, train.table["content"].to_pylist()))
     removed = (point for point, was in ledger.removed_contents(cycle).items() if content.get(point) == was)
     relabeled = {
         point: was.label for point, was in ledger.relabeled_contents(cycle).items() if content.get(point) == was.content
     }
-    return InForce(frozenset(removed), relabeled)
+    return InForce(frozenset(removed), relabeled, decided)
 
 
 def record_moves(ledger: Ledger, workspace: Path, number: int, train: Manifest) -> str:

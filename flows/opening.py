@@ -104,7 +104,8 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
 
     Raises:
         BadInput: A set is empty or malformed, or points are relabelled and the workload cannot be.
-        storage.errors.StorageError: Sets that overlap, duplicate ids, a locked or newer ledger.
+        storage.errors.StorageError: Sets that overlap, duplicate ids, a locked or newer ledger, points decided on
+            meanwhile.
     """
     show(Progress("reading the data", 0, 1))
     sets = read_sets(workload)
@@ -120,7 +121,8 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     digests = {**sets.digests, "code": _code(workload, versions)}
     run = tracker.cycle_run(number, digest, _parameters(config))
     settings = config.model_dump(mode="json", by_alias=True)
-    ledger.open_cycle(number, digest, settings, versions, sets.train.id_kind, parent=parent, mlflow_run_id=run)
+    ids = sets.train.id_kind
+    ledger.open_cycle(number, digest, settings, versions, ids, parent, mlflow_run_id=run, decided=known.decided)
     folder = cycle_folder(config, number)
     folder.mkdir(parents=True, exist_ok=True)
     sets.train.write(manifest_of_cycle(config.workspace, number))

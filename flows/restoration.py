@@ -47,11 +47,14 @@ def restore(file: Path, choice: Choice, by: str, reason: str, *, dry_run: bool =
 
     Raises:
         BadInput: Nothing is given.
+        storage.errors.CycleConflict: The cycle was never opened.
         storage.errors.NotRemoved: A point given by its id is neither removed nor relabelled; then none is restored.
     """
     if choice == Choice():
         raise BadInput("which points? give ids, --from-file, --class, --cycle or --query; all that is given must hold")
     config, ledger, who = load(file), open_ledger(file), named(by)
+    if choice.cycle is not None:
+        ledger.cycle(choice.cycle)  # refuses one that was never opened
     asked = [*choice.points, *(read_ids(choice.file) if choice.file else ())]
     if asked:
         ledger.check_changed(asked)

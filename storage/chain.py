@@ -5,7 +5,7 @@
 The digest of a row is over the table's name and the columns that are not null, by name, each with its length, so a
 nullable column that a later schema adds changes no digest. Rows are linked in the transaction that wrote them, by
 sequence number; a cycle hangs on its event `opened`, the rows of a proposal on the proposal. A transaction links only
-numbers that it drew itself: what another hand adds is never taken into the chain.
+numbers that it drew itself: what another hand adds, with or without anything to hang on, is never taken into the chain.
 
 Whoever can write the file can also compute a whole new chain. The head, kept elsewhere, tells that too.
 """
@@ -24,10 +24,13 @@ FIRST = "0" * 64
 """What the first link follows, and the head of an empty ledger."""
 READ = 100_000
 
+NOWHERE = 2**63 - 1
+"""In place of the number that a row hangs on, where it is not there; above every number drawn."""
+
 SEQUENCED = {name: f"FROM {name} t" for name in ("events", "proposals", "reviews", "actions")}
 HUNG = {
-    "cycles": "FROM cycles t JOIN events s ON s.cycle = t.cycle AND s.state = 'opened'",
-    "proposal_rows": "FROM proposal_rows t JOIN proposals s ON s.cycle = t.cycle AND s.hash = t.hash",
+    "cycles": "FROM cycles t LEFT JOIN events s ON s.cycle = t.cycle AND s.state = 'opened'",
+    "proposal_rows": "FROM proposal_rows t LEFT JOIN proposals s ON s.cycle = t.cycle AND s.hash = t.hash",
 }
 KEYS = {"cycles": "CAST(t.cycle AS VARCHAR)", "proposal_rows": "t.point_id"}
 TABLES = tuple(SEQUENCED) + tuple(HUNG)
@@ -40,7 +43,7 @@ class Broken:
 
     Attributes:
         table: Where it is.
-        seq: Its sequence number, or that of the row it hangs on.
+        seq: Its sequence number, or that of the row it hangs on; `NOWHERE` if that is not there.
         key: The cycle or the point, of rows without a number of their own.
         what: `changed` (the row, or the chain at its place), `missing` or `added`.
     """
@@ -59,7 +62,8 @@ class Broken:
             "missing": "is gone",
             "added": "was added by another hand, or its link is gone",
         }
-        return f"row {self.seq} of {self.table}{key} {said[self.what]}"
+        row = "a row that hangs on none" if self.seq == NOWHERE else f"row {self.seq}"
+        return f"{row} of {self.table}{key} {said[self.what]}"
 
 
 @dataclass(frozen=True)
@@ -161,11 +165,15 @@ def _digests(con: duckdb.DuckDBPyConnection) -> str:
     for table, column, kind in con.execute(query, [list(TABLES)]).fetchall():
         columns[table].append(_written(column, kind))
     parts = [
-        f"SELECT {'t' if name in SEQUENCED else 's'}.seq AS seq, '{name}' AS name, {KEYS.get(name, repr(''))} AS key, "
+        f"SELECT {_place(name)} AS seq, '{name}' AS name, {KEYS.get(name, repr(''))} AS key, "
         f"sha256(concat_ws('|', '{name}', {', '.join(columns[name])})) AS digest {source}"
         for name, source in {**SEQUENCED, **HUNG}.items()
     ]
     return " UNION ALL ".join(parts)
+
+
+def _place(table: str) -> str:
+    return "t.seq" if table in SEQUENCED else f"coalesce(s.seq, {NOWHERE})"
 
 
 def _written(column: str, kind: str) -> str:

@@ -122,8 +122,11 @@ class _Kept:
     """Writes the points that are kept as they come; a context manager, whose end writes the mask."""
 
     def __init__(self, folder: Path, manifest: Path, *, text: bool) -> None:
-        with pq.ParquetFile(manifest) as file:
-            id_type, self.bits = file.schema_arrow.field("point_id").type, _bits(file)
+        try:
+            with pq.ParquetFile(manifest) as file:
+                id_type, self.bits = file.schema_arrow.field("point_id").type, _bits(file)
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise StorageError(f"cannot read the manifest {manifest}: {error}") from error
         self.id_kind: IdKind = "int" if pa.types.is_integer(id_type) else "string"
         self._schema = pa.schema([("point_id", id_type), ("label", pa.int32())])
         self._folder, self._mask, self._open = folder, np.zeros(self.bits or 0, np.bool_), ExitStack()

@@ -21,6 +21,7 @@ from storage.ledger_views import (
     event_of,
     is_finished,
     last_cycle,
+    newest_action,
     newest_proposal,
     records,
     review_of,
@@ -57,6 +58,7 @@ class Ledger(LedgerViews):
         id_kind: IdKind,
         parent: int | None = None,
         mlflow_run_id: str | None = None,
+        decided: int | None = None,
     ) -> CycleRecord:
         """Open the next cycle, or return it if it is open on the same data; creates the ledger.
 
@@ -68,13 +70,18 @@ class Ledger(LedgerViews):
             id_kind: Type of the point ids; the same in every cycle.
             parent: The cycle whose champion it starts from.
             mlflow_run_id: Its MLflow run.
+            decided: `newest_action` as of the cycle before, read before the decisions that `dataset_sha256` rests on;
+                None: they cannot have changed since.
 
         Raises:
-            CycleConflict: wrong number, an unfinished cycle before it, other data or another type of ids.
+            CycleConflict: wrong number, an unfinished cycle before it, other data or another type of ids, or points
+                were decided on since.
         """
         row = [cycle, parent, dataset_sha256, canonical_json(config), canonical_json(versions), id_kind, mlflow_run_id]
         with self._write(create=True) as con:
             _check_opening(con, cycle, dataset_sha256, id_kind)
+            if decided is not None and newest_action(con, cycle - 1) != decided:
+                raise CycleConflict(f"decisions changed while cycle {cycle} was being opened; run again")
             con.execute(f"INSERT INTO cycles VALUES ({_marks(8)}) ON CONFLICT DO NOTHING", [*row, utc_now()])
             _record(con, cycle, "opened", ACTOR, {"dataset_sha256": dataset_sha256}, "")
             return records(con, CycleRecord, "FROM cycles WHERE cycle = ?", [cycle])[0]

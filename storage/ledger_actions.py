@@ -2,7 +2,7 @@
 
 A point is removed, relabelled or, with no action or a restoration as its newest, as the data set gives it. A roll-back
 takes back what the proposals of its cycle did, and only where nothing was done to the point since: it writes again what
-the action before said, a restoration if there was none.
+the action before said, with its scores and its proposal, a restoration if there was none.
 """
 
 from collections import Counter
@@ -46,7 +46,8 @@ RETURNING action
 """
 
 UNDO = f"""
-INSERT INTO actions (cycle, point_id, action, new_label, reason, proposal, actor, content, event_at)
+INSERT INTO actions (cycle, point_id, action, new_label, reason, score, threshold, estimator, checkpoint_digest,
+                     proposal, actor, content, event_at)
 WITH undone AS (
     FROM newest_as_of({NOW}) a SEMI JOIN proposal_rows p
     ON p.cycle = a.cycle AND p.hash = a.proposal AND p.point_id = a.point_id AND p.action = a.action
@@ -55,8 +56,8 @@ WITH undone AS (
     SELECT a.* FROM actions a JOIN undone u ON a.point_id = u.point_id AND a.seq < u.seq
     QUALIFY row_number() OVER (PARTITION BY a.point_id ORDER BY a.seq DESC) = 1
 )
-SELECT $cycle, u.point_id, coalesce(b.action, 'restore'), b.new_label, $reason, u.proposal, $actor,
-       coalesce(b.content, u.content), $now
+SELECT $cycle, u.point_id, coalesce(b.action, 'restore'), b.new_label, $reason, b.score, b.threshold,
+       b.estimator, b.checkpoint_digest, coalesce(b.proposal, u.proposal), $actor, coalesce(b.content, u.content), $now
 FROM undone u LEFT JOIN before b USING (point_id) ORDER BY u.point_id
 RETURNING action
 """

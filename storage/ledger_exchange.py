@@ -49,12 +49,16 @@ def export(ledger: LedgerViews, folder: Path, form: Format) -> chain.Verificatio
         The check of the chain, which stands in LEDGER.json.
 
     Raises:
-        StorageError: the folder holds something.
+        StorageError: the folder holds something, or is none and cannot be made.
         LedgerBroken: the chain does not hold.
     """
     ledger.require()
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        holds = any(folder.iterdir())
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be used as a folder ({error.strerror}); give a new folder") from error
+    if holds:
         raise StorageError(f"{folder} is not empty; give a new folder")
     with reading(ledger.path, ledger.patience) as con:
         found = chain.verify(con)

@@ -90,6 +90,12 @@ def event_of(con: duckdb.DuckDBPyConnection, cycle: int, state: State, key: str)
     return found[0] if found else None
 
 
+def newest_action(con: duckdb.DuckDBPyConnection, cycle: int) -> int:
+    """The number of the newest action as of a cycle; 0 if there is none."""
+    [(seq,)] = con.execute("SELECT coalesce(max(seq), 0) FROM actions WHERE cycle <= ?", [cycle]).fetchall()
+    return int(seq)
+
+
 def check_changed(con: duckdb.DuckDBPyConnection, points: Collection[PointId]) -> list[str]:
     """The texts of points, sorted; raises as `LedgerViews.check_changed`."""
     texts = sorted({id_text(point) for point in points})
@@ -259,6 +265,11 @@ class LedgerViews:
         with self._open() as con:
             query = "FROM newest_as_of(?) ORDER BY seq"
             return records(con, ActionRecord, query, [NOW if cycle is None else cycle])
+
+    def newest_action(self, cycle: int) -> int:
+        """The number of the newest action as of a cycle; 0 if there is none."""
+        with self._open() as con:
+            return newest_action(con, cycle)
 
     def check_changed(self, points: Collection[PointId]) -> None:
         """Check that points are removed or relabelled now.

@@ -147,14 +147,16 @@ class Tracker:
         """The run of a cycle, made at the first call.
 
         MLflow's parameters never change: one that is given another value later, because the settings were edited while
-        the cycle was open, keeps the first and shows the new one in the tag `tamis.changed`.
+        the cycle was open, keeps the first and shows the new one in the tag `tamis.changed`. The data set may be
+        another one where the run was made and the cycle then not opened.
 
         Returns:
             Its run id.
         """
         tags = {"tamis.cycle": str(cycle)}
-        more = {"tamis.dataset_sha256": dataset_sha256, "mlflow.runName": f"cycle {cycle}"}
-        return self._run(tags, more, parameters)
+        run = self._run(tags, {"mlflow.runName": f"cycle {cycle}"}, parameters)
+        self._client.set_tag(run, "tamis.dataset_sha256", dataset_sha256)
+        return run
 
     def arm_run(
         self, cycle_run: str, arm: str, seed: int, parameters: Mapping[str, Value], metrics: Mapping[str, float]

@@ -70,11 +70,21 @@ def test_relabeling_is_refused_where_labels_cannot_be_put_into_a_batch(
         ({"training": {"turn_over": ["encoder"]}}, ("turn-over layer 'encoder': the model has hidden",)),
         ({"pruning": {"protected": [5, 9999]}}, ("pruning.protected: [9999] not in the train set",)),
         ({"pruning": {"protected": ["5"]}}, ("pruning.protected: ['5']", "int ids")),
+        ({"pruning": {"protected_file": "gone.txt"}}, ("pruning.protected_file", "gone.txt", "one a line")),
+        (
+            {"pruning": {"protected_file": "ids.txt"}},
+            (
+                "pruning.protected_file",
+                "ids.txt: ['9999'] not in the train",
+            ),
+        ),
+        ({"pruning": {"protected_groups": ["clinic"]}}, ("protected_groups: no point", "['clinic']")),
     ],
 )
 def test_settings_that_do_not_fit_the_workload_are_found(
     tmp_path: Path, sections: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
+    (tmp_path / "ids.txt").write_text("5\n9999\n")
     [wrong] = [finding for finding in check(load(write_toml(tmp_path, **sections))) if not finding.ok]
     for part in parts:
         assert part in wrong.text

@@ -116,6 +116,46 @@ def test_why_explains_removed_relabelled_restored_kept_and_unknown_points(
             account_of(file, unknown)
 
 
+def test_why_says_which_further_condition_kept_a_rule_from_choosing_a_point(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = one_cycle(tmp_path, agreement=0.8)
+    expected = {
+        "1": "policy harmful chooses it: harmful_q 0.1, chosen if <= 0.45 chosen by a rule and not proposed: a budget",
+        "2": "does not choose it: harmful_q 0.2, chosen if <= 0.45; agreement 0.5, chosen if >= 0.8 helps",
+        "3": "does not choose it: harmful_q 0.3, chosen if <= 0.45; agreement none, chosen if >= 0.8 helps",
+    }
+    for point, part in expected.items():
+        print_account(account_of(file, point), as_json=False)
+        assert part in said(capsys)
+
+
+def test_why_knows_points_protected_by_a_file_or_a_group(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("1\n")
+    file = one_cycle(tmp_path, protected_file="ids.txt", protected_groups=["clinic"])
+    told = {point: account_of(file, str(point)).scores for point in (0, 1, 2)}
+    assert {point: scores and scores.held_back for point, scores in told.items()} == {
+        0: "protected",
+        1: "protected",
+        2: "a budget",
+    }
+
+
+def one_cycle(folder: Path, **pruning: Any) -> Path:
+    """A cycle that has scored and proposed nothing; point 0 is of the group `clinic`."""
+    path = write_toml(folder, pruning={"policies": ["harmful"], "q": 0.45} | pruning)
+    config = load(path)
+    ledger_of(config).path.parent.mkdir()
+    ledger_of(config).open_cycle(1, "d", {}, {}, "int")
+    scores = cycle_folder(config, 1) / "scores"
+    write_scores(scores, INFLUENCE, removed=set())
+    [part] = scores.glob("*.parquet")
+    table = pq.read_table(part).append_column("agreement", pa.array([1.0, 1.0, 0.5, None, *[1.0] * (N - 4)]))
+    pq.write_table(table.append_column("group", pa.array(["clinic", *["other"] * (N - 1)])), part)
+    manifest(range(N)).write(cycle_folder(config, 1) / "manifest.parquet")
+    return path
+
+
 def test_a_point_whose_content_changed_since_it_was_removed_is_said_to_be_a_new_one(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +208,8 @@ def test_restoring_what_is_kept_or_unknown_or_nothing_is_one_line_and_restores_n
             restore(file, Choice(points=("0", wrong)), "ada", "")
     with pytest.raises(BadInput, match="which points"):
         restore(file, Choice(), "ada", "")
+    with pytest.raises(CycleConflict, match="cycle 9 was never opened"):
+        restore(file, Choice(cycle=9), "ada", "")
     with pytest.raises(BadInput, match="--by is empty"):
         restore(file, Choice(cycle=1), " ", "")
     assert ledger.head() == head
@@ -226,3 +268,10 @@ def test_verify_as_a_command_leaves_with_1_and_names_the_row_that_was_tampered_w
     refused: Any = tamis("ledger", "verify", "--file", file, "--head", "nonsense")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
+
+
+def test_a_limit_below_one_is_refused(file: Path) -> None:
+    refused: Any = tamis("ledger", "log", "--file", file, "--limit", "-3")
+    assert refused.returncode == 2
+    assert "Invalid value for '--limit'" in refused.stderr
+    assert "greater than or equal to 1" in refused.stderr

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,10 +16,12 @@ from flows.errors import BadInput
 from flows.export import export_file
 from flows.inspection import status_of
 from flows.moving import in_force, manifest_of_cycle, record_moves
-from flows.opening import ledger_of
+from flows.opening import ledger_of, open_cycle
 from flows.workload import load_workload
+from storage.errors import CycleConflict
 from storage.ledger import Ledger
 from storage.points import Manifest, PointId, dataset_sha256
+from storage.proposals import Proposal
 from storage.selection import Selection
 from storage.trajectory_store import TRAJECTORY
 from tests.flows.helpers import run_here, turn, write_toml
@@ -99,10 +102,6 @@ def manifest(content: dict[PointId, str]) -> Manifest:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     """Cycle 1 on six points; 0 and 1 are removed, 2 and 3 relabelled as 7."""
-    import pyarrow as pa
-
-    from storage.proposals import Proposal
-
     ledger, whole = Ledger(tmp_path / "l.duckdb"), manifest(CONTENT)
     ledger.open_cycle(1, dataset_sha256(whole), {}, {}, "int")
     whole.write(manifest_of_cycle(tmp_path, 1))
@@ -134,6 +133,61 @@ def opened(ledger: Ledger, folder: Path, cycle: int, content: dict[PointId, str]
     assert record_moves(ledger, folder, cycle, train) == said, "a cycle that is continued says it again"
     ledger.record_event(cycle, "nothing_to_do")
     return said
+
+
+def test_what_is_in_force_tells_which_decisions_it_has_seen(ledger: Ledger) -> None:
+    found = in_force(ledger, 1, manifest(CONTENT))
+    assert found.decided == ledger.newest_action(1) > 0
+    ledger.restore([0], "bob", "was right")
+    assert in_force(ledger, 1, manifest(CONTENT)).decided > found.decided
+    assert in_force(ledger, 0, manifest(CONTENT)).decided == 0
+
+
+class Meanwhile:
+    """A tracker during whose first answer somebody restores points."""
+
+    def __init__(self, ledger: Ledger, points: list[PointId]) -> None:
+        self.ledger, self.points = ledger, points
+
+    def champion(self, name: str) -> None:
+        return None
+
+    def cycle_run(self, *_: object) -> str:
+        if self.points:
+            self.ledger.restore(self.points, "bob", "was right")
+            self.points = []
+        return "run"
+
+    def log_dataset(self, *_: object) -> None:
+        pass
+
+
+def test_a_restoration_while_a_cycle_is_being_opened_is_in_its_data_after_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(write_toml(tmp_path))
+    workload, ledger = load_workload(config), ledger_of(config)
+    tracker = Meanwhile(ledger, [])
+    monkeypatch.setattr("flows.opening.Tracker", lambda *_: tracker)
+    config.workspace.mkdir()
+    first = open_cycle(config, workload, lambda _: None)
+    removed_two(ledger, first.manifest)
+    tracker.points = [1]
+    with pytest.raises(CycleConflict, match="decisions changed while cycle 2 was being opened; run again"):
+        open_cycle(config, workload, lambda _: None)
+    second = open_cycle(config, workload, lambda _: None)
+    assert (second.number, second.removed) == (2, {0})
+    assert ledger.cycle(2).dataset_sha256 == dataset_sha256(first.manifest, [0])
+
+
+def removed_two(ledger: Ledger, train: Manifest) -> None:
+    rows = {"point_id": [0, 1], "action": ["remove"] * 2, "new_label": pa.array([None] * 2, pa.int32())}
+    rows |= {"reason": ["harmful"] * 2, "score": [0.1] * 2, "threshold": [0.2] * 2}
+    made = Proposal(1, pa.table(rows), "d", "s", {})
+    ledger.add_proposal(made)
+    ledger.add_review(made.hash, "approve", "ada", "cli")
+    ledger.apply_proposal(1, made.hash, train, "e", "d")
+    ledger.record_event(1, "promoted")
 
 
 def test_decisions_end_and_come_back_with_the_content_they_were_taken_on(ledger: Ledger, tmp_path: Path) -> None:

@@ -95,6 +95,18 @@ def test_the_first_broken_row_is_named_with_what_is_wrong(ledger: Ledger) -> Non
     assert first_broken(ledger) == Broken("cycles", opened, "1", "missing")
 
 
+def test_a_row_that_hangs_on_nothing_is_found_and_never_enters_the_chain(ledger: Ledger) -> None:
+    change(ledger, "INSERT INTO cycles BY NAME SELECT * REPLACE (4 AS cycle) FROM cycles WHERE cycle = 3")
+    assert first_broken(ledger) == Broken("cycles", chain.NOWHERE, "4", "added")
+    assert first_broken(ledger).text.startswith(
+        "a row that hangs on none of cycles (cycle 4) was added by another hand"
+    )
+    forged = "SELECT * REPLACE (repeat('e', 64) AS hash) FROM proposal_rows WHERE point_id = '1'"
+    change(ledger, f"DELETE FROM cycles WHERE cycle = 4; INSERT INTO proposal_rows BY NAME {forged}")
+    forge_all(ledger)
+    assert first_broken(ledger) == Broken("proposal_rows", chain.NOWHERE, "1", "added")
+
+
 TAMPER: dict[str, str] = {
     "two numbers swapped": "UPDATE actions SET seq = CASE seq WHEN a THEN b ELSE a END FROM (SELECT min(seq) AS a, "
     "max(seq) AS b FROM actions) WHERE seq IN (a, b)",

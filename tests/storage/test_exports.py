@@ -97,6 +97,16 @@ def test_a_data_set_that_is_not_the_recorded_one_is_not_exported(tmp_path: Path)
         exported(tmp_path, manifest)
 
 
+def test_a_manifest_that_is_gone_or_none_is_what_the_line_names(tmp_path: Path) -> None:
+    none = decisions(whole(list(range(COUNT))))
+    for text in (None, "no manifest"):
+        if text is not None:
+            (tmp_path / "m.parquet").write_text(text)
+        with pytest.raises(StorageError, match=r"^cannot read the manifest .*m\.parquet: [^\n]+$"):
+            write_export(tmp_path / "out", tmp_path / "m.parquet", none, 3, None, text=False)
+        assert not (tmp_path / "out").exists()
+
+
 def test_an_export_that_is_cut_short_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

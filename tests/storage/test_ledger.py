@@ -71,6 +71,21 @@ def test_a_roll_back_gives_every_point_back_what_it_was_before(ledger: Ledger) -
     assert ledger.cooldown(3, 1) == {1, 2, 3, 5, 6}
 
 
+def test_what_a_roll_back_writes_again_says_what_led_to_it_the_first_time(ledger: Ledger) -> None:
+    made = removed(ledger, 1, [1])
+    ledger.record_event(1, "promoted")
+    opened(ledger, 2)
+    applied(ledger, proposal(2, [1], q=0.1, action="restore"))
+    ledger.roll_back(2, "rule:guardrail", "loss rose")
+    why = ledger.why(1)
+    assert why.removed
+    got = why.removal
+    assert got is not None
+    assert (got.cycle, got.actor, got.reason) == (2, "rule:guardrail", "loss rose")
+    assert (got.score, got.threshold, got.estimator) == (-1.0, 0.0, "ekfac")
+    assert (got.checkpoint_digest, got.proposal) == ("digest", made.hash)
+
+
 def test_an_approved_restoration_brings_removed_points_back_and_a_roll_back_removes_them_again(ledger: Ledger) -> None:
     removed(ledger, 1, [1, 2, 3])
     ledger.record_event(1, "promoted")
@@ -287,6 +302,21 @@ def test_the_database_itself_refuses_unknown_states_and_second_removals(ledger: 
         ledger.record_event(1, "invented")  # type: ignore[arg-type]
     with duckdb.connect(str(ledger.path)) as con, pytest.raises(duckdb.ConstraintException):
         con.execute("INSERT INTO actions SELECT * FROM actions")
+
+
+def test_a_decision_while_a_cycle_is_being_opened_keeps_it_closed(ledger: Ledger) -> None:
+    removed(ledger, 1, [1, 2])
+    ledger.record_event(1, "promoted")
+    read = ledger.newest_action(1)
+    ledger.restore([2], "bob", "was right")
+    with pytest.raises(CycleConflict, match="decisions changed while cycle 2 was being opened; run again"):
+        ledger.open_cycle(2, "stale", {}, {}, "int", decided=read)
+    last = ledger.last_cycle()
+    assert last is not None
+    assert last.cycle == 1
+    ledger.open_cycle(2, "data2", {}, {}, "int", decided=ledger.newest_action(1))
+    ledger.restore([1], "bob", "holds from cycle 3 on")
+    ledger.open_cycle(2, "data2", {}, {}, "int", decided=ledger.newest_action(1))
 
 
 def test_a_workspace_of_a_newer_version_is_refused(ledger: Ledger) -> None:

@@ -40,6 +40,13 @@ def test_an_exported_ledger_comes_back_row_by_row_and_goes_on(whole: Ledger, for
     assert back.verify(whole.head()).holds
 
 
+def test_an_export_to_a_file_is_refused_in_a_line(whole: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(StorageError, match=r"cannot be used as a folder \([^\n]+\); give a new folder$"):
+            export(whole, folder, "parquet")
+
+
 def test_an_export_that_was_tampered_with_is_refused_and_leaves_nothing(whole: Ledger, tmp_path: Path) -> None:
     export(whole, tmp_path / "out", "parquet")
     for table, column in {"actions": "actor", "events": "detail_json"}.items():

@@ -53,10 +53,10 @@ def test_a_setting_edited_while_the_cycle_is_open_is_shown_beside_the_first(
     tracker: Tracker, client: MlflowClient
 ) -> None:
     run = tracker.cycle_run(16, "a", {"q": 0.2, "seed": 0})
-    assert tracker.cycle_run(16, "a", {"q": 0.1, "seed": 0, "new": 1}) == run
+    assert tracker.cycle_run(16, "b", {"q": 0.1, "seed": 0, "new": 1}) == run
     data = client.get_run(run).data
     assert data.params == {"q": "0.2", "seed": "0", "new": "1"}
-    assert data.tags["tamis.changed"] == '{"q": "0.1"}'
+    assert (data.tags["tamis.changed"], data.tags["tamis.dataset_sha256"]) == ('{"q": "0.1"}', "b")
 
 
 def test_a_second_tracker_finds_the_same_experiment(tracker: Tracker) -> None:
