@@ -16,6 +16,7 @@ import duckdb
 
 from storage import chain
 from storage.errors import LedgerLocked, StorageError, WriteFailed
+from storage.journal import create, journal_of, journaled, recover
 from storage.migration import migrate, missing_steps
 
 REFUSED = ("Could not set lock", "with a different configuration")
@@ -57,7 +58,8 @@ def holding(path: Path, patience: float) -> Iterator[tuple[duckdb.DuckDBPyConnec
     Yields:
         The connection, and what is left after it is closed.
     """
-    with ExitStack() as held, closing(_connect(path, patience, read_only=False)) as con:
+    create(path)
+    with ExitStack() as held, closing(_connect(path, patience, read_only=False)) as con, journaled(con, path, held):
         migrate(con, path, held)
         yield con, held
 
@@ -82,12 +84,23 @@ def _connect(path: Path, patience: float, read_only: bool) -> duckdb.DuckDBPyCon
     deadline, wait = time.monotonic() + patience, FIRST_WAIT
     while True:
         try:
-            return duckdb.connect(str(path), read_only=read_only)
+            con = duckdb.connect(str(path), read_only=read_only)
         except (duckdb.IOException, duckdb.ConnectionException) as error:
-            if not any(text in str(error) for text in REFUSED):
+            refused = any(text in str(error) for text in REFUSED)
+            if not refused and not journal_of(path).exists():
                 raise StorageError(f"cannot open the ledger {path}: {_first_line(error)}") from error
             if time.monotonic() >= deadline:
                 raise LedgerLocked(_locked(path, patience, str(error))) from error
+            if not refused and recover(path):
+                continue
+        else:
+            if not journal_of(path).exists():
+                return con
+            con.close()
+            if recover(path):
+                continue
+            if time.monotonic() >= deadline:
+                raise LedgerLocked(_locked(path, patience, ""))
         time.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT)
 

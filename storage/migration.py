@@ -64,34 +64,42 @@ def migrate(con: duckdb.DuckDBPyConnection, path: Path, held: ExitStack) -> None
     Raises:
         MigrationFailed: a step failed; the ledger is as it was before it.
     """
-    for number, sql in missing_steps(con, path):
-        copy = path.with_name(f"{path.name}.before-{number:04d}")
-        if number > 1 and con.sql("SELECT count(*) FROM cycles").fetchall()[0][0]:
-            copy_file(con, path, copy, held)
-            logger.warning("the ledger %s gets schema %d; as it was it stays in %s", path, number, copy)
-        try:
-            con.begin()
-            con.execute(
-                "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, applied_at TIMESTAMP NOT NULL)"
-            )
-            con.execute(sql)
-            if number in AFTER:
-                AFTER[number](con)
-            con.execute("INSERT INTO schema_version VALUES (?, ?)", [number, datetime.now(UTC).replace(tzinfo=None)])
-            con.commit()
-        except duckdb.Error as error:
-            con.rollback()
-            raise MigrationFailed(
-                f"the ledger {path} cannot get schema {number}: {str(error).splitlines()[0]}; it is as it was: go back "
-                "to the Tamis that wrote it, and report this line"
-            ) from error
+    steps = missing_steps(con, path)
+    if not steps:
+        return
+    first = steps[0][0]
+    if first > 1 and con.sql("SELECT count(*) FROM cycles").fetchall()[0][0]:
+        copy = path.with_name(f"{path.name}.before-{first:04d}")
+        copy_file(con, path, copy, held)
+        logger.warning("the ledger %s gets schema %d; as it was it stays in %s", path, steps[-1][0], copy)
+    for number, sql in steps:
+        _step(con, path, number, sql)
+
+
+def _step(con: duckdb.DuckDBPyConnection, path: Path, number: int, sql: str) -> None:
+    try:
+        con.begin()
+        con.execute(
+            "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, applied_at TIMESTAMP NOT NULL)"
+        )
+        con.execute(sql)
+        if number in AFTER:
+            AFTER[number](con)
+        con.execute("INSERT INTO schema_version VALUES (?, ?)", [number, datetime.now(UTC).replace(tzinfo=None)])
+        con.commit()
+    except duckdb.Error as error:
+        con.rollback()
+        raise MigrationFailed(
+            f"the ledger {path} cannot get schema {number}: {str(error).splitlines()[0]}; it is as it was: go back "
+            "to the Tamis that wrote it, and report this line"
+        ) from error
 
 
 def copy_file(con: duckdb.DuckDBPyConnection, path: Path, target: Path, held: ExitStack) -> None:
     """Copy a ledger that is open for writing, whole or not at all.
 
     Args:
-        con: The ledger, in no transaction.
+        con: The ledger, in no transaction, and its file under a journal.
         path: Its file.
         target: The copy.
         held: Left after `con` is closed: a process that closes any handle of a file gives up its lock on it.

@@ -1,0 +1,84 @@
+"""How the file of a ledger is changed: only while a copy of it, as it was before, lies beside it.
+
+A commit appends to DuckDB's write-ahead log, and a checkpoint moves the log into the file. Until its end DuckDB writes
+over blocks that are still needed: kill -9 in the middle of it left a file that could not be opened, once in 112 kills.
+Nor can DuckDB read back a log in which a column gets a sequence as its default. So the file is copied to
+`ledger.duckdb.journal` before it is written to; a journal that is found by whoever gets the lock of the file is of a
+process that did not end what it did, and is put back. Nothing is acknowledged before the journal is gone.
+"""
+
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import duckdb
+
+from storage.files import atomic_path
+
+_alone = threading.Lock()  # locks of a file are the process's: its threads need one of their own
+
+
+def log_of(path: Path) -> Path:
+    """DuckDB's write-ahead log of a file."""
+    return path.with_name(f"{path.name}.wal")
+
+
+def journal_of(path: Path) -> Path:
+    """The copy that a file is written to under."""
+    return path.with_name(f"{path.name}.journal")
+
+
+def create(path: Path) -> None:
+    """Make an empty file, if there is none: whole or not at all."""
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            duckdb.connect(str(temporary)).close()
+
+
+@contextmanager
+def journaled(con: duckdb.DuckDBPyConnection, path: Path, held: ExitStack) -> Iterator[None]:
+    """Run a block that may write, all of which is undone if the process is killed before the end.
+
+    Args:
+        con: The ledger, open for writing and in no transaction.
+        path: Its file.
+        held: Left after `con` is closed: a process that closes any handle of a file gives up its lock on it.
+    """
+    with _alone:
+        con.execute("CHECKPOINT")  # what another hand may have left in the log
+        source = held.enter_context(path.open("rb"))
+        with atomic_path(journal_of(path)) as temporary, temporary.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+        try:
+            yield
+        finally:
+            con.execute("CHECKPOINT")
+            journal_of(path).unlink()
+
+
+def recover(path: Path) -> bool:
+    """Put back what a process that was killed had begun to write over.
+
+    Returns:
+        False if another process holds the file: try again.
+    """
+    with _alone, path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        journal = journal_of(path)
+        if not journal.exists():
+            return True
+        log_of(path).unlink(missing_ok=True)
+        with journal.open("rb") as copy:
+            shutil.copyfileobj(copy, file)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+        journal.unlink()
+    return True
