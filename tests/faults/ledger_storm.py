@@ -39,10 +39,10 @@ HALF = {
     "a proposal and no event": "FROM proposals p ANTI JOIN events e ON e.cycle = p.cycle AND e.key = p.hash",
     "a review and no event": "FROM reviews r ANTI JOIN events e ON e.cycle = r.cycle AND e.state = 'approved'",
     "a proposal half applied": "FROM cycles c WHERE (SELECT count(*) FROM actions a WHERE a.cycle = c.cycle AND "
-    f"estimator IS NOT NULL) <> {POINTS} * (SELECT count(*) FROM events e WHERE e.cycle = c.cycle "
+    f"reason = 'r') <> {POINTS} * (SELECT count(*) FROM events e WHERE e.cycle = c.cycle "
     "AND e.state = 'applied')",
     "a cycle half rolled back": "FROM newest_as_of(1000000) a SEMI JOIN events e ON e.cycle = a.cycle AND "
-    "e.state = 'rolled_back' AND a.estimator IS NOT NULL",
+    "e.state = 'rolled_back' AND a.reason = 'r'",
 }
 
 
