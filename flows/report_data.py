@@ -27,7 +27,6 @@ MEANINGS: Mapping[str, str] = {
     "mislabeled": "points whose given label is probably wrong, by models and neighbours that never saw it",
     "memorized": "points that the model has learned by heart without gain for the queries",
     "redundant": "points that change next to nothing if they go",
-    "balanced": "points whose removal together leaves the parameters almost where they are",
     "regret": "points removed earlier that would now help",
 }
 DRAWN = 20_000

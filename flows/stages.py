@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from flows.agents import Launch
 from flows.announcements import announcement
 from flows.config import Config
-from flows.errors import StageFailed
+from flows.errors import BadInput, StageFailed
 from flows.launch import Progress, run_ranks
 from flows.plans import Plan, write_plan
 from storage.files import JSON, atomic_write_json, read_json, sha256_json
@@ -145,7 +145,7 @@ def once(
     if path.exists():
         kept = read_json(path)
         if kept["inputs"] == digest or decided:
-            known = adapter.validate_python(kept["result"])
+            known = _known(adapter, kept["result"], path)
             if intact(known):
                 return known
     started = time.time()
@@ -154,3 +154,13 @@ def once(
     record: dict[str, Any] = {"inputs": digest, "result": adapter.dump_python(result, mode="json")}
     atomic_write_json(path, record | {"seconds": round(time.time() - started, 3)})
     return result
+
+
+def _known(adapter: TypeAdapter[R], result: JSON, path: Path) -> R:
+    try:
+        return adapter.validate_python(result)
+    except ValidationError as error:
+        raise BadInput(
+            f"{path} was written by another version of Tamis, and decisions of this cycle rest on it: end the cycle "
+            "with that version (cycle.json beside it names it), then upgrade"
+        ) from error

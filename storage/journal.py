@@ -12,12 +12,13 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import duckdb
 
-from storage.files import atomic_path
+from storage.errors import WriteFailed
+from storage.files import atomic_path, sync_file, sync_folder
 
 _alone = threading.Lock()  # locks of a file are the process's: its threads need one of their own
 
@@ -33,10 +34,22 @@ def journal_of(path: Path) -> Path:
 
 
 def create(path: Path) -> None:
-    """Make an empty file, if there is none: whole or not at all."""
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            duckdb.connect(str(temporary)).close()
+    """Make an empty file, if there is none: whole or not at all, and never in place of one that another has made."""
+    if path.exists():
+        return
+    draft = path.with_name(f".{path.name}.new-{os.getpid()}")
+    try:
+        duckdb.connect(str(draft)).close()
+        sync_file(draft)
+        with suppress(FileExistsError):
+            os.link(draft, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise WriteFailed(
+            f"cannot make {path}: {error.strerror or error}; free space or give another folder"
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -57,7 +70,7 @@ def journaled(con: duckdb.DuckDBPyConnection, path: Path, held: ExitStack) -> It
             yield
         finally:
             con.execute("CHECKPOINT")
-            journal_of(path).unlink()
+            _end(path)
 
 
 def recover(path: Path) -> bool:
@@ -65,7 +78,21 @@ def recover(path: Path) -> bool:
 
     Returns:
         False if another process holds the file: try again.
+
+    Raises:
+        WriteFailed: the system refused a write; the journal stays for the next one who opens the ledger.
     """
+    try:
+        return _put_back(path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise WriteFailed(
+            f"cannot put {path} back from {journal_of(path)}, as a killed process left it: {why}; free space or fix "
+            "permissions, then run again"
+        ) from error
+
+
+def _put_back(path: Path) -> bool:
     with _alone, path.open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,5 +107,11 @@ def recover(path: Path) -> bool:
         file.truncate()
         file.flush()
         os.fsync(file.fileno())
-        journal.unlink()
+        _end(path)
     return True
+
+
+def _end(path: Path) -> None:
+    """Take the journal away for good: one that came back after a power cut would undo what was acknowledged."""
+    journal_of(path).unlink()
+    sync_folder(path.parent)

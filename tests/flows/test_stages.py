@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flows.config import load
+from flows.errors import BadInput
 from flows.policies import rules_of
 from flows.pruning import Proposed
 from flows.ranks.order import Order
@@ -73,6 +74,15 @@ def test_once_removals_stand_in_the_ledger_what_led_to_them_is_not_computed_agai
     assert cycle.applied
     assert once(cycle, "stage", Result, {"a": 2}, lambda: Result(2, ()), decided=cycle.applied).number == 1
     assert once(cycle, "new", Result, {"a": 2}, lambda: Result(2, ()), decided=cycle.applied).number == 2
+
+
+def test_a_result_of_another_version_that_decisions_rest_on_is_refused_in_one_line(cycle: Cycle) -> None:
+    once(cycle, "stage", Result, {"a": 1}, lambda: Result(1, ()))
+    path = cycle.folder / "stages" / "stage.json"
+    path.write_text(path.read_text().replace('"number"', '"count"'))
+    with pytest.raises(BadInput, match=r"stage.json was written by another version of Tamis.*then upgrade"):
+        once(cycle, "stage", Result, {"a": 2}, lambda: Result(2, ()), decided=True)
+    assert once(cycle, "stage", Result, {"a": 2}, lambda: Result(2, ())).number == 2
 
 
 def test_a_stage_whose_files_are_gone_is_done_again(cycle: Cycle) -> None:

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from storage import chain, journal
-from storage.errors import LedgerLocked
+from storage.errors import LedgerLocked, WriteFailed
 from storage.ledger import Ledger
 
 
@@ -82,3 +82,32 @@ def test_a_ledger_that_another_process_holds_is_not_put_back(ledger: Ledger) -> 
             ledger.events(1)
     finally:
         holder.communicate()
+
+
+def test_a_ledger_that_another_process_makes_first_is_not_replaced(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, late = ledger.path.read_bytes(), tmp_path / "late.duckdb"
+    connect = duckdb.connect
+
+    def slowly(path: str) -> duckdb.DuckDBPyConnection:
+        late.write_bytes(known)  # by another process, since this one looked
+        return connect(path)
+
+    monkeypatch.setattr(duckdb, "connect", slowly)
+    journal.create(late)
+    assert late.read_bytes() == known
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["late.duckdb", "ledger.duckdb"]
+
+
+def test_a_journal_that_cannot_be_put_back_is_one_line(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill_in_a_checkpoint(ledger)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(WriteFailed, match="No space left on device; free space"):
+            ledger.events(1)
+    assert [event.state for event in ledger.events(1)] == ["opened", "trained"]
