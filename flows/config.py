@@ -20,6 +20,7 @@ from flows.sections.base import Section
 from flows.sections.curation import GuardrailConfig, PruningConfig, ReviewConfig
 from flows.sections.launching import Hosts, LaunchConfig, Torchrun, nodes_of
 from flows.sections.scoring import ScoringConfig
+from flows.sections.service import ServiceConfig
 from flows.sections.training import TrainingConfig
 
 
@@ -47,6 +48,7 @@ class Config(Section):
     review: ReviewConfig = ReviewConfig()
     guardrail: GuardrailConfig = GuardrailConfig()
     launch: LaunchConfig = LaunchConfig()
+    service: ServiceConfig = ServiceConfig()
     file: Path
 
     @model_validator(mode="after")

@@ -39,8 +39,12 @@ PACKAGES = ("tamis", "torch", "deepspeed", "prefect", "mlflow", "duckdb")
 
 
 @contextmanager
-def workspace(config: Config) -> Iterator[None]:
+def workspace(config: Config, *, wait: bool = False) -> Iterator[None]:
     """Hold the workspace for one process.
+
+    Args:
+        config: Names it.
+        wait: Until another process has ended that works in it.
 
     Raises:
         BadInput: It cannot be written, or another process works in it.
@@ -53,7 +57,9 @@ def workspace(config: Config) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"workspace {config.workspace}: cannot be written ({error.strerror}); give another") from error
     with lock:
-        if not _locked(lock):
+        while not _locked(lock):
+            if wait:
+                continue
             lock.seek(0)
             raise BadInput(
                 f"workspace {config.workspace}: process {lock.read().strip() or 'unknown'} works in it; wait or end it"

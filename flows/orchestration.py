@@ -13,39 +13,79 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
-from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect import Task, flow, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
+from prefect.client.schemas.objects import State
+from prefect.runtime import deployment
+from prefect.states import Completed
 
+from flows.announcements import dismiss
 from flows.check import require
+from flows.claims import parent_of_run
 from flows.config import Config, load
 from flows.cycle import run_cycle
+from flows.lateness import overtaken
 from flows.launch import Progress
-from flows.opening import ledger_of
+from flows.mirror import EventMirror
+from flows.opening import workspace
 from flows.progress import progress_shown
 from flows.publication import describe
+from flows.ranks.lifeline import die_with_parent
 from flows.server import let_interrupts_in
 from flows.summary import Summary
+from storage.errors import LedgerLocked, WriteFailed
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 ARTIFACT_SECONDS = 2.0
-EVENTS = ("proposed", "approved", "rejected", "promoted", "rolled_back", "nothing_to_do", "failed")
+TRIED_AGAIN = ("open_cycle", "review", "publish")
+"""Stages that lose nothing and decide nothing by being tried again; ranks have attempts of their own."""
+RETRIES, RETRY_SECONDS = 2, 10.0
 
 
 @flow(name="tamis-cycle", validate_parameters=False)
-def curate(file: str, dry_run: bool = False) -> Summary:
+def curate(file: str, dry_run: bool = False) -> Summary | State[Summary]:
     """Continue the unfinished cycle of a tamis.toml, else open the next.
+
+    As a deployment it waits until the workspace is free, and is left out where `[service]` says that it comes too late.
 
     Args:
         file: The tamis.toml.
         dry_run: Stop at the proposal.
+
+    Returns:
+        The summary; in a state `AwaitingReview` where a person is to decide.
     """
     let_interrupts_in()
     config = load(Path(file))
-    mirror = _EventMirror(config)
+    if deployment.id is None:
+        return _shown(_turn(config, dry_run))
+    if (service := parent_of_run()) is not None:
+        die_with_parent(service)
+    if reason := overtaken(config.service):
+        return Completed(name="Skipped", message=reason)
+    with workspace(config, wait=True):
+        summary = _turn(config, dry_run)
+        dismiss(config.workspace)
+    return _shown(summary)
+
+
+def _shown(summary: Summary) -> Summary | State[Summary]:
+    if summary.state != "awaiting_review":
+        return summary
+    return Completed(name="AwaitingReview", message=f"Cycle {summary.cycle}: {summary.decision}", data=summary)
+
+
+def _turn(config: Config, dry_run: bool) -> Summary:
+    mirror = EventMirror(config)
+    mirror()  # what was decided since the last flow
     with progress_shown() as bar:
         artifact = _ProgressArtifact()
 
@@ -55,8 +95,7 @@ def curate(file: str, dry_run: bool = False) -> Summary:
 
         def step(stage: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                name = getattr(stage, "__name__", "stage")
-                return task(name=name, cache_policy=NO_CACHE, persist_result=False)(lambda: stage(*args, **kwargs))()
+                return _task_of(stage)(lambda: stage(*args, **kwargs))()
             finally:
                 mirror()
 
@@ -65,30 +104,29 @@ def curate(file: str, dry_run: bool = False) -> Summary:
         finally:
             mirror()
     create_markdown_artifact(describe(summary), key="tamis-cycle", description=f"cycle {summary.cycle}")
+    create_table_artifact(_counts(summary), key="tamis-proposal", description=f"cycle {summary.cycle}")
     return summary
 
 
-class _EventMirror:
-    """Emits what has entered the ledger since the flow began."""
+def _task_of(stage: Callable[..., Any]) -> Callable[[Callable[[], R]], Task[[], R]]:
+    """The task that a stage becomes; those that only read and publish are tried again when a store does not answer."""
+    name = getattr(stage, "__name__", "stage")
+    settings: dict[str, Any] = {"name": name, "cache_policy": NO_CACHE, "persist_result": False}
+    if name in TRIED_AGAIN:
+        settings |= {"retries": RETRIES, "retry_delay_seconds": RETRY_SECONDS, "retry_condition_fn": _may_pass}
+    return lambda call: task(**settings)(call)
 
-    def __init__(self, config: Config) -> None:
-        self._ledger, self._name = ledger_of(config), config.name
-        self._seen = self._newest()
 
-    def __call__(self) -> None:
-        if not self._ledger.exists:
-            return
-        fresh = [event for event in self._ledger.log(limit=100) if event.seq > self._seen]
-        for event in reversed(fresh):
-            self._seen = event.seq
-            if event.state in EVENTS and "attempt" not in event.detail:  # which another attempt follows
-                resource = {"prefect.resource.id": f"tamis.cycle.{self._name}.{event.cycle}"}
-                payload = {"cycle": event.cycle, "actor": event.actor, **event.detail}
-                emit_event(f"tamis.cycle.{event.state}", resource=resource, payload=payload)
+def _may_pass(_: object, __: object, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, WriteFailed | LedgerLocked)
 
-    def _newest(self) -> int:
-        log = self._ledger.log(limit=1) if self._ledger.exists else ()
-        return log[0].seq if log else 0
+
+def _counts(summary: Summary) -> list[dict[str, Any]]:
+    rows = [("scored", summary.points), ("in training", summary.in_train)]
+    rows += [(f"candidates, {policy}", count) for policy, count in summary.candidates.items()]
+    rows += [(f"proposed to {action}", count) for action, count in summary.actions.items()]
+    return [{"points": name, "count": count} for name, count in [*rows, *summary.changed.items()]]
 
 
 class _ProgressArtifact:

@@ -67,6 +67,12 @@ def test_the_smallest_file_names_only_a_workload(tmp_path: Path) -> None:
         ("[scoring]\ncompression = { ratio = 1 }", ("scoring.compression.ratio = 1", "greater than 1")),
         ("[training]\nweight_decay = 0", ("scoring.damping defaults to the weight decay, which is 0",)),
         ("[guardrail]\nseeds = 1", ("guardrail.seeds = 1",)),
+        ("[service]\ncron = '0 3 * *'", ("service.cron = '0 3 * *'", "five fields")),
+        ("[service]\ncron = '0 3 * * *'\nevery_hours = 6", ("cron or every_hours, not both",)),
+        ("[service]\nevery_hours = 0", ("service.every_hours = 0", "greater than 0")),
+        ("[service]\ntimezone = 'Lisbon'", ("service.timezone = 'Lisbon'", "Europe/Lisbon")),
+        ("[service]\nlate = 'catch up'", ("service.late = 'catch up'", "'run_once' or 'skip'")),
+        ("[service]\nnotify = ['curation']", ("'curation' is no block", "TYPE/NAME")),
     ],
 )
 def test_a_refusal_names_the_key_the_value_and_what_is_allowed(
@@ -124,6 +130,7 @@ def test_the_commented_template_shows_every_key_with_its_default(tmp_path: Path)
             "scoring": {"compression"},
             "training": {"early_stopping", "prune_while_learning"},
             "pruning": {"protected_file"},
+            "service": {"cron", "every_hours"},
         }.get(section, set())  # TOML has no word for none: it stands in a comment
         assert keys[section].keys() | unset == type(getattr(shown, section)).model_fields.keys(), section
         assert all(f"\n# {key} = " in text for key in unset)

@@ -19,7 +19,7 @@ def emitted(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple
     """The events that a flow sends, in order."""
     sent: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(
-        "flows.orchestration.emit_event", lambda event, resource, payload: sent.append((event, payload))
+        "flows.mirror.emit_event", lambda event, resource, payload, id: sent.append((event, payload))
     )
     return sent
 
