@@ -55,7 +55,7 @@ def claimed(workspace: Path) -> Iterator[Claim]:
         try:
             fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadInput(f"workspace {workspace}: process {_read(path).get('pid')} serves it; end that first") from None
+            raise BadInput(f"workspace {workspace}: process {_read(path).get('pid')} serves it; end it first") from None
         note.truncate(0)
         yield Claim(workspace)
         note.truncate(0)

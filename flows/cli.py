@@ -122,6 +122,18 @@ def node(
 
 
 @app.command()
+def serve(
+    files: Annotated[list[Path] | None, typer.Argument(help="The settings, one file of each data set.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Cycles at once.")] = 1,
+    port: Annotated[int, typer.Option(help="Of the Prefect server it starts; 0 takes a free one.")] = 4200,
+) -> None:
+    """Run cycles on schedule and after reviews until Ctrl-C; with PREFECT_API_URL, on that server."""
+    from flows.serving import serve_files
+
+    serve_files(files or [HERE], limit, port)
+
+
+@app.command()
 def init(folder: Annotated[Path, typer.Argument(help="Where to write tamis.toml and workload.py.")]) -> None:
     """Write a commented tamis.toml and a workload.py that run as they are."""
     from flows.scaffold import write_scaffold

@@ -19,7 +19,7 @@ def overtaken(service: ServiceConfig) -> str:
     """Why the flow run that this process is in is left out; empty if it is to be run."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(flow_run.id)
-        deployment = DeploymentFilter(id=DeploymentFilterId(any_=[run.deployment_id]))
+        deployment = DeploymentFilter(id=DeploymentFilterId(any_=[run.deployment_id] if run.deployment_id else []))
         waiting = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.SCHEDULED]}}})
         others = client.read_flow_runs(deployment_filter=deployment, flow_run_filter=waiting)
     return left_out(service, run, others, datetime.now(UTC))

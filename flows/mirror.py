@@ -1,4 +1,4 @@
-"""Events of the ledger as Prefect events and notifications, each told once, those that were recorded outside a flow too.
+"""Events of the ledger as Prefect events and notifications, each told once, also what no flow recorded.
 
     <workspace>/prefect/told.json   {"seq"}: up to where the ledger has been told
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 from prefect import Task, flow, task
@@ -33,7 +33,7 @@ from flows.cycle import run_cycle
 from flows.lateness import overtaken
 from flows.launch import Progress
 from flows.mirror import EventMirror
-from flows.opening import workspace
+from flows.opening import ledger_of, workspace
 from flows.progress import progress_shown
 from flows.publication import describe
 from flows.ranks.lifeline import die_with_parent
@@ -51,7 +51,7 @@ RETRIES, RETRY_SECONDS = 2, 10.0
 
 
 @flow(name="tamis-cycle", validate_parameters=False)
-def curate(file: str, dry_run: bool = False) -> Summary | State[Summary]:
+def curate(file: str, dry_run: bool = False, cycle: int | None = None) -> Summary:
     """Continue the unfinished cycle of a tamis.toml, else open the next.
 
     As a deployment it waits until the workspace is free, and is left out where `[service]` says that it comes too late.
@@ -59,6 +59,7 @@ def curate(file: str, dry_run: bool = False) -> Summary | State[Summary]:
     Args:
         file: The tamis.toml.
         dry_run: Stop at the proposal.
+        cycle: Continue this one; left out if it has ended meanwhile.
 
     Returns:
         The summary; in a state `AwaitingReview` where a person is to decide.
@@ -70,17 +71,30 @@ def curate(file: str, dry_run: bool = False) -> Summary | State[Summary]:
     if (service := parent_of_run()) is not None:
         die_with_parent(service)
     if reason := overtaken(config.service):
-        return Completed(name="Skipped", message=reason)
+        return _left_out(reason)
     with workspace(config, wait=True):
+        if cycle is not None and not _goes_on(config, cycle):
+            return _left_out(f"cycle {cycle} has ended")
         summary = _turn(config, dry_run)
         dismiss(config.workspace)
     return _shown(summary)
 
 
-def _shown(summary: Summary) -> Summary | State[Summary]:
+def _goes_on(config: Config, cycle: int) -> bool:
+    unfinished = ledger_of(config).unfinished_cycle()
+    return unfinished is not None and unfinished.cycle == cycle
+
+
+def _left_out(reason: str) -> Summary:
+    return cast(Summary, Completed(name="Skipped", message=reason))  # which Prefect takes as the state
+
+
+def _shown(summary: Summary) -> Summary:
+    """What the flow returns, so that its caller gets the summary, and Prefect the state, whose data it is."""
     if summary.state != "awaiting_review":
         return summary
-    return Completed(name="AwaitingReview", message=f"Cycle {summary.cycle}: {summary.decision}", data=summary)
+    message = f"Cycle {summary.cycle}: {summary.decision}"
+    return cast(Summary, Completed(name="AwaitingReview", message=message, data=summary))
 
 
 def _turn(config: Config, dry_run: bool) -> Summary:

@@ -18,9 +18,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def emitted(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """The events that a flow sends, in order."""
     sent: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(
-        "flows.mirror.emit_event", lambda event, resource, payload, id: sent.append((event, payload))
-    )
+    monkeypatch.setattr("flows.mirror.emit_event", lambda event, resource, payload, id: sent.append((event, payload)))
     return sent
 
 

@@ -1,0 +1,129 @@
+"""What Prefect is told of a tamis.toml: its deployment, with schedule and trigger, and the runs that are asked of it.
+
+Import this module only after `prefect_environment` or `service_environment`: Prefect reads its settings when it is
+first imported.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
+from prefect.exceptions import ObjectNotFound
+from prefect.schedules import Cron, Interval, Schedule
+from prefect.states import Crashed
+from prefect.types.entrypoint import EntrypointType
+
+from flows.config import Config
+from flows.errors import BadInput
+from flows.orchestration import curate
+
+FLOW = "tamis-cycle"
+DATA_CHANGED = "tamis.data.changed"
+"""The event of the resource `tamis.data.NAME` that begins a cycle."""
+ANCHOR = datetime(2024, 1, 1)
+"""What intervals count from: a fixed moment, or every new start of the service would move them."""
+UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+
+
+def schedule_of(config: Config, active: bool = True) -> Schedule | None:
+    """When the cycles of a tamis.toml are due.
+
+    Args:
+        config: The settings.
+        active: Whether they are to begin when they are due.
+
+    Raises:
+        BadInput: It is no schedule.
+    """
+    service = config.service
+    try:
+        if service.cron is not None:
+            return Cron(service.cron, timezone=service.timezone, active=active)
+        if service.every_hours is not None:
+            every = timedelta(hours=service.every_hours)
+            return Interval(every, anchor_date=ANCHOR, timezone=service.timezone, active=active)
+    except ValueError as error:
+        raise BadInput(f"{config.file}: service.cron = {service.cron!r} is no schedule; e.g. '0 3 * * *'") from error
+    return None
+
+
+def deployment_of(config: Config, known: DeploymentResponse | None) -> RunnerDeployment:
+    """The deployment of a tamis.toml; what was paused stays so.
+
+    Args:
+        config: The settings.
+        known: The deployment as Prefect has it.
+    """
+    active = known is None or all(schedule.active for schedule in known.schedules)
+    schedule = schedule_of(config, active)
+    changed = DeploymentEventTrigger(
+        name=f"{config.name}: data changed",
+        expect={DATA_CHANGED},
+        match={"prefect.resource.id": f"tamis.data.{config.name}"},
+    )
+    return RunnerDeployment.from_flow(
+        curate,
+        config.name,
+        schedules=[schedule] if schedule else [],
+        paused=known is not None and known.paused,
+        concurrency_limit=ConcurrencyLimitConfig(limit=1),
+        parameters={"file": str(config.file)},
+        triggers=[changed],
+        description=f"Cycles of {config.name}, in {config.workspace}.",
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def known_deployment(client: SyncPrefectClient, config: Config) -> DeploymentResponse | None:
+    """The deployment of a tamis.toml as Prefect has it.
+
+    Raises:
+        BadInput: Another file's deployment has its name.
+    """
+    name = f"{FLOW}/{config.name}"
+    try:
+        known = client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return None
+    file = known.parameters.get("file")
+    if file != str(config.file):
+        raise BadInput(
+            f"deployment {name!r} is that of {file}: give `dataset` another name in {config.file}, or delete the old "
+            f"one with `prefect deployment delete {name}`"
+        )
+    return known
+
+
+def clear(client: SyncPrefectClient, known: DeploymentResponse) -> None:
+    """Say of runs that a killed service left that they have crashed, and free what they held; nothing of it lives."""
+    for run in runs_of(client, known.id, *UNDER_WAY):
+        client.set_flow_run_state(run.id, Crashed(message="The service that ran it was killed."), force=True)
+    if known.global_concurrency_limit is not None:
+        name = known.global_concurrency_limit.name
+        client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
+
+
+def runs_of(client: SyncPrefectClient, deployment: UUID, *types: StateType) -> list[FlowRun]:
+    """Runs of a deployment whose state is of one of some types, those that were due last first."""
+    return client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": list(types)}}}),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+    )
+
+
+def schedule_said(config: Config) -> str:
+    """The schedule, for people."""
+    service = config.service
+    if service.cron is not None:
+        return f"cron {service.cron!r} ({service.timezone})"
+    return "no schedule" if service.every_hours is None else f"every {service.every_hours:g} h"

@@ -1,0 +1,131 @@
+"""`tamis serve`: one process that holds schedule, worker and review watcher of some tamis.toml on this machine.
+
+Each due cycle is a process of its own, started by Prefect's runner; it and its ranks end with the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.claims import Claim, claimed, end_left_over, mark_processes
+from flows.config import Config, load
+from flows.errors import BadInput
+from flows.own_server import own_server, service_environment
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.schemas.responses import DeploymentResponse
+
+
+def serve_files(files: Sequence[Path], limit: int, port: int) -> None:
+    """Serve some tamis.toml until Ctrl-C or SIGTERM.
+
+    Args:
+        files: One of each data set.
+        limit: Cycles at once.
+        port: Of the Prefect server that is started where PREFECT_API_URL names none.
+
+    Raises:
+        BadInput: A file cannot be served, or another process serves its workspace.
+    """
+    configs = [_servable(file) for file in files]
+    _check_apart(configs)
+    with ExitStack() as held:
+        claims = [held.enter_context(claimed(config.workspace)) for config in configs]
+        for config in configs:
+            end_left_over(config.workspace)
+        mark_processes(config.workspace for config in configs)
+        service_environment(configs[0].workspace)
+        url = os.environ.get("PREFECT_API_URL") or held.enter_context(own_server(configs[0].workspace, port))
+        os.environ["PREFECT_API_URL"] = url
+        asyncio.run(_serve(configs, claims, limit, url))
+    say("ended")
+
+
+def say(line: str) -> None:
+    """A line of the service's log."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def _servable(file: Path) -> Config:
+    config = load(file)
+    if config.orchestrator == "none":
+        raise BadInput(f'{file}: orchestrator = "none" has no service; set orchestrator = "prefect"')
+    return config
+
+
+def _check_apart(configs: Sequence[Config]) -> None:
+    for what, given in (("dataset", [c.name for c in configs]), ("workspace", [str(c.workspace) for c in configs])):
+        twice = sorted({value for value in given if given.count(value) > 1})
+        if twice:
+            raise BadInput(f"{what} {twice[0]!r} is that of several files: give each its own")
+
+
+async def _serve(configs: Sequence[Config], claims: Sequence[Claim], limit: int, url: str) -> None:
+    from prefect.runner import Runner
+
+    from flows.deployments import deployment_of, schedule_said
+
+    logging.getLogger("prefect.runner").setLevel(logging.WARNING)  # it tells at every look what it does not begin
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Stoppable(Runner):
+        """Prefect's runner, which would end the process by itself."""
+
+        def handle_sigterm(self, *_: Any, **__: Any) -> None:
+            loop.call_soon_threadsafe(stop.set)
+
+    seconds = min(config.service.poll_seconds for config in configs)
+    runner = Stoppable("tamis", query_seconds=seconds, limit=limit, pause_on_shutdown=False)
+    known = await asyncio.to_thread(_known, configs)
+    served: dict[UUID, Config] = {}
+    for config, before in zip(configs, known):
+        served[await runner.aadd_deployment(deployment_of(config, before))] = config
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    running = asyncio.create_task(runner.start())
+    for config, claim in zip(configs, claims):
+        claim.announce(url)
+        say(f"{config.name}: {schedule_said(config)}; {config.file}")
+    say(f"Prefect: {url.removesuffix('/api')}; Ctrl-C ends the service and what it runs")
+    await _until(stop, running, runner, served)
+
+
+async def _until(stop: asyncio.Event, running: asyncio.Task[None], runner: Any, served: dict[UUID, Config]) -> None:
+    from flows.watching import Watcher
+
+    watcher = Watcher(served, say)
+    watcher.start()
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({stopping, running}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        await asyncio.to_thread(watcher.stop)
+        if not running.done():
+            await runner.astop()
+    await running
+
+
+def _known(configs: Sequence[Config]) -> list[DeploymentResponse | None]:
+    """The deployments as Prefect has them, free of what a service that was killed left."""
+    from prefect.client.orchestration import get_client
+
+    from flows.deployments import clear, known_deployment
+
+    with get_client(sync_client=True) as client:
+        known = [known_deployment(client, config) for config in configs]
+        for deployment in known:
+            if deployment is not None:
+                clear(client, deployment)
+    return known
