@@ -32,7 +32,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ARTIFACT_SECONDS = 2.0
-EVENTS = ("proposed", "approved", "rejected", "promoted", "rolled_back", "nothing_to_do", "failed")
+REVIEW_EVENTS = ("proposed", "approved", "rejected", "endorsed", "superseded", "reminded", "expired")
+EVENTS = (*REVIEW_EVENTS, "promoted", "rolled_back", "nothing_to_do", "failed")
 
 
 @flow(name="tamis-cycle", validate_parameters=False)
@@ -81,7 +82,8 @@ class _EventMirror:
         fresh = [event for event in self._ledger.log(limit=100) if event.seq > self._seen]
         for event in reversed(fresh):
             self._seen = event.seq
-            if event.state in EVENTS and "attempt" not in event.detail:  # which another attempt follows
+            again = event.state == "expired" and not event.key  # of the cycle, after that of its proposal
+            if event.state in EVENTS and not again and "attempt" not in event.detail:  # which another attempt follows
                 resource = {"prefect.resource.id": f"tamis.cycle.{self._name}.{event.cycle}"}
                 payload = {"cycle": event.cycle, "actor": event.actor, **event.detail}
                 emit_event(f"tamis.cycle.{event.state}", resource=resource, payload=payload)
