@@ -249,11 +249,20 @@ def export(
 def approve(
     proposal: Annotated[str, typer.Argument(help="The proposal's hash, or its first 12 digits or more.")],
     by: BY,
+    strike: Annotated[
+        list[str] | None, typer.Option(help="The id of a point to leave out of what is approved; may be repeated.")
+    ] = None,
+    strike_file: Annotated[
+        Path | None, typer.Option(help="More of them: one a line, or a Parquet or CSV with a column point_id.")
+    ] = None,
     file: TOML_OPTION = HERE,
     reason: str = "",
 ) -> None:
-    """Approve the open proposal; `tamis run` then removes, retrains and judges."""
-    _decide(file, proposal, "approve", by, reason)
+    """Approve the open proposal, whole or in part; `tamis run` then removes, retrains and judges."""
+    from storage.id_files import read_ids
+
+    struck = (*(strike or ()), *(read_ids(strike_file) if strike_file else ()))
+    _decide(file, proposal, "approve", by, reason, struck)
 
 
 @app.command()
@@ -267,10 +276,17 @@ def reject(
     _decide(file, proposal, "reject", by, reason)
 
 
-def _decide(file: Path, proposal: str, decision: Literal["approve", "reject"], by: str, reason: str) -> None:
-    from flows.inspection import decide
+def _decide(
+    file: Path,
+    proposal: str,
+    decision: Literal["approve", "reject"],
+    by: str,
+    reason: str,
+    strike: tuple[str, ...] = (),
+) -> None:
+    from flows.decision import Act, decide, named
 
-    print(decide(file, proposal, decision, by, reason))
+    print(decide(file, Act(proposal, decision, named(by), f"tamis {decision}", reason, strike)))
 
 
 @app.command()

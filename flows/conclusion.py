@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from flows.guardrail import Verdict
 from flows.pruning import Proposed
 from flows.retraining import Retrained
+from flows.review import Reviewed
 from flows.scoring import Scored
 from flows.stages import Cycle
 from flows.training import Trained
@@ -25,7 +26,7 @@ class Concluded:
     """How the cycle ended.
 
     Attributes:
-        state: `promoted`, `rolled_back`, `nothing_to_do` or `awaiting_review`.
+        state: `promoted`, `rolled_back`, `nothing_to_do` or `expired`.
         reason: One sentence.
         champion: Version of the registered model that is champion at the end, if there is one.
         promoted: The version that becomes it in this cycle, if one does.
@@ -43,7 +44,9 @@ def apply(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) ->
     return cycle.ledger.apply_proposal(cycle.number, proposed.hash, cycle.manifest, estimator, trained.digest)
 
 
-def conclude(cycle: Cycle, proposed: Proposed, retrained: Retrained, verdict: Verdict) -> Concluded:
+def conclude(
+    cycle: Cycle, proposed: Proposed, reviewed: Reviewed | None, retrained: Retrained, verdict: Verdict
+) -> Concluded:
     """Register the model that is to be champion, and say how the cycle ends."""
     promoted = None
     if verdict.promote:
@@ -52,13 +55,15 @@ def conclude(cycle: Cycle, proposed: Proposed, retrained: Retrained, verdict: Ve
     champion = promoted or cycle.tracker.champion(cycle.config.name)
     state: State = "promoted" if verdict.promote == "challenger" else "rolled_back"
     if not proposed.approved_size:
-        state = "nothing_to_do"
-    reason = verdict.reason if proposed.approved_size else f"{_why_nothing(proposed)}; {verdict.reason}"
+        state = "expired" if reviewed is not None and reviewed.decision == "expired" else "nothing_to_do"
+    reason = verdict.reason if proposed.approved_size else f"{_why_nothing(reviewed)}; {verdict.reason}"
     return Concluded(state, reason, champion.version if champion else None, promoted)
 
 
-def _why_nothing(proposed: Proposed) -> str:
-    return "the proposal was rejected" if proposed.size else "no point is a candidate within the budgets"
+def _why_nothing(reviewed: Reviewed | None) -> str:
+    if reviewed is None:
+        return "no point is a candidate within the budgets"
+    return "nobody decided on the proposal in time" if reviewed.decision == "expired" else "the proposal was rejected"
 
 
 def close(cycle: Cycle, verdict: Verdict, concluded: Concluded) -> None:

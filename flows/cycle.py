@@ -77,7 +77,7 @@ def _turn(cycle: Cycle, workload: Workload, step: Step, dry_run: bool) -> Summar
     if dry_run:
         return step(publish, cycle, workload, done)
     if proposed.size:
-        reviewed = step(review, cycle, proposed)
+        reviewed = step(review, cycle, trained, proposed)
         done = replace(done, reviewed=reviewed)
         if reviewed.decision == "awaiting":
             return step(publish, cycle, workload, done)
@@ -90,7 +90,7 @@ def _turn(cycle: Cycle, workload: Workload, step: Step, dry_run: bool) -> Summar
     while not verdict.stopped:
         retrained = step(retrain, cycle, trained, proposed, retrained)
         verdict = step(judge, cycle, proposed, retrained)
-    concluded = step(conclude, cycle, proposed, retrained, verdict)
+    concluded = step(conclude, cycle, proposed, done.reviewed, retrained, verdict)
     done = replace(done, retrained=retrained, verdict=verdict, concluded=concluded)
     summary = step(publish, cycle, workload, done)
     step(close, cycle, verdict, concluded)  # the last write: a cycle that ends has been published

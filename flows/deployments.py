@@ -6,7 +6,7 @@ first imported.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -112,12 +112,15 @@ def clear(client: SyncPrefectClient, known: DeploymentResponse) -> None:
         client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
 
 
-def runs_of(client: SyncPrefectClient, deployment: UUID, *types: StateType) -> list[FlowRun]:
-    """Runs of a deployment whose state is of one of some types, those that were due last first."""
+def runs_of(client: SyncPrefectClient, deployment: UUID, *types: StateType, due: bool = False) -> list[FlowRun]:
+    """Runs of a deployment whose state is of one of some types, or only those that are due; what ended last comes first."""
+    wanted: dict[str, object] = {"state": {"type": {"any_": list(types)}}}
+    if due:
+        wanted["next_scheduled_start_time"] = {"before_": datetime.now(UTC)}
     return client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
-        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": list(types)}}}),
-        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        flow_run_filter=FlowRunFilter.model_validate(wanted),
+        sort=FlowRunSort.END_TIME_DESC,
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands around a cycle: what stands where, a person's decision, the MLflow UI."""
+"""The commands around a cycle: what stands where, and the MLflow UI."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from flows.config import Config, load
 from flows.errors import BadInput
 from flows.moving import in_force, manifest_of_cycle
+from storage.connection import utc_now
 from storage.ledger import Ledger
 from storage.points import Manifest
 
@@ -28,7 +28,11 @@ UI_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Status:
-    """Where the newest cycle stands; `cycle` 0 means that none was opened."""
+    """Where the newest cycle stands; `cycle` 0 means that none was opened.
+
+    Attributes:
+        review: What the review of the open proposal still takes; empty where any one person may decide at any time.
+    """
 
     workspace: Path
     cycle: int
@@ -37,6 +41,7 @@ class Status:
     proposed: int
     removed: int
     next_command: str
+    review: str = ""
 
 
 def open_ledger(file: Path) -> Ledger:
@@ -54,8 +59,8 @@ def status_of(file: Path) -> Status:
         return Status(config.workspace, 0, "no cycle yet", "", 0, 0, command)
     state = ledger.state(last.cycle)
     proposal = ledger.proposal(last.cycle)
-    waits = state == "awaiting_review" and proposal is not None
-    if waits and proposal is not None:
+    opened = ledger.open_proposal()
+    if state == "awaiting_review" and proposal is not None and opened is not None and not opened.lapsed(utc_now()):
         command = f"tamis approve {proposal.hash[:12]} --by NAME --file {shlex.quote(str(file))}"
     return Status(
         workspace=config.workspace,
@@ -65,6 +70,7 @@ def status_of(file: Path) -> Status:
         proposed=proposal.size if proposal else 0,
         removed=_standing(config, ledger, last.cycle),
         next_command=command,
+        review=opened.said if opened is not None else "",
     )
 
 
@@ -72,35 +78,6 @@ def _standing(config: Config, ledger: Ledger, cycle: int) -> int:
     """Points removed by now that the newest data set has, with the content that they were removed with."""
     manifest = manifest_of_cycle(config.workspace, cycle)
     return len(in_force(ledger, cycle, Manifest.read(manifest)).removed) if manifest.exists() else 0
-
-
-def decide(file: Path, proposal: str, decision: Literal["approve", "reject"], by: str, reason: str) -> str:
-    """Put a person's decision on the open proposal in the ledger, then on the MLflow run.
-
-    Raises:
-        storage.errors.StorageError: The hash is not the open proposal's, or it was decided the other way.
-    """
-    from storage.tracking import Tracker
-
-    config = load(file)
-    ledger = Ledger(config.workspace / "ledger.duckdb")
-    review = ledger.add_review(proposal, decision, named(by), f"tamis {decision}", reason)
-    run = ledger.cycle(review.cycle).mlflow_run_id
-    if run:
-        Tracker(config.workspace, config.name).mirror_review(run, decision, review.proposal)
-    done = "approved" if decision == "approve" else "rejected"
-    return f"proposal {review.proposal[:12]} {done} by {review.actor}; continue: tamis run {shlex.quote(str(file))}"
-
-
-def named(by: str) -> str:
-    """The name of who decides.
-
-    Raises:
-        BadInput: It is empty.
-    """
-    if not by.strip():
-        raise BadInput("--by is empty: name the person who decides")
-    return by.strip()
 
 
 def serve_ui(file: Path, port: int) -> int:

@@ -20,6 +20,13 @@ STATUS = {
     "restored": "was restored: it is in the train set",
     "kept": "is in the train set, and nothing was ever done to it",
 }
+FATES = {
+    "approve": "approve",
+    "reject": "reject",
+    "strike": "struck out",
+    "supersede": "another proposal was made of it",
+    "expire": "expired",
+}
 DATA = {
     "other content": "the data set has other content under this id now: a new point, to which none of this applies",
     "vanished": "the data set no longer has it",
@@ -58,7 +65,7 @@ def print_account(account: Account, *, as_json: bool) -> None:
 
 
 def _mention(mention: Mention) -> str:
-    decided = f"{mention.decision} by {mention.actor}" if mention.decision else "not decided"
+    decided = f"{FATES[mention.decision]} by {mention.actor}" if mention.decision else "not decided"
     what = _what(mention.action, mention.new_label)
     return (
         f"cycle {mention.cycle}: proposal {mention.proposal[:12]} named it to {what} "

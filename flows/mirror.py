@@ -21,8 +21,9 @@ from flows.opening import ledger_of
 from storage.files import atomic_write_json, read_json
 from storage.records import EventRecord
 
-EVENTS = ("proposed", "approved", "rejected", "promoted", "rolled_back", "nothing_to_do", "failed")
-NOTIFIED = ("awaiting_review", "promoted", "failed")
+REVIEW_EVENTS = ("proposed", "approved", "rejected", "endorsed", "superseded", "reminded", "expired")
+EVENTS = (*REVIEW_EVENTS, "promoted", "rolled_back", "nothing_to_do", "failed")
+NOTIFIED = ("awaiting_review", "reminded", "promoted", "failed")
 MANY = 1000
 
 
@@ -43,7 +44,8 @@ class EventMirror:
         told = int(read_json(self._note)["seq"])
         fresh = [event for event in self._ledger.log(limit=MANY) if event.seq > told]
         for event in reversed(fresh):
-            if "attempt" not in event.detail:  # which another attempt follows
+            again = event.state == "expired" and not event.key  # of the cycle, after that of its proposal
+            if not again and "attempt" not in event.detail:  # which another attempt follows
                 self._tell(event)
             self._told(event.seq)
 
@@ -63,7 +65,7 @@ class EventMirror:
                 notify(block, subject, f"{subject}. {self._said(event)}", return_state=True)
 
     def _said(self, event: EventRecord) -> str:
-        if event.state != "awaiting_review":
+        if event.state not in ("awaiting_review", "reminded"):
             return str(event.detail.get("reason", ""))
         proposal = event.key[:12]
         return f"Proposal {proposal}: tamis approve {proposal} --by NAME --file {self._config.file}, or tamis reject"

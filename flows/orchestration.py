@@ -47,6 +47,8 @@ R = TypeVar("R")
 ARTIFACT_SECONDS = 2.0
 TRIED_AGAIN = ("open_cycle", "review", "publish")
 """Stages that lose nothing and decide nothing by being tried again; ranks have attempts of their own."""
+SKIPPED, AWAITING = "Skipped", "AwaitingReview"
+"""Names of states that Prefect counts as completed."""
 RETRIES, RETRY_SECONDS = 2, 10.0
 
 
@@ -86,7 +88,7 @@ def _goes_on(config: Config, cycle: int) -> bool:
 
 
 def _left_out(reason: str) -> Summary:
-    return cast(Summary, Completed(name="Skipped", message=reason))  # which Prefect takes as the state
+    return cast(Summary, Completed(name=SKIPPED, message=reason))  # which Prefect takes as the state
 
 
 def _shown(summary: Summary) -> Summary:
@@ -94,7 +96,7 @@ def _shown(summary: Summary) -> Summary:
     if summary.state != "awaiting_review":
         return summary
     message = f"Cycle {summary.cycle}: {summary.decision}"
-    return cast(Summary, Completed(name="AwaitingReview", message=message, data=summary))
+    return cast(Summary, Completed(name=AWAITING, message=message, data=summary))
 
 
 def _turn(config: Config, dry_run: bool) -> Summary:

@@ -7,8 +7,11 @@ earlier comes back if it is helpful beyond `z_restore` standard errors in this c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
+
+from flows.errors import StageFailed
 from flows.policies import rules_of
 from flows.protection import protected_ids
 from flows.scoring import Scored
@@ -18,7 +21,9 @@ from storage.budgets import Budgets
 from storage.files import sha256_json
 from storage.points import PointId
 from storage.policies import Regret, policy_json
-from storage.proposals import Proposal
+from storage.proposals import SEAL, TABLE, Proposal
+from storage.records import Terms
+from storage.review_tags import ReviewTags
 from storage.score_store import ScoreSet
 from storage.selection import select
 
@@ -36,6 +41,7 @@ class Proposed:
         in_train: Points in training.
         approved_size: Points that are acted on by it: `size`, or 0 once it was rejected.
         actions: Points by what it would do to them.
+        struck: Points that reviewers struck out of what was selected.
     """
 
     hash: str
@@ -46,10 +52,11 @@ class Proposed:
     in_train: int
     approved_size: int
     actions: Mapping[str, int] = field(default_factory=dict)
+    struck: int = 0
 
 
 def propose(cycle: Cycle, scored: Scored) -> Proposed:
-    """Select within the budgets, and record the proposal in the ledger."""
+    """Select within the budgets, and record the proposal in the ledger; or take what reviewers left of it."""
     cooldown = cycle.ledger.cooldown(cycle.number, cycle.config.pruning.cooldown)
     protected = protected_ids(cycle.config.pruning, cycle.manifest.id_kind)
     before = _scored_before(cycle)
@@ -59,15 +66,27 @@ def propose(cycle: Cycle, scored: Scored) -> Proposed:
         "protected": sha256_json(sorted(map(str, protected))),
         "cooldown": sorted(map(str, cooldown)),
     }
-    return once(
+    selected = once(
         cycle,
         "propose",
         Proposed,
         inputs,
         lambda: _propose(cycle, scored, before, protected, cooldown),
         decided=cycle.applied,
-        intact=lambda _: Proposal.exists(cycle.folder),
+        intact=lambda kept: _stands(cycle, kept),
     )
+    proposed = _left_of(cycle, selected)
+    if proposed.size:
+        ReviewTags(cycle.tracker, cycle.run, cycle.config.name).offer(proposed.hash)
+    return proposed
+
+
+def _stands(cycle: Cycle, kept: Proposed) -> bool:
+    """Whether it is on disk, and the newest in the ledger or what the newest was made of."""
+    newest = cycle.ledger.proposal(cycle.number)
+    known = newest is not None and newest.hash == kept.hash
+    whole = not kept.size or known or cycle.ledger.left_of(cycle.number, kept.hash) is not None
+    return Proposal.exists(cycle.folder) and whole
 
 
 def _propose(
@@ -97,8 +116,9 @@ def _propose(
     proposal = Proposal.build(cycle.number, selection, cycle.dataset_sha256, scored.sha256, policy)
     proposal.write(cycle.folder)
     if proposal.size:
-        cycle.ledger.add_proposal(proposal)
-        cycle.tracker.propose(cycle.run, proposal.hash)
+        asked = cycle.config.review
+        terms = Terms(selection.in_train, asked.second_person_above, asked.expires_hours)
+        cycle.ledger.add_proposal(proposal, terms)
     return Proposed(
         hash=proposal.hash,
         size=proposal.size,
@@ -108,6 +128,31 @@ def _propose(
         in_train=selection.in_train,
         approved_size=proposal.size,
         actions=proposal.actions,
+    )
+
+
+def _left_of(cycle: Cycle, selected: Proposed) -> Proposed:
+    """What reviewers left of what was selected, written over it; what they struck out stays in the ledger."""
+    left = cycle.ledger.left_of(cycle.number, selected.hash)
+    if left is None:
+        return selected
+    whole = Proposal.read(cycle.folder)
+    kept = set(left.points)
+    proposal = replace(whole, rows=whole.rows.filter(pa.array([point in kept for point in whole.points])))
+    if proposal.hash != left.hash:
+        raise StageFailed(
+            f"proposal {left.hash[:12]} is not what is left of {cycle.folder / TABLE}; delete that file and {SEAL} "
+            "beside it, and run again"
+        )
+    if proposal.size < whole.size:
+        proposal.write(cycle.folder)
+    return replace(
+        selected,
+        hash=proposal.hash,
+        size=proposal.size,
+        approved_size=proposal.size,
+        actions=proposal.actions,
+        struck=selected.size - proposal.size,
     )
 
 

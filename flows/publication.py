@@ -96,7 +96,8 @@ def describe(summary: Summary) -> str:
         "",
         f"{summary.points:,} points scored, {summary.proposed:,} proposed "
         f"({', '.join(f'{count:,} {policy}' for policy, count in summary.candidates.items())}), "
-        f"{', '.join(f'{count:,} {word}' for word, count in summary.changed.items())}. "
+        f"{', '.join(f'{count:,} {word}' for word, count in summary.changed.items())}"
+        f"{f', {summary.struck:,} struck out in review' if summary.struck else ''}. "
         f"Proposal `{summary.proposal[:12]}`.",
         "",
         f"Influence on {summary.blocks}. {summary.probe} {summary.fragility}".rstrip(),
@@ -107,8 +108,9 @@ def describe(summary: Summary) -> str:
     if summary.state == "awaiting_review":
         lines += [
             "",
-            f"To approve: set the tag `tamis.review` of this run to `approve:{summary.proposal[:12]}` "
-            f"(or `reject:…`) and run the cycle again, or use the command line:",
+            f"To approve: set the tag `tamis.review`, here or on the page of this run's model version, to "
+            f"`approve:{summary.proposal[:12]}` (or `reject:…`) and run the cycle again, which `tamis serve` does by "
+            f"itself; or use the command line, where `--strike ID` leaves points out:",
             *[f"    {command}" for command in summary.next_commands],
         ]
     for arm, outcome in summary.arms.items():

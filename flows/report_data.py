@@ -129,6 +129,7 @@ def _facts(summary: Summary, done: Progression) -> dict[str, str]:
         "points scored": f"{summary.points:,}",
         "in training": f"{summary.in_train:,}",
         **{f"left out, budget {name}": f"{count:,}" for name, count in summary.dropped.items()},
+        **({"struck out in review": f"{summary.struck:,}"} if summary.struck else {}),
         "estimator": str(estimator["estimator"]),
         "blocks": summary.blocks,
         "damping": ", ".join(f"{block}: {value:.4g}" for block, value in estimator["damping"].items()),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from flows.config import Config, load
+from flows.decision import named
 from flows.errors import BadInput
-from flows.inspection import named, open_ledger
+from flows.inspection import open_ledger
 from flows.stages import cycle_folder
 from storage.id_files import read_ids
 from storage.ledger import Ledger

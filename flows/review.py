@@ -1,8 +1,9 @@
-"""The gate: a rule, or a person, approves or rejects exactly one proposal, in an act that carries its hash.
+"""The gate: a rule, or people, approve or reject exactly one proposal, in an act that carries its hash.
 
-A person reviews through `tamis approve HASH --by NAME` (or `reject`), or sets the tag `tamis.review` of the cycle's
-MLflow run to `approve:<first 12 of the hash>`. A tag is a request: it enters the ledger when the cycle is run again, as
-from an unauthenticated actor, and counts only if it names the open proposal.
+A person reviews through `tamis approve HASH --by NAME` (or `reject`), through the form of the Prefect deployment
+(flows/approval.py), or sets the tag `tamis.review` of the cycle's MLflow run, or of the baseline's model version, to
+`approve:<first 12 of the hash>`. A tag is a request: it enters the ledger when the cycle is run again, as from an
+unauthenticated actor. One that does not count is answered in the tag `tamis.review_refused`, and the cycle waits on.
 """
 
 from __future__ import annotations
@@ -12,34 +13,91 @@ from typing import Literal
 
 from flows.pruning import Proposed
 from flows.stages import Cycle
+from flows.training import Trained
+from flows.waiting import reminder_due
+from storage import checkpoints
+from storage.connection import utc_now
+from storage.errors import StaleApproval
+from storage.records import ReviewRecord
+from storage.review_tags import Refusal, ReviewTags
+from storage.reviews import EXPIRY, OpenProposal
 
 
 @dataclass(frozen=True)
 class Reviewed:
-    """What was decided, by whom and how; `awaiting` until somebody did."""
+    """What was decided, by whom and how.
 
-    decision: Literal["approve", "reject", "awaiting"]
+    Attributes:
+        decision: `awaiting` until somebody decided; `expired` if nobody did in time.
+        actor: Who.
+        how: Where.
+        said: What is missing, and why what somebody wrote does not count; empty if nothing is to be said.
+    """
+
+    decision: Literal["approve", "reject", "awaiting", "expired"]
     actor: str = ""
     how: str = ""
+    said: str = ""
 
 
-def review(cycle: Cycle, proposed: Proposed) -> Reviewed:
-    """Read the decision on the proposal, or take it where the configuration lets a rule take it.
-
-    Raises:
-        storage.errors.StaleApproval: The MLflow tag names another proposal.
-    """
-    known = cycle.ledger.review(cycle.number, proposed.hash)
-    if known is None and cycle.config.review.mode == "auto":
+def review(cycle: Cycle, trained: Trained, proposed: Proposed) -> Reviewed:
+    """Read the decision on the proposal, or take it where the configuration lets a rule take it."""
+    tags = ReviewTags(cycle.tracker, cycle.run, cycle.config.name)
+    opened = cycle.ledger.open_proposal()
+    if opened is None or opened.record.hash != proposed.hash:
+        raise StaleApproval(
+            f"proposal {proposed.hash[:12]} is not the open one of cycle {cycle.number} any more; run again"
+        )
+    if opened.lapsed(utc_now()) and cycle.ledger.expire(cycle.number):
+        return Reviewed("expired", EXPIRY, "review.expires_hours")
+    known = opened.review
+    if known is None and cycle.config.review.mode == "auto" and opened.persons == 1:
         reason = f"{proposed.size} of {proposed.in_train} points: within the budgets"
         known = cycle.ledger.add_review(proposed.hash, "approve", "rule:auto", "review.mode = auto", reason)
-    elif known is None and (request := cycle.tracker.review_request(cycle.run)) is not None:
-        known = cycle.ledger.add_review(
-            request.proposal_prefix, request.decision, "mlflow:unauthenticated", "MLflow tag tamis.review", request.text
-        )
+    refused = ""
     if known is None:
-        failures = sum(event.state == "failed" for event in cycle.ledger.events(cycle.number))
-        cycle.ledger.record_event(cycle.number, "awaiting_review", key=f"{proposed.hash}/{failures}")  # waits again
-        return Reviewed("awaiting")
-    cycle.tracker.mirror_review(cycle.run, known.decision, known.proposal)
+        _offer(cycle, trained, tags, opened)
+        known, refused = _asked(cycle, tags, opened)
+    if known is None:
+        _wait(cycle, tags, opened)
+        return Reviewed("awaiting", said="; ".join(filter(None, [opened.said, refused])))
+    tags.decided(known.decision, known.proposal)
     return Reviewed(known.decision, known.actor, known.how)
+
+
+def _offer(cycle: Cycle, trained: Trained, tags: ReviewTags, opened: OpenProposal) -> None:
+    """Make the baseline a version of the registered model, whose page a reviewer may use as well as the run's."""
+    version = cycle.tracker.register(cycle.run, checkpoints.verify(trained.checkpoints[-1]), cycle.config.name)
+    tags.offer(opened.record.hash, version)
+    cycle.tracker.describe_version(
+        version,
+        f"The baseline of cycle {cycle.number}, on the whole current set. Proposal `{opened.short}` of "
+        f"{opened.record.size:,} points waits for a decision: see the report of this version's run, then set the tag "
+        f"`tamis.review` here or there to `approve:{opened.short}` or `reject:{opened.short}`.",
+    )
+
+
+def _asked(cycle: Cycle, tags: ReviewTags, opened: OpenProposal) -> tuple[ReviewRecord | None, str]:
+    """What the ledger makes of the tags: a decision, or why they are none."""
+    asked = tags.asked(opened)
+    if asked is None or isinstance(asked, Refusal):
+        line = asked.line if asked else ""
+        tags.refuse(line)
+        return None, line
+    by = "mlflow:unauthenticated"
+    try:
+        return cycle.ledger.add_review(opened.record.hash, asked.decision, by, asked.how, asked.text), ""
+    except StaleApproval as error:  # somebody decided since it was looked at
+        return cycle.ledger.review(cycle.number, opened.record.hash), str(error)
+
+
+def _wait(cycle: Cycle, tags: ReviewTags, opened: OpenProposal) -> None:
+    if opened.approvers:
+        tags.approved_by(", ".join(opened.approvers))
+    if reminder_due(cycle.config, opened):
+        detail = {"proposal": opened.record.hash, "waits_for": opened.said or "a decision"}
+        cycle.ledger.record_event(
+            cycle.number, "reminded", detail=detail, key=f"{opened.record.hash}/{opened.reminders + 1}"
+        )
+    waits_again = sum(event.state == "failed" for event in cycle.ledger.events(cycle.number)) + len(opened.approvers)
+    cycle.ledger.record_event(cycle.number, "awaiting_review", key=f"{opened.record.hash}/{waits_again}")

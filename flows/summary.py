@@ -46,6 +46,7 @@ class Summary:
 
     Attributes:
         moved: What changed in the data since the cycle before; empty where nothing did.
+        struck: Points that reviewers struck out of what was selected.
         proof: How many seeds were compared and why no more, and which look at the holdout set it was.
         preview: What foretelling the challenger took, or why that was left out.
         foreseen: What was foretold of the query set, and what came of it.
@@ -62,6 +63,7 @@ class Summary:
     proposal: str
     proposed: int
     actions: Mapping[str, int]
+    struck: int
     removed: int
     relabeled: int
     restored: int
@@ -92,6 +94,7 @@ class Summary:
             f"champion: {self.reason}",
             "rolled_back": f"The proposal is undone ({undone}): {self.reason}",
             "nothing_to_do": f"Nothing is removed: {self.reason}",
+            "expired": f"Nothing is removed: {self.reason}",
         }
         return said.get(self.state, self.reason)
 
@@ -127,7 +130,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
     """
     proposed, concluded = done.proposed, done.concluded
     state = concluded.state if concluded else ("awaiting_review" if done.reviewed else "proposed")
-    reason = concluded.reason if concluded else _open_reason(cycle, proposed)
+    reason = concluded.reason if concluded else _open_reason(cycle, proposed, done.reviewed)
     done_with = proposed.actions if state == "promoted" else {}
     return Summary(
         cycle=cycle.number,
@@ -141,6 +144,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         proposal=proposed.hash,
         proposed=proposed.size,
         actions=proposed.actions,
+        struck=proposed.struck,
         removed=done_with.get("remove", 0),
         relabeled=done_with.get("relabel", 0),
         restored=done_with.get("restore", 0),
@@ -163,10 +167,12 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
     )
 
 
-def _open_reason(cycle: Cycle, proposed: Proposed) -> str:
+def _open_reason(cycle: Cycle, proposed: Proposed, reviewed: Reviewed | None) -> str:
     if not proposed.size:
         return "no point is a candidate within the budgets"
     waits = f"{proposed.size} points wait for `tamis approve` or `tamis reject`"
+    if reviewed is not None and reviewed.said:
+        waits = f"{waits}: {reviewed.said}"
     refused = refusal(cycle)
     return f"{waits}, but an approval would be undone: {refused}" if refused else waits
 

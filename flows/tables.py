@@ -54,6 +54,8 @@ def _facts(summary: Summary) -> dict[str, str]:
     if (known := summary.known_errors) is not None:
         rates = f"precision {_rate(known.precision)}, recall {_rate(known.recall)}"
         facts["known errors"] = f"{known.total:,} in the set, {known.found:,} proposed ({rates})"
+    if summary.struck:
+        facts["struck out in review"] = f"{summary.struck:,}"
     for one in summary.foreseen:
         facts[f"foretold, {one.method}"] = one.said
     if summary.proof:
@@ -141,6 +143,8 @@ def print_status(status: Status, *, as_json: bool) -> None:
     print(f"cycle {status.cycle}: {status.state.replace('_', ' ')}" if status.cycle else status.state)
     if status.proposal:
         print(f"proposal {status.proposal[:12]}: {status.proposed:,} points")
+    if status.review:
+        print(f"review: {status.review}")
     print(f"removed in all: {status.removed:,}")
     print(f"next: {status.next_command}")
 

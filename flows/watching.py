@@ -1,13 +1,12 @@
 """The watcher of a service: it begins the runs that nobody's schedule asks for.
 
-A cycle that ended in `awaiting_review` goes on once somebody has acted on its proposal: in the ledger, or by a tag in
-MLflow. What the act is worth, the cycle itself decides. A cycle whose run was killed goes on as well. Both are asked of
-Prefect under a key, so that one act begins one run however often it is seen.
+A cycle that waits for a person goes on once there is something to go on with (flows/waiting.py), and a cycle whose run
+was killed goes on as well. Runs are asked of Prefect under a key, so that one act begins one run however often it is
+seen, and a run that somebody cancelled is not begun again by the same act.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,15 +20,23 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from flows.config import Config
 from flows.deployments import UNDER_WAY, runs_of
 from flows.opening import ledger_of
-from storage.errors import StaleApproval, StorageError
-from storage.tracking import Tracker
+from flows.orchestration import SKIPPED
+from flows.waiting import Reason, pending
+from storage.errors import StorageError
 
 ENDED = (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
 SHUT_DOWN = "Runner is shutting down."
 """What Prefect's runner says of a run that it cancels because the service ends."""
 RESTARTS = 3
 """How often in a row a cycle is begun again whose run was killed."""
-ASIDES = ("reminded",)
+SAID: dict[Reason, str] = {
+    "approved": "the proposal was approved",
+    "rejected": "the proposal was rejected",
+    "tag": "there is a tag to be read",
+    "expired": "the proposal has expired",
+    "second": "a second person is to see it",
+    "reminder": "a reminder is due",
+}
 
 
 @dataclass(frozen=True)
@@ -41,44 +48,29 @@ class Wanted:
     cycle: int | None
 
 
-def acted_on(config: Config) -> Wanted | None:
-    """What somebody did about the open proposal since the cycle ended in `awaiting_review`, if anything."""
-    ledger = ledger_of(config)
-    cycle = ledger.unfinished_cycle() if ledger.exists else None
-    if cycle is None:
-        return None
-    events = ledger.events(cycle.cycle)
-    waits = [place for place, event in enumerate(events) if event.state == "awaiting_review"]
-    if not waits or events[-1].state in ("proposed", "failed"):
-        return None
-    since = [event for event in events[waits[-1] + 1 :] if event.state not in ASIDES]
-    if since:
-        newest = since[-1]
-        return Wanted(f"event {newest.seq}", f"cycle {cycle.cycle} was {newest.state} by {newest.actor}", cycle.cycle)
-    text = _tagged(config, cycle.mlflow_run_id) if cycle.mlflow_run_id else ""
-    if not text:
-        return None
-    key = hashlib.sha256(f"{events[waits[-1]].key}/{text}".encode()).hexdigest()
-    return Wanted(key, f"cycle {cycle.cycle} is tagged {text[:64]!r}", cycle.cycle)
-
-
-def _tagged(config: Config, run: str) -> str:
-    try:
-        request = Tracker(config.workspace, config.name).review_request(run)
-    except StaleApproval as refused:  # for the cycle to say so where the reviewer reads it
-        return str(refused)
-    return request.text if request else ""
-
-
-def interrupted(config: Config, ended: list[FlowRun]) -> Wanted | None:
-    """What the newest run left undone, if it was killed and not too often.
+def acted_on(config: Config, ended: list[FlowRun]) -> Wanted | None:
+    """What the open proposal has to go on with.
 
     Args:
         config: The settings.
         ended: The runs that have ended, newest first.
     """
-    killed = [_killed(run) for run in ended[: RESTARTS + 1]]
-    if not killed or not killed[0] or (len(killed) > RESTARTS and all(killed)):
+    found = pending(config)
+    if found is None:
+        return None
+    [newest] = ledger_of(config).log(limit=1)
+    seen = next((str(run.id) for run in ended if run.state is not None and run.state.is_completed()), "")
+    return Wanted(f"{newest.seq} {found.reason} {seen}", f"cycle {found.cycle}: {SAID[found.reason]}", found.cycle)
+
+
+def interrupted(config: Config, ended: list[FlowRun]) -> Wanted | None:
+    """What the newest run left undone, if it was killed.
+
+    Args:
+        config: The settings.
+        ended: The runs that have ended, newest first.
+    """
+    if not ended or not _killed(ended[0]):
         return None
     ledger = ledger_of(config)
     cycle = ledger.unfinished_cycle() if ledger.exists else None
@@ -142,9 +134,12 @@ class Watcher(threading.Thread):
             self._say(f"{config.name}: {said or 'answers again'}")
 
     def _begin(self, client: SyncPrefectClient, deployment: UUID, config: Config) -> None:
-        if runs_of(client, deployment, *UNDER_WAY):
+        if runs_of(client, deployment, *UNDER_WAY) or runs_of(client, deployment, StateType.SCHEDULED, due=True):
+            return  # which does what there is to do
+        ended = [run for run in runs_of(client, deployment, *ENDED) if run.state_name != SKIPPED]
+        if len(ended) > RESTARTS and all(_killed(run) for run in ended[: RESTARTS + 1]):
             return
-        wanted = acted_on(config) or interrupted(config, runs_of(client, deployment, *ENDED))
+        wanted = acted_on(config, ended) or interrupted(config, ended)
         if wanted is None:
             return
         parameters = {} if wanted.cycle is None else {"cycle": wanted.cycle}

@@ -4,17 +4,17 @@ Every method is one transaction on a connection of its own, and does nothing the
 again after a kill repeats its calls without a trace. There is no method that updates or deletes: undoing is a row.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 
 import duckdb
 
 from storage.connection import utc_now, writing
-from storage.errors import CycleConflict, NotApproved, StaleApproval, StorageError
+from storage.errors import CycleConflict, NotApproved, StorageError
 from storage.files import JSON, canonical_json
 from storage.ledger_actions import apply_rows, restore_rows, undo_rows
+from storage.ledger_rows import ACTOR, marks, proposal_of, put_proposal, record
 from storage.ledger_views import (
     LedgerViews,
     check_changed,
@@ -28,15 +28,12 @@ from storage.ledger_views import (
 )
 from storage.points import IdKind, Manifest, PointId
 from storage.proposals import Proposal
-from storage.records import FINAL, Applied, CycleRecord, Decision, ProposalRecord, ReviewRecord, State
+from storage.records import FINAL, Applied, CycleRecord, Decision, ProposalRecord, ReviewRecord, State, Terms
+from storage.reviews import OpenProposal, decide, expire, open_proposal, strike, struck_from
 
 __all__ = ["FINAL", "Ledger", "State"]
 
-ACTOR = "tamis"  # of every step that nobody decides
-PREFIX = re.compile(r"[0-9a-f]{12,64}")
-ROWS = ["point_id", "action", "new_label", "reason", "score", "threshold"]
-PROPOSE = f"INSERT INTO proposal_rows (cycle, hash, {', '.join(ROWS)}) SELECT ?, ?, {', '.join(ROWS)} FROM new_rows"
-REVIEWED: dict[Decision, State] = {"approve": "approved", "reject": "rejected"}
+ANYBODY = Terms()
 
 
 class Ledger(LedgerViews):
@@ -82,8 +79,8 @@ class Ledger(LedgerViews):
             _check_opening(con, cycle, dataset_sha256, id_kind)
             if decided is not None and newest_action(con, cycle - 1) != decided:
                 raise CycleConflict(f"decisions changed while cycle {cycle} was being opened; run again")
-            con.execute(f"INSERT INTO cycles VALUES ({_marks(8)}) ON CONFLICT DO NOTHING", [*row, utc_now()])
-            _record(con, cycle, "opened", ACTOR, {"dataset_sha256": dataset_sha256}, "")
+            con.execute(f"INSERT INTO cycles VALUES ({marks(8)}) ON CONFLICT DO NOTHING", [*row, utc_now()])
+            record(con, cycle, "opened", ACTOR, {"dataset_sha256": dataset_sha256}, "")
             return records(con, CycleRecord, "FROM cycles WHERE cycle = ?", [cycle])[0]
 
     def record_event(self, cycle: int, state: State, detail: Mapping[str, JSON] | None = None, key: str = "") -> bool:
@@ -99,39 +96,34 @@ class Ledger(LedgerViews):
             False if this (cycle, state, key) was recorded before; the record then stays as it was.
         """
         with self._write() as con:
-            return _record(con, cycle, state, ACTOR, detail or {}, key)
+            return record(con, cycle, state, ACTOR, detail or {}, key)
 
-    def add_proposal(self, proposal: Proposal) -> bool:
+    def add_proposal(self, proposal: Proposal, terms: Terms = ANYBODY) -> bool:
         """Record a proposal with its rows; it supersedes earlier ones of its cycle and needs a review of its own.
 
         One that was superseded and not decided on is open again, by another event `proposed`.
 
+        Args:
+            proposal: With its rows.
+            terms: What its review has to fulfil.
+
         Returns:
-            False if it is the newest already.
+            False if it is the newest already, or if the newest is what a reviewer left of it.
 
         Raises:
             CycleConflict: it was decided on and then superseded.
         """
-        detail: dict[str, JSON] = {"proposal": proposal.hash, "size": proposal.size}
         with self._write() as con:
             newest = newest_proposal(con, proposal.cycle)
             if newest is not None and newest.hash == proposal.hash:
                 return False
-            times = _times_proposed(con, proposal)
-            if times:
-                _check_undecided(con, proposal)
-                return _record(con, proposal.cycle, "proposed", ACTOR, detail, f"{proposal.hash}/{times + 1}")
-            key, policy = [proposal.cycle, proposal.hash], canonical_json(proposal.policy)
-            columns = "cycle, hash, dataset_sha256, scores_sha256, policy_json, size, proposed_at"
-            row = [*key, proposal.dataset_sha256, proposal.scores_sha256, policy, proposal.size, utc_now()]
-            con.execute(f"INSERT INTO proposals ({columns}) VALUES ({_marks(7)})", row)
-            con.register("new_rows", proposal.rows.select(ROWS))
-            con.execute(PROPOSE, key)
-            return _record(con, proposal.cycle, "proposed", ACTOR, detail, proposal.hash)
+            if struck_from(con, proposal.cycle, proposal.hash) is not None:
+                return False
+            return put_proposal(con, proposal, terms, ACTOR)
 
     def add_review(
         self, hash_or_prefix: str, decision: Decision, actor: str, how: str, reason: str = ""
-    ) -> ReviewRecord:
+    ) -> ReviewRecord | None:
         """Decide on the open proposal: the newest one of the unfinished cycle.
 
         Args:
@@ -142,30 +134,56 @@ class Ledger(LedgerViews):
             reason: Why, in the actor's words.
 
         Returns:
-            The decision on record; deciding the same again changes nothing.
+            The decision on record; None where the approval was recorded and another named person must approve, too.
+            Deciding the same again changes nothing.
 
         Raises:
-            StaleApproval: the hash is not that of the open proposal, or it was decided the other way.
+            StaleApproval: the hash is not that of the open proposal, it was decided the other way, it has expired, or
+                it takes two named persons and the actor is none.
             StorageError: no actor.
         """
-        if not actor.strip():
-            raise StorageError("a review needs the name of who decides; give one, e.g. --by NAME")
+        _check_actor(actor)
         with self._write() as con:
-            opened = _open_proposal(con, hash_or_prefix.strip().lower())
-            earlier = review_of(con, opened.cycle, opened.hash)
-            if earlier is not None and earlier.decision == decision:
-                return earlier
-            if earlier is not None:
-                raise StaleApproval(
-                    f"proposal {_short(opened)} of cycle {opened.cycle} was decided already: {earlier.decision} by "
-                    f"{earlier.actor}; a decision is final, removed points come back with `tamis ledger restore`"
-                )
-            record = ReviewRecord(opened.cycle, opened.hash, decision, actor, how, reason, utc_now())
-            columns = "cycle, hash, decision, actor, how, reason, event_at"
-            con.execute(f"INSERT INTO reviews ({columns}) VALUES ({_marks(7)})", list(astuple(record)))
-            detail: dict[str, JSON] = {"proposal": opened.hash, "how": how, "reason": reason}
-            _record(con, opened.cycle, REVIEWED[decision], actor, detail, opened.hash)
-            return record
+            return decide(con, hash_or_prefix, decision, actor, how, reason)
+
+    def strike(
+        self, hash_or_prefix: str, points: Collection[PointId], actor: str, how: str, reason: str = ""
+    ) -> ProposalRecord:
+        """Strike points out of the open proposal: a new one, which supersedes it and which the actor approves.
+
+        Args:
+            hash_or_prefix: As in `add_review`.
+            points: What is struck out; it rests afterwards like what was rejected.
+            actor: Who does.
+            how: Where the act came from.
+            reason: Why, in the actor's words.
+
+        Returns:
+            The new proposal. Striking the same again changes nothing.
+
+        Raises:
+            StaleApproval: as in `add_review`; or it does not name one of the points, or no other point.
+            StorageError: no actor.
+        """
+        _check_actor(actor)
+        with self._write() as con:
+            return strike(con, hash_or_prefix, points, actor, how, reason)
+
+    def expire(self, cycle: int) -> bool:
+        """Record that nobody decided on the open proposal of a cycle in time; False where that is not so."""
+        with self._write() as con:
+            return expire(con, cycle)
+
+    def open_proposal(self) -> OpenProposal | None:
+        """The newest proposal of the unfinished cycle, and what stands about its review."""
+        with self._open() as con:
+            return open_proposal(con)
+
+    def left_of(self, cycle: int, proposal: str) -> Proposal | None:
+        """What reviewers left of a proposal (its full hash) by striking points out; None where they did not."""
+        with self._open() as con:
+            found = struck_from(con, cycle, proposal)
+            return None if found is None else proposal_of(con, found)
 
     def apply_proposal(
         self, cycle: int, proposal: str, manifest: Manifest, estimator: str, checkpoint_digest: str
@@ -197,7 +215,7 @@ class Ledger(LedgerViews):
             if earlier is not None:
                 return Applied(*(earlier.detail.get(name, 0) for name in ("removed", "relabeled", "restored")))
             done = apply_rows(con, cycle, proposal, manifest, estimator, checkpoint_digest, review.actor)
-            _record(con, cycle, "applied", review.actor, {"proposal": proposal, **asdict(done)}, proposal)
+            record(con, cycle, "applied", review.actor, {"proposal": proposal, **asdict(done)}, proposal)
             return done
 
     def restore(self, points: Collection[PointId], actor: str, reason: str) -> int:
@@ -224,8 +242,13 @@ class Ledger(LedgerViews):
             if event_of(con, cycle, "rolled_back", "") is not None:
                 return 0
             count = undo_rows(con, cycle, actor, reason)
-            _record(con, cycle, "rolled_back", actor, {"restored": count, "reason": reason}, "")
+            record(con, cycle, "rolled_back", actor, {"restored": count, "reason": reason}, "")
             return count
+
+
+def _check_actor(actor: str) -> None:
+    if not actor.strip():
+        raise StorageError("a review needs the name of who decides; give one, e.g. --by NAME")
 
 
 def _check_opening(con: duckdb.DuckDBPyConnection, cycle: int, dataset_sha256: str, id_kind: IdKind) -> None:
@@ -243,49 +266,3 @@ def _check_opening(con: duckdb.DuckDBPyConnection, cycle: int, dataset_sha256: s
             f"cycle {cycle} was opened on data {there[0].dataset_sha256[:12]} and is continued on "
             f"{dataset_sha256[:12]}; give it the data it was opened on"
         )
-
-
-def _times_proposed(con: duckdb.DuckDBPyConnection, proposal: Proposal) -> int:
-    query = "SELECT count(*) FROM events WHERE cycle = ? AND state = 'proposed' AND left(key, 64) = ?"
-    [(times,)] = con.execute(query, [proposal.cycle, proposal.hash]).fetchall()
-    return int(times)
-
-
-def _check_undecided(con: duckdb.DuckDBPyConnection, proposal: Proposal) -> None:
-    review = review_of(con, proposal.cycle, proposal.hash)
-    if review is not None:
-        raise CycleConflict(
-            f"proposal {proposal.hash[:12]} of cycle {proposal.cycle} was decided already: {review.decision} by "
-            f"{review.actor}, and superseded since; decide on the newest one and propose again in the next cycle"
-        )
-
-
-def _open_proposal(con: duckdb.DuckDBPyConnection, given: str) -> ProposalRecord:
-    last = last_cycle(con)
-    opened = newest_proposal(con, last.cycle) if last and not is_finished(con, last.cycle) else None
-    if opened is None:
-        raise StaleApproval(f"{given[:64]!r} cannot be decided on: no proposal is open; see `tamis status`")
-    if not PREFIX.fullmatch(given) or not opened.hash.startswith(given):
-        raise StaleApproval(
-            f"{given[:64]!r} is not the open proposal of cycle {opened.cycle}; that is {_short(opened)}: "
-            "give at least these 12 hex digits"
-        )
-    return opened
-
-
-def _record(
-    con: duckdb.DuckDBPyConnection, cycle: int, state: State, actor: str, detail: Mapping[str, JSON], key: str
-) -> bool:
-    query = (
-        f"INSERT INTO events (cycle, state, key, actor, event_at, detail_json) VALUES ({_marks(6)}) "
-        "ON CONFLICT DO NOTHING RETURNING seq"
-    )
-    return bool(con.execute(query, [cycle, state, key, actor, utc_now(), canonical_json(detail)]).fetchall())
-
-
-def _marks(count: int) -> str:
-    return ", ".join("?" * count)
-
-
-def _short(proposal: ProposalRecord) -> str:
-    return proposal.hash[:12]

@@ -20,6 +20,7 @@ from storage.errors import CycleConflict, LedgerMissing, NotRemoved, StorageErro
 from storage.ledger_actions import NOW
 from storage.points import PointId, id_from_text, id_text
 from storage.records import (
+    ASIDES,
     DATA_MOVED,
     FINAL,
     ActionRecord,
@@ -42,13 +43,21 @@ SELECT p.* EXCLUDE (seq) FROM proposals p JOIN events e ON e.cycle = p.cycle AND
 WHERE p.cycle = ? AND e.state = 'proposed' ORDER BY e.seq DESC LIMIT 1
 """
 REVIEWS = "SELECT cycle, hash AS proposal, decision, actor, how, reason, event_at FROM reviews"
+SUPERSEDED = """
+SELECT cycle, left(key, 64) AS hash, arg_max(substr(key, 66), seq) AS left_hash, arg_max(actor, seq) AS actor
+FROM events WHERE state = 'superseded' GROUP BY ALL
+"""
+STRUCK = f"""
+SELECT r.cycle, r.hash, r.point_id, s.actor FROM proposal_rows r JOIN ({SUPERSEDED}) s USING (cycle, hash)
+ANTI JOIN proposal_rows k ON k.cycle = r.cycle AND k.hash = s.left_hash AND k.point_id = r.point_id
+"""
 CITED = """
 SELECT checkpoint_digest FROM actions WHERE checkpoint_digest IS NOT NULL
 UNION SELECT key FROM events WHERE state = 'trained'
 """
 
 
-def records(con: duckdb.DuckDBPyConnection, kind: type[T], query: str, parameters: list[Any]) -> tuple[T, ...]:
+def records(con: duckdb.DuckDBPyConnection, kind: type[T], query: str, parameters: Any) -> tuple[T, ...]:
     """Rows as dataclasses whose fields carry the column names; a column `x_json` becomes the field `x`."""
     cursor = con.execute(query, parameters)
     names = [column[0] for column in cursor.description]
@@ -66,7 +75,7 @@ def last_cycle(con: duckdb.DuckDBPyConnection) -> CycleRecord | None:
 
 def is_finished(con: duckdb.DuckDBPyConnection, cycle: int) -> bool:
     """Whether the cycle has ended for good."""
-    query = "SELECT count(*) FROM events WHERE cycle = ? AND list_contains(?, state)"
+    query = "SELECT count(*) FROM events WHERE cycle = ? AND key = '' AND list_contains(?, state)"
     [(count,)] = con.execute(query, [cycle, list(FINAL)]).fetchall()
     return bool(count)
 
@@ -164,12 +173,12 @@ class LedgerViews:
         return found[0]
 
     def state(self, cycle: int) -> State:
-        """The state that the newest event of a cycle left.
+        """The state that the newest event of a cycle left that was no aside.
 
         Raises:
             CycleConflict: it was never opened.
         """
-        events = self.events(cycle)
+        events = [event for event in self.events(cycle) if event.state not in ASIDES]
         if not events:
             raise CycleConflict(f"cycle {cycle} was never opened in {self.path}; see `tamis ledger log`")
         return events[-1].state
@@ -281,11 +290,11 @@ class LedgerViews:
             check_changed(con, points)
 
     def cooldown(self, cycle: int, cycles: int) -> frozenset[PointId]:
-        """The points not to be proposed in `cycle`: restored, rejected or rolled back in the `cycles` before it.
+        """The points not to be proposed in `cycle`: restored, rejected, struck out or rolled back in those before it.
 
         A roll-back by `DATA_MOVED` judged no point, so it starts no cooldown.
         """
-        query = """
+        query = f"""
             SELECT point_id FROM actions
             WHERE action = 'restore' AND actor <> $data_moved AND cycle BETWEEN $first AND $last
             UNION
@@ -294,7 +303,9 @@ class LedgerViews:
             WHERE a.cycle BETWEEN $first AND $last
             UNION
             SELECT point_id FROM proposal_rows JOIN reviews USING (cycle, hash)
-            WHERE decision = 'reject' AND cycle BETWEEN $first AND $last"""
+            WHERE decision = 'reject' AND cycle BETWEEN $first AND $last
+            UNION
+            SELECT point_id FROM ({STRUCK}) WHERE cycle BETWEEN $first AND $last"""
         with self._open() as con:
             return self._ids(con, query, {"first": cycle - cycles, "last": cycle - 1, "data_moved": DATA_MOVED})
 
@@ -312,10 +323,15 @@ class LedgerViews:
             UnknownPoint: no proposal and no action names it.
         """
         text = id_text(point)
-        mentions = """
+        mentions = f"""
             SELECT r.cycle, r.hash AS proposal, r.action, r.new_label, r.reason, r.score, r.threshold,
-                   v.decision, v.actor
+                   CASE WHEN v.decision IS NOT NULL THEN v.decision WHEN k.actor IS NOT NULL THEN 'strike'
+                        WHEN s.actor IS NOT NULL THEN 'supersede' WHEN x.actor IS NOT NULL THEN 'expire' END decision,
+                   coalesce(v.actor, k.actor, s.actor, x.actor) AS actor
             FROM proposal_rows r JOIN proposals p USING (cycle, hash) LEFT JOIN reviews v USING (cycle, hash)
+            LEFT JOIN ({STRUCK}) k USING (cycle, hash, point_id) LEFT JOIN ({SUPERSEDED}) s USING (cycle, hash)
+            LEFT JOIN (SELECT DISTINCT cycle, left(key, 64) AS hash, actor FROM events WHERE state = 'expired') x
+            USING (cycle, hash)
             WHERE point_id = ? ORDER BY p.seq"""
         with self._open() as con:
             actions = records(con, ActionRecord, "FROM actions WHERE point_id = ? ORDER BY seq", [text])

@@ -1,10 +1,11 @@
 """What the ledger returns: frozen rows. Times are UTC without a zone; ledger point ids are text."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
+from storage.files import JSON
 from storage.points import IdKind
 
 State: TypeAlias = Literal[
@@ -24,11 +25,22 @@ State: TypeAlias = Literal[
     "nothing_to_do",
     "awaiting_review",
     "failed",
+    "endorsed",
+    "superseded",
+    "reminded",
+    "expired",
 ]
-"""`moved`: what changed in the data at the opening of a cycle; `dropped`: points dropped while learning."""
+"""`moved`: what changed in the data at the opening of a cycle; `dropped`: points dropped while learning; `endorsed`:
+approved by one person where it takes two; `superseded`: a reviewer struck points out; `expired`: nobody decided in
+time, with a key about a proposal, without one about the cycle."""
 Action: TypeAlias = Literal["remove", "relabel", "restore"]
 Decision: TypeAlias = Literal["approve", "reject"]
-FINAL: tuple[State, ...] = ("promoted", "rolled_back", "nothing_to_do")
+Fate: TypeAlias = Literal["approve", "reject", "strike", "supersede", "expire"]
+"""What a proposal came to, for one of its points: `strike`: it was struck out; `supersede`: another one was."""
+FINAL: tuple[State, ...] = ("promoted", "rolled_back", "nothing_to_do", "expired")
+"""What ends a cycle, recorded with the key ''."""
+ASIDES: tuple[State, ...] = ("endorsed", "reminded")
+"""What is said about a cycle that stays where it is."""
 DATA_MOVED = "rule:data-moved"
 """The actor of a roll-back that says nothing of its points: the train set changed while the cycle was open."""
 
@@ -71,6 +83,32 @@ class ProposalRecord:
     policy: Mapping[str, Any]
     size: int
     proposed_at: datetime
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the review of a proposal has to fulfil: written into the ledger with it, so that nothing changes it later.
+
+    Attributes:
+        in_train: Points in training.
+        second_person_above: Share of them above which two persons must approve; None: one always suffices.
+        expires_hours: After which nobody can decide any more; None: never.
+    """
+
+    in_train: int | None = None
+    second_person_above: float | None = None
+    expires_hours: float | None = None
+
+    @property
+    def detail(self) -> dict[str, JSON]:
+        """As it stands in the event `proposed`: nothing where one person decides and there is no hurry."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def persons(self, size: int) -> int:
+        """How many must approve a proposal of so many points."""
+        if self.second_person_above is None or self.in_train is None:
+            return 1
+        return 2 if size > self.second_person_above * self.in_train + 1e-9 else 1
 
 
 @dataclass(frozen=True)
@@ -134,7 +172,7 @@ class Mention:
     reason: str
     score: float | None
     threshold: float | None
-    decision: Decision | None
+    decision: Fate | None
     actor: str | None
 
 

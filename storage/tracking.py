@@ -4,8 +4,8 @@ Everything is found again by tags, so a stage that is run again after a kill wri
 version. The store is a sqlite file and a folder in the workspace, both by absolute path: a relative one would depend on
 where the command was called from. Tables are written whole here: MLflow's own `log_table` appends on every call.
 
-    tags of a cycle's run: tamis.cycle, tamis.dataset_sha256, tamis.proposal, tamis.review, tamis.changed,
-                          tamis.ledger_head
+    tags of a cycle's run: tamis.cycle, tamis.dataset_sha256, tamis.changed, tamis.ledger_head, and those of a review
+                          (storage/review_tags.py)
     tags of an arm's run:  tamis.arm, tamis.seed, mlflow.parentRunId
     tags of a validation's run: tamis.study, tamis.validation
 """
@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -35,7 +35,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage.checkpoints import Checkpoint
-from storage.errors import StaleApproval, StorageError, WriteFailed
+from storage.errors import StorageError, WriteFailed
 from storage.files import atomic_path
 from storage.score_store import ScoreSet
 
@@ -44,7 +44,6 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prin
 CHAMPION = "champion"
 MOST_METRICS = 15
 MOST_ROWS = 1000
-REVIEW = re.compile(r"(approve|reject):([0-9a-f]{12,64})")
 NAME = re.compile(r"\w[\w .-]*")
 
 Value: TypeAlias = str | int | float | bool
@@ -61,15 +60,6 @@ class ModelVersion:
     source: Path
     run: str
     digest: str
-
-
-@dataclass(frozen=True)
-class ReviewRequest:
-    """A decision that somebody asked for in the MLflow UI; the ledger decides whether it counts."""
-
-    decision: Literal["approve", "reject"]
-    proposal_prefix: str
-    text: str
 
 
 def check_name(name: str) -> None:
@@ -262,41 +252,36 @@ class Tracker:
         """Set the description on the page of a run."""
         self._client.set_tag(run, "mlflow.note.content", markdown)
 
-    def propose(self, run: str, proposal: str) -> None:
-        """Name the open proposal of a cycle; a new hash clears an earlier review, which was of another proposal."""
-        tags = self._tags(run)
-        if tags.get("tamis.proposal") != proposal:
-            if "tamis.review" in tags:
-                self._client.delete_tag(run, "tamis.review")
-            self._client.set_tag(run, "tamis.proposal", proposal)
-
-    def review_request(self, run: str) -> ReviewRequest | None:
-        """What the tag `tamis.review` asks for; None when there is no tag.
-
-        Raises:
-            StaleApproval: the tag is not `approve:HASH` or `reject:HASH` with at least 12 hex digits.
-        """
-        tags = self._tags(run)
-        text = tags.get("tamis.review", "").strip()
-        if not text:
-            return None
-        match = REVIEW.fullmatch(text.lower())
-        if match is None:
-            expected = f"approve:{tags.get('tamis.proposal', '')[:12]}"
-            raise StaleApproval(f"the MLflow tag tamis.review is {text[:64]!r}; it must read {expected} or reject:…")
-        decision: Literal["approve", "reject"] = "approve" if match[1] == "approve" else "reject"
-        return ReviewRequest(decision, match[2], text)
-
-    def mirror_review(self, run: str, decision: str, proposal: str) -> None:
-        """Show a decision that the ledger has recorded."""
-        self._client.set_tag(run, "tamis.review", f"{decision}:{proposal[:12]}")
-
     def anchor(self, run: str, head: str) -> None:
         """Keep the head of the ledger's hash chain where the ledger is not: `tamis ledger verify --head` takes it."""
         self._client.set_tag(run, "tamis.ledger_head", head)
 
-    def _tags(self, run: str) -> dict[str, str]:
+    def tags(self, run: str) -> dict[str, str]:
+        """The tags of a run."""
         return dict(self._client.get_run(run).data.tags)
+
+    def set_tag(self, run: str, key: str, value: str) -> None:
+        """Set a tag of a run; an empty value deletes one that is there."""
+        if value:
+            self._client.set_tag(run, key, value)
+        else:
+            self._client.delete_tag(run, key)
+
+    def version_tags(self, run: str, model: str) -> dict[int, dict[str, str]]:
+        """The tags of a run's versions of a registered model, by number."""
+        found = self._client.search_model_versions(f"name = '{model}' and run_id = '{run}'")
+        return {int(version.version): dict(version.tags) for version in found}
+
+    def set_version_tag(self, model: str, version: int, key: str, value: str) -> None:
+        """Set a tag of a model version; an empty value deletes one that is there."""
+        if value:
+            self._client.set_model_version_tag(model, str(version), key, value)
+        else:
+            self._client.delete_model_version_tag(model, str(version), key)
+
+    def describe_version(self, version: ModelVersion, markdown: str) -> None:
+        """Set the description on the page of a model version."""
+        self._client.update_model_version(version.model, str(version.version), markdown)
 
     def log_failure(self, run: str, reason: str) -> None:
         """Show what failed last; a run that ends well keeps it."""

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from flows.sections.base import Count, Rate, Section, Share
 
+Hours = Annotated[float, Field(gt=0, le=100_000)]
 Policy = Literal["harmful", "mislabeled", "memorized", "redundant"]
 
 
@@ -65,6 +66,12 @@ class ReviewConfig(Section):
 
     mode: Literal["auto", "manual"] = "manual"
     """`auto` approves what is within the budgets; `manual` waits for `tamis approve HASH`."""
+    second_person_above: Share | None = None
+    """Share of the train set above which a proposal takes two named persons; default: one always suffices."""
+    expires_hours: Hours | None = None
+    """After which an open proposal is closed, and nothing removed; default: never."""
+    remind_hours: Hours | None = None
+    """Between reminders of an open proposal; default: none."""
 
 
 class GuardrailConfig(Section):

@@ -131,6 +131,7 @@ def test_the_commented_template_shows_every_key_with_its_default(tmp_path: Path)
             "training": {"early_stopping", "prune_while_learning"},
             "pruning": {"protected_file"},
             "service": {"cron", "every_hours"},
+            "review": {"second_person_above", "expires_hours", "remind_hours"},
         }.get(section, set())  # TOML has no word for none: it stands in a comment
         assert keys[section].keys() | unset == type(getattr(shown, section)).model_fields.keys(), section
         assert all(f"\n# {key} = " in text for key in unset)

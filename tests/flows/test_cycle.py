@@ -12,8 +12,8 @@ from mlflow.entities import Run
 
 from flows.config import Config, load
 from flows.dataset import manifest_of
-from flows.errors import BadInput
-from flows.inspection import decide, status_of
+from flows.decision import Act, decide
+from flows.inspection import status_of
 from flows.opening import ledger_of
 from flows.restoration import Choice, restore
 from flows.workloads.tiny import Tiny
@@ -229,6 +229,10 @@ def waiting(here: Path) -> tuple[Path, str]:
     return file, summary.proposal
 
 
+def decided(file: Path, proposal: str, decision: Any = "approve", by: str = "ada") -> None:
+    decide(file, Act(proposal, decision, by, f"tamis {decision}"))
+
+
 def test_a_manual_cycle_waits_then_an_approval_that_carries_the_hash_continues_it(waiting: tuple[Path, str]) -> None:
     file, proposal = waiting
     again = turn(file)
@@ -238,25 +242,23 @@ def test_a_manual_cycle_waits_then_an_approval_that_carries_the_hash_continues_i
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert "000000000000" in refused.stderr
     with pytest.raises(StaleApproval):
-        decide(file, "0" * 12, "approve", "ada", "")
-    with pytest.raises(BadInput, match="--by is empty"):
-        decide(file, proposal, "approve", " ", "")
+        decided(file, "0" * 12)
     assert told(file, {}).ledger.state(1) == "awaiting_review"
-    decide(file, proposal[:12], "approve", "ada", "looked at all of them")
+    decided(file, proposal[:12])
     done = turn(file)
     assert (done.cycle, done.state, done.removed) == (1, "promoted", 12)
     removal = told(file, {}).ledger.why("0").removal
     assert removal is not None
     assert removal.actor == "ada"
     with pytest.raises(StaleApproval):
-        decide(file, proposal, "approve", "ada", "late")
+        decided(file, proposal)
 
 
 def test_a_rejected_proposal_removes_nothing_and_rests(waiting: tuple[Path, str]) -> None:
     file, proposal = waiting
-    decide(file, proposal, "reject", "ada", "no")
+    decided(file, proposal, "reject")
     with pytest.raises(StaleApproval):
-        decide(file, proposal, "approve", "bob", "yes")
+        decided(file, proposal, by="bob")
     summary = turn(file)
     assert (summary.state, summary.removed) == ("nothing_to_do", 0)
     assert "reject" in summary.decision
@@ -275,7 +277,7 @@ def test_data_that_move_while_a_cycle_is_open_close_it_and_open_the_next(waiting
     assert "changed while the cycle was open" in str(first.ledger.events(1)[-1].detail)
     assert first.run.info.status == "FAILED", "a closed cycle's run does not stay open"
     with pytest.raises(StaleApproval):
-        decide(file, proposal, "approve", "ada", "")
+        decided(file, proposal)
 
 
 def test_another_budget_makes_another_proposal_that_needs_its_own_approval(
@@ -287,7 +289,7 @@ def test_another_budget_makes_another_proposal_that_needs_its_own_approval(
     assert (summary.cycle, summary.state) == (1, "awaiting_review")
     assert summary.proposal != proposal
     with pytest.raises(StaleApproval):
-        decide(file, proposal, "approve", "ada", "")
+        decided(file, proposal)
 
 
 def test_a_dry_run_stops_at_the_proposal_and_the_next_run_continues_from_there(here: Path) -> None:

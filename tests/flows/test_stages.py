@@ -12,21 +12,16 @@ import torch
 from flows.config import load
 from flows.errors import BadInput
 from flows.policies import rules_of
-from flows.pruning import Proposed
 from flows.ranks.order import Order
 from flows.recipe import save_points, steps_for
 from flows.retraining import pruned, random_control
-from flows.review import review
 from flows.sections.curation import PruningConfig
 from flows.sections.training import TrainingConfig
 from flows.stages import Cycle, once
 from flows.summary import KnownErrors, _known_errors
-from storage.errors import StaleApproval
 from storage.ledger import Ledger
 from storage.points import Manifest, dataset_sha256
 from storage.proposals import Proposal
-from storage.selection import Selection
-from storage.tracking import Tracker
 from tests.flows.blobs import Blobs
 from tests.flows.helpers import write_toml
 
@@ -170,80 +165,3 @@ def test_known_errors_are_counted_on_the_points_in_training(cycle: Cycle) -> Non
     assert _known_errors(cycle, workload, {10}) == KnownErrors(0, 0, 0.0, None)
     blind: Any = object()
     assert _known_errors(cycle, blind, {10}) is None
-
-
-@pytest.fixture
-def proposed(cycle: Cycle, mlflow_store: Path, tmp_path: Path) -> tuple[Cycle, Proposed]:
-    """The cycle with an open proposal of two points, and a run in MLflow."""
-    import shutil
-
-    (tmp_path / "ws").mkdir()
-    shutil.copy(mlflow_store, tmp_path / "ws")
-    tracker = Tracker(tmp_path / "ws", "blobs")
-    cycle = replace(cycle, tracker=tracker, run=tracker.cycle_run(1, cycle.dataset_sha256, {}))
-    rows = pa.table(
-        {
-            "point_id": [3, 4],
-            "action": ["remove"] * 2,
-            "new_label": pa.nulls(2, pa.int32()),
-            "reason": ["harmful"] * 2,
-            "score": [0.01, 0.02],
-            "threshold": [0.2] * 2,
-        }
-    )
-    selection = Selection(rows, {"harmful": 2}, {}, 60, 58, 2)
-    proposal = Proposal.build(1, selection, cycle.dataset_sha256, "0" * 64, {})
-    cycle.ledger.add_proposal(proposal)
-    tracker.propose(cycle.run, proposal.hash)
-    return cycle, Proposed(proposal.hash, 2, {"harmful": 2}, {}, 60, 58, 2)
-
-
-def with_tag(cycle: Cycle, text: str) -> None:
-    from mlflow import MlflowClient
-
-    MlflowClient(cycle.tracker.uri).set_tag(cycle.run, "tamis.review", text)
-
-
-def test_a_manual_review_waits_until_somebody_decides(proposed: tuple[Cycle, Proposed]) -> None:
-    cycle, proposal = proposed
-    assert review(cycle, proposal).decision == "awaiting"
-    assert review(cycle, proposal).decision == "awaiting"
-    assert [event.state for event in cycle.ledger.events(1)].count("awaiting_review") == 1
-    cycle.ledger.add_review(proposal.hash[:12], "reject", "ada", "tamis reject")
-    assert review(cycle, proposal).decision == "reject"
-
-
-def test_a_cycle_that_waits_again_after_a_failure_says_so(proposed: tuple[Cycle, Proposed]) -> None:
-    cycle, proposal = proposed
-    review(cycle, proposal)
-    cycle.ledger.record_event(1, "failed", key="1")
-    review(cycle, proposal)
-    assert cycle.ledger.state(1) == "awaiting_review"
-
-
-def test_a_rule_approves_as_a_rule_where_the_configuration_lets_it(proposed: tuple[Cycle, Proposed]) -> None:
-    cycle, proposal = proposed
-    auto = replace(cycle, config=cycle.config.model_copy(update={"review": type(cycle.config.review)(mode="auto")}))
-    assert review(auto, proposal).actor == "rule:auto"
-    assert (known := cycle.ledger.review(1, proposal.hash)) is not None
-    assert "2 of 58 points" in known.reason
-
-
-def test_a_tag_with_the_proposals_hash_counts_as_of_an_unauthenticated_actor(
-    proposed: tuple[Cycle, Proposed],
-) -> None:
-    cycle, proposal = proposed
-    with_tag(cycle, f"approve:{proposal.hash[:12]}")
-    found = review(cycle, proposal)
-    assert (found.decision, found.actor) == ("approve", "mlflow:unauthenticated")
-    assert (known := cycle.ledger.review(1, proposal.hash)) is not None
-    assert known.actor == "mlflow:unauthenticated"
-
-
-@pytest.mark.parametrize("text", ["approve:" + "0" * 12, "approve", "approve:12", "yes"])
-def test_a_tag_that_names_another_proposal_or_none_is_refused(proposed: tuple[Cycle, Proposed], text: str) -> None:
-    cycle, proposal = proposed
-    with_tag(cycle, text)
-    with pytest.raises(StaleApproval):
-        review(cycle, proposal)
-    assert cycle.ledger.review(1, proposal.hash) is None

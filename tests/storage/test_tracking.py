@@ -10,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from storage import checkpoints, score_store
-from storage.errors import StaleApproval, StorageError
-from storage.tracking import ReviewRequest, Tracker, check_name
+from storage.errors import StorageError
+from storage.tracking import Tracker, check_name
 
 
 @pytest.fixture(scope="module")
@@ -97,26 +97,6 @@ def test_score_shards_arrive_whole(tracker: Tracker, client: MlflowClient, tmp_p
     copied = score_store.load(artifact(client, tracker, run, "scores"))
     assert copied is not None
     assert copied.sha256 == scores.sha256
-
-
-def test_a_new_proposal_clears_the_review_of_the_old_one_and_the_same_one_does_not(tracker: Tracker) -> None:
-    run = tracker.cycle_run(11, "a", {})
-    tracker.propose(run, "a" * 64)
-    assert tracker.review_request(run) is None
-    tracker.mirror_review(run, "approve", "a" * 64)
-    tracker.propose(run, "a" * 64)
-    assert tracker.review_request(run) == ReviewRequest("approve", "a" * 12, "approve:" + "a" * 12)
-    tracker.propose(run, "b" * 64)
-    assert tracker.review_request(run) is None
-
-
-@pytest.mark.parametrize("text", ["yes", "approve", "approve:abc", "approved:" + "b" * 12, "approve:" + "z" * 12])
-def test_a_tag_that_carries_no_hash_is_no_decision(tracker: Tracker, client: MlflowClient, text: str) -> None:
-    run = tracker.cycle_run(12, "a", {})
-    tracker.propose(run, "b" * 64)
-    client.set_tag(run, "tamis.review", text)
-    with pytest.raises(StaleApproval, match="must read approve:bbbbbbbbbbbb"):
-        tracker.review_request(run)
 
 
 def test_the_champion_is_a_registered_version_that_reads_without_pickle(tracker: Tracker, tmp_path: Path) -> None:
