@@ -139,7 +139,7 @@ def check(
     """Say in one line each what is wrong, or else, after a short trial, what time, memory and disk a cycle takes."""
     from flows.check import check as check_workload
     from flows.config import load
-    from flows.tables import print_findings
+    from flows.findings import print_findings
 
     config = load(file)
     findings = check_workload(config)
@@ -147,6 +147,19 @@ def check(
         from flows.outlook import outlook
 
         findings += outlook(config)
+    print_findings(findings, as_json=as_json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def doctor(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
+    """Say in one line each what of the installation and the workspace is not as it should be; nothing is changed."""
+    from flows.config import load
+    from flows.doctor import examine
+    from flows.findings import print_findings
+
+    findings = examine(load(file))
     print_findings(findings, as_json=as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(2)

@@ -20,6 +20,7 @@ from flows.announcements import forget
 from flows.config import Config
 from flows.dataset import read_sets
 from flows.errors import BadInput
+from flows.holding import lock_of
 from flows.launch import Progress
 from flows.moving import in_force, manifest_of_cycle, record_moves
 from flows.relabeling import check_relabeling
@@ -46,7 +47,7 @@ def workspace(config: Config) -> Iterator[None]:
         BadInput: It cannot be written, or another process works in it.
         storage.errors.WorkspaceTooNew: A newer version made it.
     """
-    path = config.workspace / ".lock"
+    path = lock_of(config.workspace)
     try:
         config.workspace.mkdir(parents=True, exist_ok=True)
         lock = path.open("a+")
@@ -77,19 +78,6 @@ def _locked(lock: IO[str]) -> bool:
         except BlockingIOError:
             time.sleep(0.1)
         else:
-            return True
-    return False
-
-
-def is_held(workspace: Path) -> bool:
-    """Whether a process works in a workspace, be it on another node."""
-    path = workspace / ".lock"
-    if not path.exists():
-        return False
-    with path.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
             return True
     return False
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from flows.bounds import Estimate
-from flows.check import Finding
 from flows.estimators import Estimator
 from flows.export import Exported
 from flows.inspection import Status
@@ -75,15 +74,6 @@ def _arms(summary: Summary) -> Table:
     for arm, outcome in summary.arms.items():
         table.add_row(arm, str(outcome.seeds), _estimate(outcome.accuracy), _estimate(outcome.loss))
     return table
-
-
-def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """The outcome of `tamis check`."""
-    if as_json:
-        write_json(findings)
-        return
-    for finding in findings:
-        print(f"{'ok   ' if finding.ok else 'WRONG'} {finding.name}: {finding.text}")
 
 
 def print_estimators(estimators: Mapping[EstimatorName, Estimator], *, as_json: bool) -> None:
