@@ -23,6 +23,7 @@ from flows.errors import BadInput
 from flows.holding import lock_of
 from flows.launch import Progress
 from flows.moving import in_force, manifest_of_cycle, record_moves
+from flows.redaction import redacted
 from flows.relabeling import check_relabeling
 from flows.stages import Cycle, cycle_folder
 from flows.workload import Workload, seeded_model
@@ -108,7 +109,7 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     versions = {name: version(name) for name in PACKAGES}
     digests = {**sets.digests, "code": _code(workload, versions)}
     run = tracker.cycle_run(number, digest, _parameters(config))
-    settings = config.model_dump(mode="json", by_alias=True)
+    settings = redacted(config.model_dump(mode="json", by_alias=True))
     ids = sets.train.id_kind
     ledger.open_cycle(number, digest, settings, versions, ids, parent, mlflow_run_id=run, decided=known.decided)
     folder = cycle_folder(config, number)
@@ -179,6 +180,6 @@ def _revision(config: Config) -> str | None:
 def _parameters(config: Config) -> dict[str, str | int | float | bool]:
     flat: dict[str, str | int | float | bool] = {"workload": config.workload.entry}
     for section in ("training", "scoring", "pruning", "review", "guardrail"):
-        for key, value in getattr(config, section).model_dump(mode="json").items():
+        for key, value in redacted(getattr(config, section).model_dump(mode="json")).items():
             flat[f"{section}.{key}"] = value if isinstance(value, str | int | float | bool) else str(value)
     return flat

@@ -1,8 +1,8 @@
-"""What must not be written down: values of options that are named like secrets, and passwords in addresses.
+"""What must not be written down: texts of options that are named like secrets, and passwords in addresses.
 
-The ledger, MLflow, cycle.json and the log show `***` in their place. Keys of stages are digests of the whole
-configuration, so another secret still counts as another configuration. The plans of the ranks hold the options as they
-are, readable by their owner alone.
+The ledger, MLflow, cycle.json and the log show `***` in their place. Stages are keyed by digests of the configuration
+as it is, so another secret still counts as another configuration. The plans of the ranks hold it as it is, too, and are
+readable by their owner alone.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-NAMED = re.compile(r"passw|passphrase|secret|token|credential|(^|[_-])(api|access|private)?[_-]?key$", re.IGNORECASE)
+NAMED = re.compile(
+    r"(passw(or)?ds?|passphrase|secrets?|token|credentials?|(^|[_-]|api|access|private|secret)key)$", re.IGNORECASE
+)
 ADDRESS = re.compile(r"(?<=://)([^\s/@:]*):([^\s/@]+)@")
 SHORTEST = 4
-"""A value of fewer characters is not looked for in texts, where it would hide half of them."""
+"""A secret of fewer characters is not looked for in texts, half of which it would hide."""
 
 
 def without_password(text: str) -> str:
@@ -23,25 +25,32 @@ def without_password(text: str) -> str:
     return ADDRESS.sub(rf"\1:{HIDDEN}@", text)
 
 
-def redacted(value: Any) -> Any:
-    """Settings as they may be shown: values of keys that are named like a secret are hidden, and passwords in texts."""
+def redacted(value: Any, named: bool = False) -> Any:
+    """Settings as they may be shown.
+
+    Args:
+        value: A section, or whatever stands in one.
+        named: Whether it stands under a name that makes every text in it a secret.
+    """
     if isinstance(value, Mapping):
-        return {key: HIDDEN if _is_secret(key, item) else redacted(item) for key, item in value.items()}
+        return {key: redacted(item, named or bool(NAMED.search(str(key)))) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [redacted(item) for item in value]
-    return without_password(value) if isinstance(value, str) else value
+        return [redacted(item, named) for item in value]
+    if not isinstance(value, str):
+        return value
+    return HIDDEN if named and value else without_password(value)
 
 
-def secrets_in(value: Any) -> frozenset[str]:
-    """Every text that `redacted` hides."""
-    found: set[str] = set()
+def secrets_in(value: Any, named: bool = False) -> frozenset[str]:
+    """Every text that `redacted` hides; its arguments."""
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            found |= _texts(item) if _is_secret(key, item) else secrets_in(item)
-    elif isinstance(value, list | tuple):
-        found = found.union(*map(secrets_in, value))
-    elif isinstance(value, str):
-        found = {match[2] for match in ADDRESS.finditer(value)}
+        parts = [secrets_in(item, named or bool(NAMED.search(str(key)))) for key, item in value.items()]
+        return frozenset().union(*parts)
+    if isinstance(value, list | tuple):
+        return frozenset().union(*(secrets_in(item, named) for item in value))
+    if not isinstance(value, str):
+        return frozenset()
+    found = [value] if named else [match[2] for match in ADDRESS.finditer(value)]
     return frozenset(text for text in found if len(text) >= SHORTEST)
 
 
@@ -50,15 +59,3 @@ def hide(text: str, secrets: frozenset[str]) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return without_password(text)
-
-
-def _is_secret(key: Any, item: Any) -> bool:
-    return bool(NAMED.search(str(key))) and item not in (None, "", [], {})
-
-
-def _texts(item: Any) -> set[str]:
-    if isinstance(item, Mapping):
-        return set().union(*map(_texts, item.values()))
-    if isinstance(item, list | tuple):
-        return set().union(*map(_texts, item))
-    return {str(item)}

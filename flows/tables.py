@@ -11,6 +11,7 @@ from flows.estimators import Estimator
 from flows.export import Exported
 from flows.inspection import Status
 from flows.printing import console, write_json
+from flows.retention import Collected
 from flows.score_file import ScoredFile
 from flows.sections.scoring import EstimatorName
 from flows.summary import Summary
@@ -74,6 +75,19 @@ def _arms(summary: Summary) -> Table:
     for arm, outcome in summary.arms.items():
         table.add_row(arm, str(outcome.seeds), _estimate(outcome.accuracy), _estimate(outcome.loss))
     return table
+
+
+def print_collected(collected: Collected, *, as_json: bool) -> None:
+    """What `tamis gc` removed, or would."""
+    if as_json:
+        write_json(collected)
+        return
+    for one in collected.gone:
+        print(f"{one.bytes / 1e6:10,.1f} MB  {one.path}")
+    for run in collected.runs:
+        print(f"MLflow run {run}: ended as failed")
+    total = sum(one.bytes for one in collected.gone)
+    print(f"{total / 1e6:,.1f} MB {'would be' if collected.dry_run else 'were'} freed")
 
 
 def print_estimators(estimators: Mapping[EstimatorName, Estimator], *, as_json: bool) -> None:
