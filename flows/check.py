@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +13,7 @@ from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
 from flows.estimators import approximation, selections
+from flows.findings import Finding
 from flows.protection import check_protected
 from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
@@ -33,15 +33,6 @@ from influence.turnover import TurnOver
 from storage.errors import StorageError
 
 SAMPLE = 32
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of a check."""
-
-    name: str
-    ok: bool
-    text: str
 
 
 class _Checker:

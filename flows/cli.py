@@ -19,6 +19,7 @@ import typer
 from flows.errors import BadInput, StageFailed
 from flows.ledger_commands import app as ledger
 from flows.options import BY, HERE, JSON_OPTION, TOML, TOML_OPTION
+from flows.redaction import without_password
 
 app = typer.Typer(
     help="Find the training points that hurt, remove them, prove that it helped, and keep a ledger of it all.",
@@ -64,7 +65,7 @@ def _exit_codes() -> Iterator[None]:
 
 
 def _fail(error: Exception | str, code: int) -> None:
-    print(f"tamis: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"tamis: {without_password(' '.join(str(error).split()))}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -151,7 +152,7 @@ def check(
     """Say in one line each what is wrong, or else, after a short trial, what time, memory and disk a cycle takes."""
     from flows.check import check as check_workload
     from flows.config import load
-    from flows.tables import print_findings
+    from flows.findings import print_findings
 
     config = load(file)
     findings = check_workload(config)
@@ -162,6 +163,32 @@ def check(
     print_findings(findings, as_json=as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(2)
+
+
+@app.command()
+def doctor(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
+    """Say in one line each what of the installation and the workspace is not as it should be; nothing is changed."""
+    from flows.config import load
+    from flows.doctor import examine
+    from flows.findings import print_findings
+
+    findings = examine(load(file))
+    print_findings(findings, as_json=as_json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def gc(
+    file: TOML = HERE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    as_json: JSON_OPTION = False,
+) -> None:
+    """Remove what [retention] no longer keeps and what killed processes have left; nothing that explains a removal."""
+    from flows.retention import collect
+    from flows.tables import print_collected
+
+    print_collected(collect(file, dry_run=dry_run), as_json=as_json)
 
 
 @app.command()

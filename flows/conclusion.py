@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from flows.guardrail import Verdict
 from flows.pruning import Proposed
+from flows.retention import discard, outdated
 from flows.retraining import Retrained
 from flows.review import Reviewed
 from flows.scoring import Scored
@@ -78,3 +79,4 @@ def close(cycle: Cycle, verdict: Verdict, concluded: Concluded) -> None:
     cycle.tracker.anchor(cycle.run, cycle.ledger.head())
     keep = cycle.config.training.keep.model_dump()
     retire(cycle.folder.parent, keep, cycle.ledger.cited_checkpoints())
+    discard(outdated(cycle.config))

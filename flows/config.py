@@ -19,6 +19,7 @@ from flows.errors import BadInput
 from flows.sections.base import Section
 from flows.sections.curation import GuardrailConfig, PruningConfig, ReviewConfig
 from flows.sections.launching import Hosts, LaunchConfig, Torchrun, nodes_of
+from flows.sections.retention import RetentionConfig
 from flows.sections.scoring import ScoringConfig
 from flows.sections.service import ServiceConfig
 from flows.sections.training import TrainingConfig
@@ -49,6 +50,7 @@ class Config(Section):
     guardrail: GuardrailConfig = GuardrailConfig()
     launch: LaunchConfig = LaunchConfig()
     service: ServiceConfig = ServiceConfig()
+    retention: RetentionConfig = RetentionConfig()
     file: Path
 
     @model_validator(mode="after")

@@ -15,10 +15,12 @@ from flows.conclusion import apply, close, conclude
 from flows.config import Config
 from flows.guardrail import judge
 from flows.launch import Progress
+from flows.logs import phases_logged, stage_logged
 from flows.opening import open_cycle
 from flows.preview import preview
 from flows.pruning import propose
 from flows.publication import publish
+from flows.redaction import secrets_in
 from flows.retraining import retrain
 from flows.review import review
 from flows.scoring import score
@@ -26,6 +28,7 @@ from flows.stages import Cycle
 from flows.summary import Progression, Summary
 from flows.training import train
 from flows.workload import Workload
+from storage.system_metrics import watched
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,9 +63,17 @@ def run_cycle(
         BadInput: Something given cannot be used.
         StageFailed: A stage broke; the cycle stays open, and the next run continues it.
     """
-    cycle = step(open_cycle, config, workload, show)
+    secrets = secrets_in(config.model_dump(mode="json", by_alias=True))
+    number: int | None = None
+
+    def told(stage: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return step(stage_logged(stage, number, secrets), *args, **kwargs)
+
+    cycle = told(open_cycle, config, workload, phases_logged(show))
+    number = cycle.number
     try:
-        return _turn(cycle, workload, step, dry_run)
+        with watched(cycle.tracker.uri, cycle.run):
+            return _turn(cycle, workload, told, dry_run)
     except Exception as error:
         cycle.record_failure(f"{type(error).__name__}: {error}")
         cycle.tracker.finish(cycle.run, failed=True)

@@ -8,6 +8,7 @@ A rank program is a module of flows/ranks. Each rank logs to `<logs>/<program>-r
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from flows.heartbeats import Watch
 from storage.files import read_json
 
 POLL_SECONDS = 0.1
+logger = logging.getLogger("tamis")
 KINDS = ("bad_input", "killed", "failed")
 
 
@@ -87,6 +89,8 @@ def _explain(launch: Launch, code: int) -> None:
         raise StageFailed(
             f"{launch.program}: ended with code {code}; its logs are {launch.logs}/{launch.program}-*.log"
         )
+    for error in errors:
+        logger.error("%s: %s", launch.program, error["message"], extra={"rank": error["rank"]})
     first = errors[0]
     if first["kind"] == "bad_input":
         raise BadInput(first["message"])

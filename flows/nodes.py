@@ -12,7 +12,7 @@ from flows.agents import Launch, agent
 from flows.announcements import announced_launch, announcement, dismissed
 from flows.config import Config
 from flows.errors import BadInput
-from flows.opening import is_held
+from flows.holding import is_held
 from flows.sections.launching import nodes_of
 
 POLL_SECONDS = 0.2

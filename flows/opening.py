@@ -20,8 +20,10 @@ from flows.announcements import forget
 from flows.config import Config
 from flows.dataset import read_sets
 from flows.errors import BadInput
+from flows.holding import lock_of
 from flows.launch import Progress
 from flows.moving import in_force, manifest_of_cycle, record_moves
+from flows.redaction import redacted
 from flows.relabeling import check_relabeling
 from flows.stages import Cycle, cycle_folder
 from flows.workload import Workload, seeded_model
@@ -50,7 +52,7 @@ def workspace(config: Config, *, wait: bool = False) -> Iterator[None]:
         BadInput: It cannot be written, or another process works in it.
         storage.errors.WorkspaceTooNew: A newer version made it.
     """
-    path = config.workspace / ".lock"
+    path = lock_of(config.workspace)
     try:
         config.workspace.mkdir(parents=True, exist_ok=True)
         lock = path.open("a+")
@@ -87,19 +89,6 @@ def _locked(lock: IO[str]) -> bool:
     return False
 
 
-def is_held(workspace: Path) -> bool:
-    """Whether a process works in a workspace, be it on another node."""
-    path = workspace / ".lock"
-    if not path.exists():
-        return False
-    with path.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 def ledger_of(config: Config) -> Ledger:
     """The workspace's ledger."""
     return Ledger(config.workspace / "ledger.duckdb")
@@ -126,7 +115,7 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     versions = {name: version(name) for name in PACKAGES}
     digests = {**sets.digests, "code": _code(workload, versions)}
     run = tracker.cycle_run(number, digest, _parameters(config))
-    settings = config.model_dump(mode="json", by_alias=True)
+    settings = redacted(config.model_dump(mode="json", by_alias=True))
     ids = sets.train.id_kind
     ledger.open_cycle(number, digest, settings, versions, ids, parent, mlflow_run_id=run, decided=known.decided)
     folder = cycle_folder(config, number)
@@ -197,6 +186,6 @@ def _revision(config: Config) -> str | None:
 def _parameters(config: Config) -> dict[str, str | int | float | bool]:
     flat: dict[str, str | int | float | bool] = {"workload": config.workload.entry}
     for section in ("training", "scoring", "pruning", "review", "guardrail"):
-        for key, value in getattr(config, section).model_dump(mode="json").items():
+        for key, value in redacted(getattr(config, section).model_dump(mode="json")).items():
             flat[f"{section}.{key}"] = value if isinstance(value, str | int | float | bool) else str(value)
     return flat

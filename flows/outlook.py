@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from flows.check import Finding
 from flows.config import Config
 from flows.errors import BadInput, StageFailed
+from flows.findings import Finding
 from flows.forecast import Forecast, foretell
 from flows.hindsight import keep
 from flows.opening import TRIAL, ledger_of, workspace

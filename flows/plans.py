@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from flows.config import Config
-from storage.files import atomic_write_text, read_json
+from storage.files import atomic_path, read_json
 
 HOLDOUT = "holdout.parquet"
 """In a job's folder: what the model makes of the holdout set."""
@@ -135,9 +135,10 @@ AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
 def write_plan(plan: Plan, path: Path) -> Path:
-    """Write a plan where ranks can read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, plan.model_dump_json(by_alias=True))
+    """Write a plan where ranks can read it, and nobody else: the workload's options may hold secrets."""
+    with atomic_path(path) as draft:
+        draft.touch(mode=0o600)
+        draft.write_text(plan.model_dump_json(by_alias=True), encoding="utf-8")
     return path
 
 

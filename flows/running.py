@@ -9,8 +9,10 @@ from flows.check import require
 from flows.config import Config, load
 from flows.cycle import plainly, run_cycle
 from flows.errors import StageFailed
+from flows.logs import logged
 from flows.opening import ledger_of, workspace
 from flows.progress import progress_shown
+from flows.redaction import secrets_in
 from flows.server import end_left_server, interrupts_held, prefect_environment
 from flows.summary import Summary
 from flows.workload import Workload
@@ -27,7 +29,8 @@ def run_file(file: Path, *, dry_run: bool = False) -> Summary:
     workload = require(config)
     with workspace(config):
         end_left_server(config.workspace)
-        summary = _run(config, workload, dry_run)
+        with logged(config.workspace, secrets_in(config.model_dump(mode="json", by_alias=True))):
+            summary = _run(config, workload, dry_run)
         dismiss(config.workspace)
     return summary
 

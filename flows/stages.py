@@ -7,6 +7,7 @@ atomic or idempotent by itself.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,12 +22,14 @@ from flows.config import Config
 from flows.errors import BadInput, StageFailed
 from flows.launch import Progress, run_ranks
 from flows.plans import Plan, write_plan
+from flows.redaction import hide, secrets_in
 from storage.files import JSON, atomic_write_json, read_json, sha256_json
 from storage.ledger import Ledger
 from storage.points import Manifest, PointId
 from storage.tracking import Tracker
 
 R = TypeVar("R")
+logger = logging.getLogger("tamis")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Cycle:
                 attempt += 1
                 self.show(Progress(f"{program}, attempt {attempt} of {attempts}", 0, 1))
             else:
+                _log_ranks(program, logs)
                 return logs
 
     def _launch(self, program: str, plan: Path, ranks: int, logs: Path) -> Launch:
@@ -108,9 +112,20 @@ class Cycle:
         return replace(launch, announcement=announcement(self.config.workspace)) if launch.nodes > 1 else launch
 
     def record_failure(self, reason: str, **more: JSON) -> None:
-        """Tell the ledger and the MLflow run what failed, and whatever else is known of it."""
+        """Tell the ledger and the MLflow run what failed, without secrets, and whatever else is known of it."""
+        reason = hide(reason, secrets_in(self.config.model_dump(mode="json", by_alias=True)))
         self.ledger.record_event(self.number, "failed", detail={"reason": reason, **more}, key=str(time.time_ns()))
         self.tracker.log_failure(self.run, reason)
+
+
+def _log_ranks(program: str, logs: Path) -> None:
+    """What each rank spent."""
+    for path in sorted(logs.glob(f"{program}-rank*.json")):
+        spent = read_json(path)
+        seconds, cpu = (sum(spent[kind].values()) for kind in ("seconds", "cpu_seconds"))
+        said = "%s ended after %.1f s, %.1f CPU s, %.0f MB"
+        rank = {"rank": int(path.stem.removeprefix(f"{program}-rank"))}
+        logger.info(said, program, seconds, cpu, spent["peak_bytes"] / 1e6, extra=rank)
 
 
 def cycle_folder(config: Config, number: int) -> Path:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from flows.bounds import Estimate
-from flows.check import Finding
 from flows.estimators import Estimator
 from flows.export import Exported
 from flows.inspection import Status
 from flows.printing import console, write_json
+from flows.retention import Collected
 from flows.score_file import ScoredFile
 from flows.sections.scoring import EstimatorName
 from flows.summary import Summary
@@ -79,13 +79,17 @@ def _arms(summary: Summary) -> Table:
     return table
 
 
-def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """The outcome of `tamis check`."""
+def print_collected(collected: Collected, *, as_json: bool) -> None:
+    """What `tamis gc` removed, or would."""
     if as_json:
-        write_json(findings)
+        write_json(collected)
         return
-    for finding in findings:
-        print(f"{'ok   ' if finding.ok else 'WRONG'} {finding.name}: {finding.text}")
+    for one in collected.gone:
+        print(f"{one.bytes / 1e6:10,.1f} MB  {one.path}")
+    for run in collected.runs:
+        print(f"MLflow run {run}: ended as failed")
+    total = sum(one.bytes for one in collected.gone)
+    print(f"{total / 1e6:,.1f} MB {'would be' if collected.dry_run else 'were'} freed")
 
 
 def print_estimators(estimators: Mapping[EstimatorName, Estimator], *, as_json: bool) -> None:

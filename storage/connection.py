@@ -51,6 +51,12 @@ def reading(path: Path, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
         yield con
 
 
+def is_current(path: Path, patience: float) -> bool:
+    """Whether a ledger has the schema of this version; it is opened, and left as it is; raises as `reading`."""
+    with closing(_connect(path, patience, read_only=True)) as con:
+        return not missing_steps(con, path)
+
+
 @contextmanager
 def holding(path: Path, patience: float) -> Iterator[tuple[duckdb.DuckDBPyConnection, ExitStack]]:
     """Open (or create) a ledger for this process alone, up to date, in no transaction; raises as `reading`.

@@ -92,6 +92,16 @@ def recover(path: Path) -> bool:
         ) from error
 
 
+def is_abandoned(path: Path) -> bool:
+    """Whether a journal is of a process that is gone: nobody holds the file that it is a copy of."""
+    with _alone, path.open("rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return journal_of(path).exists()
+
+
 def _put_back(path: Path) -> bool:
     with _alone, path.open("r+b") as file:
         try:

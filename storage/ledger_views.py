@@ -56,6 +56,11 @@ SELECT checkpoint_digest FROM actions WHERE checkpoint_digest IS NOT NULL
 UNION SELECT key FROM events WHERE state = 'trained'
 """
 
+CITING = """
+WITH standing AS (FROM newest_as_of($now) WHERE action <> 'restore')
+SELECT cycle FROM standing UNION SELECT p.cycle FROM proposals p SEMI JOIN standing s ON s.proposal = p.hash
+"""
+
 
 def records(con: duckdb.DuckDBPyConnection, kind: type[T], query: str, parameters: Any) -> tuple[T, ...]:
     """Rows as dataclasses whose fields carry the column names; a column `x_json` becomes the field `x`."""
@@ -192,6 +197,11 @@ class LedgerViews:
         """Digests of the models that cycles were scored on, in events and in actions."""
         with self._open() as con:
             return frozenset(digest for (digest,) in con.execute(CITED).fetchall())
+
+    def cited_cycles(self) -> frozenset[int]:
+        """The cycles whose scores a removal or a relabeling that stands now rests on."""
+        with self._open() as con:
+            return frozenset(cycle for (cycle,) in con.execute(CITING, {"now": NOW}).fetchall())
 
     def log(self, limit: int = 50) -> tuple[EventRecord, ...]:
         """The newest events of all cycles, newest first."""

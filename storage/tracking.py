@@ -38,6 +38,7 @@ from storage.checkpoints import Checkpoint
 from storage.errors import StorageError, WriteFailed
 from storage.files import atomic_path
 from storage.score_store import ScoreSet
+from storage.system_metrics import PREFIX
 
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the errors that it raises
 
@@ -188,10 +189,10 @@ class Tracker:
         A metric that is written again with another value shows the newer one; with the same value nothing is added.
 
         Raises:
-            StorageError: the run would have more than 15.
+            StorageError: the run would have more than 15 beside those of the system, which have a tab of their own.
         """
         found = self._client.get_run(run)
-        names = set(found.data.metrics) | set(metrics)
+        names = {name for name in set(found.data.metrics) | set(metrics) if not name.startswith(PREFIX)}
         if len(names) > MOST_METRICS:
             raise StorageError(
                 f"{len(names)} metrics for one run; at most {MOST_METRICS}: put the others in the report"

@@ -1,0 +1,53 @@
+"""What killed processes leave in a workspace that nobody works in: half-written files, MLflow runs without an end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flows.config import Config
+from storage.connection import is_current
+from storage.files import TEMPORARY
+from storage.journal import journal_of
+from storage.ledger import Ledger
+from storage.tracking_health import Unended, unended_runs
+
+FOREIGN = ("mlartifacts", "prefect")
+"""Folders of a workspace whose files are others' to name."""
+LOOSE = (f".*{TEMPORARY}", ".ledger.duckdb.new-*", ".ledger.duckdb.import*")
+"""Names, beside the ledger, of what was about to become a file."""
+
+
+def torn_files(workspace: Path) -> list[Path]:
+    """Files and folders under temporary names, and checkpoints without a manifest; none inside another."""
+    rooms = [path for path in workspace.glob("*") if path.is_dir() and path.name not in FOREIGN]
+    named = [path for room in rooms for path in room.rglob(f".*{TEMPORARY}")]
+    for pattern in LOOSE:
+        named += workspace.glob(pattern)
+    steps = (workspace / "cycles").glob("*/checkpoints/**/step-*")
+    named += [path for path in steps if path.is_dir() and not (path / "MANIFEST.json").is_file()]
+    return sorted(path for path in set(named) if not any(parent in named for parent in path.parents))
+
+
+def is_readable(ledger: Ledger) -> bool:
+    """Whether it can be read without putting it back or bringing it up to date."""
+    return not journal_of(ledger.path).exists() and is_current(ledger.path, ledger.patience)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def unended(config: Config) -> tuple[Unended, ...]:
+    """MLflow runs that say they are running, though the cycle has ended or nobody is at work on them."""
+    store, ledger = config.workspace / "mlflow.db", Ledger(config.workspace / "ledger.duckdb")
+    if not store.exists():
+        return ()
+    if ledger.exists and not is_readable(ledger):
+        return ()
+    current = ledger.unfinished_cycle() if ledger.exists else None
+    return unended_runs(store, config.name, [str(current.cycle)] if current else [])

@@ -1,0 +1,67 @@
+"""What may be wrong with an MLflow store that nobody is writing to: its schema, and runs that nothing will end."""
+
+import sqlite3
+from collections.abc import Callable, Collection
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.store.db import utils
+
+from storage.errors import StorageError
+
+newest_schema: Callable[[], str] = utils._get_latest_schema_revision
+
+
+@dataclass(frozen=True)
+class Unended:
+    """A run that says it is still running; `cycle` is empty where it is of none."""
+
+    run: str
+    name: str
+    cycle: str
+
+
+def check_schema(store: Path) -> str:
+    """The schema of a store, if it is that of the MLflow which is installed.
+
+    Raises:
+        StorageError: the file is no store, or one of another version.
+    """
+    try:
+        with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=ro", uri=True)) as con:
+            found = [row[0] for row in con.execute("SELECT version_num FROM alembic_version")]
+    except sqlite3.Error as error:
+        raise StorageError(f"{store} cannot be opened as MLflow's store ({error}): restore a copy of it") from error
+    expected = newest_schema()
+    if found != [expected]:
+        raise StorageError(
+            f"{store} has schema {', '.join(found) or 'none'}, MLflow's is {expected}: copy the file, then "
+            f"`mlflow db upgrade sqlite:///{store}`, or install the MLflow that made it"
+        )
+    return expected
+
+
+def unended_runs(store: Path, experiment: str, open_cycles: Collection[str]) -> tuple[Unended, ...]:
+    """Runs that are left running: every one of the experiment but those of open cycles.
+
+    Args:
+        store: A sqlite store of the current schema.
+        experiment: Name of the data set.
+        open_cycles: Numbers of the cycles that will end their run themselves.
+    """
+    client = MlflowClient(f"sqlite:///{store.resolve()}")
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return ()
+    runs = client.search_runs([found.experiment_id], "attributes.status = 'RUNNING'")
+    seen = (Unended(run.info.run_id, run.info.run_name, run.data.tags.get("tamis.cycle", "")) for run in runs)
+    return tuple(run for run in seen if run.cycle not in open_cycles)
+
+
+def end_runs(store: Path, runs: Collection[Unended]) -> None:
+    """Let runs that nothing will end show that they failed."""
+    client = MlflowClient(f"sqlite:///{store.resolve()}")
+    for run in runs:
+        client.set_terminated(run.run, "FAILED")

@@ -1,0 +1,148 @@
+"""`tamis gc` and `[retention]`: room is made, and what explains a removal stays."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.config import load
+from flows.errors import BadInput
+from flows.inspection import open_ledger
+from flows.retention import collect, outdated
+from storage.ledger import Ledger
+from storage.score_store import MANIFEST
+from storage.tracking import Tracker
+from tests.flows.helpers import write_toml
+from tests.storage.ledgers import applied, opened, proposal, removed
+
+SCORED = ("scores", "logs", "plans")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Path:
+    """Six cycles: 1 removed points that stand, 2 one that was restored since, 3 was rolled back, others did nothing."""
+    file = write_toml(tmp_path_factory.mktemp("retention") / "project", retention={"cycles": 2})
+    config = load(file)
+    config.workspace.mkdir()
+    shutil.copy(mlflow_store, config.workspace)
+    ledger, tracker = Ledger(config.workspace / "ledger.duckdb"), Tracker(config.workspace, config.name)
+    removed(ledger, 1, [1, 2])
+    ledger.record_event(1, "promoted")
+    removed(ledger, 2, [3])
+    ledger.restore([3], "grace", "it is right")
+    ledger.record_event(2, "promoted")
+    removed(ledger, 3, [4])
+    ledger.roll_back(3, "rule:guardrail", "no proof")
+    for cycle in (4, 5, 6):
+        opened(ledger, cycle)
+        ledger.record_event(cycle, "nothing_to_do")
+    for cycle in range(1, 7):
+        folder = config.workspace / "cycles" / f"{cycle:06d}"
+        run = tracker.cycle_run(cycle, "data", {})
+        tracker.finish(run)
+        copy = config.workspace / "mlartifacts" / run / "artifacts"
+        for path in (*(folder / name / "part" for name in SCORED), copy / "scores" / "part", copy / "review" / "page"):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(bytes(1000))
+        (folder / "scores" / MANIFEST).write_text("{}")
+        (folder / "manifest.parquet").write_bytes(bytes(10))
+        (folder / "cycle.json").write_text(json.dumps({"mlflow_run": run}))
+    return file.parent
+
+
+@pytest.fixture
+def file(project: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(project, tmp_path / "project")) / "tamis.toml"
+
+
+def cycles_with(file: Path, name: str) -> list[int]:
+    return [int(path.parent.name) for path in sorted((file.parent / "ws" / "cycles").glob(f"*/{name}"))]
+
+
+def copies(file: Path) -> int:
+    return len(list((file.parent / "ws" / "mlartifacts").glob("*/artifacts/scores")))
+
+
+def test_a_dry_run_says_what_would_go_with_its_bytes_and_removes_nothing(file: Path) -> None:
+    before = sorted((file.parent / "ws").rglob("*"))
+    done = CliRunner().invoke(app, ["gc", str(file), "--dry-run", "--json"])
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert {Path(one["path"]).name for one in found["gone"]} == {*SCORED}
+    assert sum(one["bytes"] for one in found["gone"]) == 4 * 3 * 1000 + 3 * 1002
+    assert sorted(path for path in (file.parent / "ws").rglob("*") if path.name != ".lock") == before
+
+
+def test_of_older_cycles_scores_logs_and_plans_go_and_the_scores_that_a_standing_removal_rests_on_stay(
+    file: Path,
+) -> None:
+    collect(file)
+    assert cycles_with(file, "scores") == [1, 5, 6]
+    assert cycles_with(file, "logs") == cycles_with(file, "plans") == [5, 6]
+    assert copies(file) == 2
+    assert cycles_with(file, "manifest.parquet") == cycles_with(file, "cycle.json") == [1, 2, 3, 4, 5, 6]
+    assert len(list((file.parent / "ws" / "mlartifacts").glob("*/artifacts/review/page"))) == 6
+
+
+def test_a_second_time_there_is_nothing_to_remove(file: Path) -> None:
+    assert collect(file).gone
+    assert not collect(file).gone
+
+
+def test_a_removal_that_is_made_again_by_a_roll_back_keeps_the_scores_of_its_first_time(file: Path) -> None:
+    ledger = open_ledger(file)
+    opened(ledger, 7)
+    applied(ledger, proposal(7, [1, 2], action="restore"))
+    ledger.roll_back(7, "rule:guardrail", "no proof")
+    assert ledger.removed_as_of() == {1, 2}
+    assert {1, 7} <= ledger.cited_cycles()
+    collect(file)
+    assert 1 in cycles_with(file, "scores")
+
+
+def test_without_the_key_nothing_is_old(file: Path) -> None:
+    file.write_text(file.read_text().replace("cycles = 2", "cycles = 0"))
+    assert outdated(load(file)) == []
+
+
+def test_the_newest_scores_stay_however_old_they_are(file: Path) -> None:
+    for cycle in (5, 6):
+        shutil.rmtree(file.parent / "ws" / "cycles" / f"{cycle:06d}" / "scores")
+    collect(file)
+    assert cycles_with(file, "scores") == [1, 4]
+
+
+def test_one_cycle_is_too_few_since_a_cycle_reads_the_scores_of_the_one_before(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"retention.cycles = 1: a cycle reads the scores .* at least 2, or 0"):
+        load(write_toml(tmp_path, retention={"cycles": 1}))
+
+
+def test_models_of_a_validation_before_the_oldest_cycle_that_is_kept_go(file: Path) -> None:
+    models = file.parent / "ws" / "validation" / "models"
+    models.mkdir(parents=True)
+    for name, age in (("old", 1e6), ("new", -10)):
+        (models / name).touch()
+        began = (file.parent / "ws" / "cycles" / "000005" / "cycle.json").stat().st_mtime
+        os.utime(models / name, (began - age, began - age))
+    collect(file)
+    assert [path.name for path in models.iterdir()] == ["new"]
+
+
+def test_what_killed_processes_have_left_goes_and_their_runs_end(file: Path) -> None:
+    workspace = file.parent / "ws"
+    torn = workspace / "cycles" / "000006" / "checkpoints" / "baseline-seed0" / ".step-000010.tmp"
+    torn.mkdir(parents=True)
+    (workspace / ".mlflow.db.77.tmp").touch()
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    run = json.loads((workspace / "cycles" / "000002" / "cycle.json").read_text())["mlflow_run"]
+    client.update_run(run, status="RUNNING")
+    collected = collect(file)
+    assert {workspace / ".mlflow.db.77.tmp", torn} <= {one.path for one in collected.gone}
+    assert collected.runs == ("cycle 2",)
+    assert not torn.exists()
+    assert client.get_run(run).info.status == "FAILED"
