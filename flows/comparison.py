@@ -13,6 +13,7 @@ from flows.evidence import STATUS, newest_scores
 from flows.inspection import open_ledger
 from flows.stages import cycle_folder
 from storage.points import Manifest, id_from_text
+from storage.policies import reason_code
 from storage.records import ActionRecord
 from storage.selection import rows_of
 
@@ -104,7 +105,7 @@ def difference(file: Path, before: int, after: int) -> Difference:
         Moved(a.point_id, STATUS[a.action], a.reason, labels.get((a.cycle, a.point_id)), a.new_label, a.cycle)
         for a in moved
     )
-    counts = Counter((point.change, point.reason, point.label) for point in points)
+    counts = Counter((point.change, reason_code(point.reason), point.label) for point in points)
     ordered = sorted(counts.items(), key=lambda item: (item[0][:2], -1 if item[0][2] is None else item[0][2]))
     return Difference(before, after, tuple(Counted(*key, count) for key, count in ordered), points)
 

@@ -61,6 +61,7 @@ class Scores:
         in_train: Whether the point was in training then; if not, influence is what adding it would do.
         influence: Nats, positive = helpful.
         influence_se: Its standard error over queries.
+        copy_of: The point in training that it is an exact copy of, if it is one.
         rank: Among the `of` in-train points by influence, most harmful first.
         verdicts: Of the rules of the configuration whose column the scores have.
         held_back: Why it was not proposed although a rule chose it; empty where none did, or where it was proposed.
@@ -72,6 +73,7 @@ class Scores:
     in_train: bool
     influence: float
     influence_se: float
+    copy_of: PointId | None
     rank: int
     of: int
     verdicts: tuple[Verdict, ...]
@@ -164,13 +166,14 @@ def _scores(config: Config, ledger: Ledger, last: CycleRecord, point: PointId, t
     chosen = any(verdict.chosen for verdict in verdicts) and row["in_train"]
     held_back = ""
     if chosen and not proposed:
-        held_back = _held_back(config.pruning, ledger, newest[0], point, last.id_kind, row.get("group"))
+        held_back = _held_back(config.pruning, ledger, newest[0], point, last.id_kind, row)
     tops = [(top["query_id"], top["influence"]) for top in row.get("top_queries") or ()]
     return Scores(
         cycle=newest[0],
         in_train=row["in_train"],
         influence=row["influence"],
         influence_se=row["influence_se"],
+        copy_of=row.get("copy_of"),
         rank=row["rank"],
         of=row["of"],
         verdicts=verdicts,
@@ -194,8 +197,13 @@ def _holds(condition: Rule | Condition, row: Mapping[str, Any]) -> bool:
 
 
 def _held_back(
-    pruning: PruningConfig, ledger: Ledger, cycle: int, point: PointId, kind: IdKind, group: str | None
+    pruning: PruningConfig, ledger: Ledger, cycle: int, point: PointId, kind: IdKind, row: Mapping[str, Any]
 ) -> str:
-    if group in pruning.protected_groups or point in protected_ids(pruning, kind):
+    if row.get("group") in pruning.protected_groups or point in protected_ids(pruning, kind):
         return "protected"
-    return "cooldown" if point in ledger.cooldown(cycle, pruning.cooldown) else "a budget"
+    if point in ledger.cooldown(cycle, pruning.cooldown):
+        return "cooldown"
+    original = row.get("copy_of")
+    if original is not None and any(mention.cycle == cycle for mention in _told(ledger, original).proposals):
+        return f"point {original}, which it is a copy of, was proposed itself"
+    return "a budget"

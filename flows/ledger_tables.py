@@ -11,6 +11,7 @@ from flows.comparison import Difference, Regrets
 from flows.evidence import Account, Scores, Unmet, Verdict
 from flows.printing import console, short, write_json
 from storage.chain import Verification
+from storage.policies import reason_code
 from storage.records import ActionRecord, EventRecord, Mention
 
 SHOWN = 50
@@ -96,6 +97,8 @@ def _scores(scores: Scores) -> list[str]:
     lines = [
         f"cycle {scores.cycle} scored it: influence {scores.influence:.3g} ± {scores.influence_se:.2g} nats ({where})"
     ]
+    if scores.copy_of is not None:
+        lines.append(f"it is an exact copy of point {scores.copy_of}, which is in training")
     if scores.in_train:
         lines += [_verdict(verdict) for verdict in scores.verdicts]
     if scores.held_back:
@@ -126,7 +129,7 @@ def print_difference(difference: Difference, *, as_json: bool) -> None:
     table = Table("change", "reason", "class", "points", "for example", box=None, pad_edge=False)
     for row in difference.counts:
         alike = (row.change, row.reason, row.label)
-        same = [p.point_id for p in difference.points if (p.change, p.reason, p.label) == alike]
+        same = [p.point_id for p in difference.points if (p.change, reason_code(p.reason), p.label) == alike]
         label = "" if row.label is None else str(row.label)
         table.add_row(row.change, row.reason, label, f"{row.points:,}", ", ".join(same[:5]))
     if difference.counts:

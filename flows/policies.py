@@ -7,9 +7,9 @@ mislabeled  The given label is contradicted by models that never saw the point, 
             label errors. Costs the fold models: folds x repeats trainings in each of two rounds.
 memorized   Harmful in sign, and a fit that rests on the point itself more than those of points that generalize do. For
             a model that is not to keep single points; misses errors that support each other. No cost beyond the scores.
-redundant   The fit rests on the point little, and others like it stay: drawn by self-influence, within each class and
-            group no more than half as much again as over all. For training less at about equal accuracy; finds no
-            errors, and no cost beyond the scores.
+redundant   Exact copies of points that stay, then points on which the fit rests little and whose like stay: drawn by
+            self-influence, within each class and group no more than half as much again as over all. For training less
+            at about equal accuracy; finds no errors, and no cost beyond the scores. Copies count to the share.
 
 The first three are joined: each has its own false-discovery rate, and where a budget binds, the most negative influence
 goes first. `redundant` takes what the budgets leave, the least needed first.
@@ -61,7 +61,9 @@ def _discovery(
 
 def _redundant(pruning: PruningConfig) -> Rule:
     share = pruning.redundant_share
-    return Rule("redundant", "redundant", "redundancy", "<=", share, {"share": share}, rank_column="redundancy", turn=1)
+    named: dict[str, JSON] = {"share": share}
+    column = "redundancy"
+    return Rule("redundant", "redundant", column, "<=", share, named, rank_column=column, turn=1, repeats="copy_of")
 
 
 RULES: Mapping[str, Callable[[PruningConfig], Rule]] = {

@@ -29,6 +29,7 @@ from flows.training import Trained, arm_folder, planned_steps, train_jobs, train
 from storage import checkpoints
 from storage.files import JSON
 from storage.points import PointId
+from storage.policies import reason_code
 from storage.proposals import Proposal
 from storage.tracking import ModelVersion
 
@@ -171,7 +172,7 @@ def _job(cycle: Cycle, trained: Trained, proposed: Proposed | None, arm: str, se
 
 def for_load(proposal: Proposal) -> bool:
     """Whether points are left out to train on fewer: then arms are compared at the same number of epochs."""
-    return any("redundant" in reason.split("+") for reason in proposal.rows["reason"].to_pylist())
+    return any("redundant" in reason_code(reason).split("+") for reason in proposal.rows["reason"].to_pylist())
 
 
 def pruned(cycle: Cycle, proposal: Proposal) -> tuple[frozenset[PointId], Mapping[PointId, int]]:

@@ -110,8 +110,12 @@ def _table(attribution: Attribution, points: Points, queries: Points, chunk: int
     grid = ChunkGrid(len(points), chunk)
     chunks = score_chunks([attribution], queries, grid, place)
     relative = relative_columns(gather(chunks, points, grid, place), points)
+    originals = points.originals()
     return pa.concat_tables(
-        [shard_table(points, queries, grid.rows(chunk), columns, relative, {}) for chunk, columns in chunks.items()]
+        [
+            shard_table(points, queries, grid.rows(chunk), columns, originals, relative, {})
+            for chunk, columns in chunks.items()
+        ]
     )
 
 

@@ -10,6 +10,14 @@ from storage.files import JSON
 
 Op: TypeAlias = Literal["<", "<=", ">", ">="]
 
+COPY_OF = ": copy of "
+"""In the reason of a point that goes because it repeats another: before the id of that one."""
+
+
+def reason_code(reason: str) -> str:
+    """A reason without the point that it names: what many points have in common."""
+    return reason.partition(COPY_OF)[0]
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -36,6 +44,8 @@ class Rule:
         turn: Candidates of a rule of a smaller turn go first, whatever their ranks.
         relabel: The score column of the label that the point gets instead of being removed, where it differs from
             the present one.
+        repeats: The score column of the point that a candidate is an exact copy of. The reason names it, and where
+            another rule chooses it the copy is no candidate: what it repeats must stay.
     """
 
     policy: str
@@ -48,12 +58,13 @@ class Rule:
     rank_column: str = "influence"
     turn: int = 0
     relabel: str | None = None
+    repeats: str | None = None
 
     @property
     def columns(self) -> frozenset[str]:
         """The score columns that it reads."""
-        named = {self.column, self.rank_column, *(one.column for one in self.also)}
-        return frozenset(named if self.relabel is None else named | {self.relabel})
+        named = {self.column, self.rank_column, *(one.column for one in self.also), self.relabel, self.repeats}
+        return frozenset(column for column in named if column is not None)
 
 
 @dataclass(frozen=True)

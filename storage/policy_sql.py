@@ -7,7 +7,7 @@ rows that are dropped are held narrow, in one column a rule; lists and texts are
 from collections.abc import Sequence
 from typing import Any
 
-from storage.policies import Regret, Rule
+from storage.policies import COPY_OF, Regret, Rule
 from storage.score_sql import quote
 
 GIVEN = """
@@ -35,6 +35,13 @@ SELECT *, CASE WHEN point_id IN (FROM protected) OR "group" IN (FROM protected_g
 FROM (SELECT point_id, label, "group", {columns} FROM given WHERE in_train AND ({chosen}))
 """
 
+ORPHANED = """
+UPDATE candidates SET value_{i} = NULL
+WHERE {repeats} IN (SELECT point_id FROM candidates WHERE {others})
+"""
+
+UNCHOSEN = "DELETE FROM candidates WHERE {nobody}"
+
 RANKED = """
 CREATE TEMP TABLE ranked AS
 SELECT CAST(cell AS INTEGER) AS cell, c.* EXCLUDE (label, "group", excluded, turn, rank_value)
@@ -58,7 +65,7 @@ PROPOSED = """
 SELECT point_id, CASE WHEN new_label IS NULL THEN 'remove' ELSE 'relabel' END AS action, new_label,
        {reason} AS reason, [c.policy FOR c IN choices] AS policies, choices[1].value AS score,
        choices[1].threshold AS threshold, rank, choices AS evidence
-FROM (SELECT point_id, new_label, rowid + 1 AS rank, {values},
+FROM (SELECT point_id, new_label, rowid + 1 AS rank, {columns},
              [choice FOR choice IN [{choices}] IF choice IS NOT NULL] AS choices
       FROM ranked JOIN outcome USING (cell) WHERE rowid + 1 <= least(through, $last))
 """
@@ -100,6 +107,7 @@ def candidates(rules: Sequence[Rule]) -> tuple[str, dict[str, Any]]:
     columns.append(_first([(test, str(rule.turn)) for rule, test in turns], "turn", "TINYINT"))
     columns.append(_first([(test, quote(rule.rank_column)) for rule, test in turns], "rank_value", "DOUBLE"))
     columns.append(_new_label(rules, tests))
+    columns += sorted({quote(rule.repeats) for rule in rules if rule.repeats is not None})
     return CANDIDATES.format(columns=", ".join(columns), chosen=" OR ".join(tests)), values
 
 
@@ -114,6 +122,17 @@ def _new_label(rules: Sequence[Rule], tests: Sequence[str]) -> str:
         return "CAST(NULL AS INTEGER) AS new_label"
     branches = [(f"{test} AND {quote(to)} <> current_label", quote(to)) for to, test in relabeling]
     return _first(branches, "new_label", "INTEGER")
+
+
+def orphaned(rules: Sequence[Rule]) -> list[str]:
+    """The statements that take copies from the candidates of a rule where another rule chooses what they repeat."""
+    every = [f"value_{i} IS NOT NULL" for i in range(len(rules))]
+    statements = [
+        ORPHANED.format(i=i, repeats=quote(rule.repeats), others=" OR ".join(every[:i] + every[i + 1 :]))
+        for i, rule in enumerate(rules)
+        if rule.repeats is not None and len(rules) > 1
+    ]
+    return [*statements, UNCHOSEN.format(nobody=f"NOT ({' OR '.join(every)})")] if statements else []
 
 
 def counts(rules: Sequence[Rule]) -> str:
@@ -131,14 +150,25 @@ def proposed(rules: Sequence[Rule]) -> tuple[str, dict[str, Any]]:
         parts.append(f"CASE WHEN {' OR '.join(chosen)} THEN $reason_{k} END")
     for i, rule in enumerate(rules):
         values |= {f"policy_{i}": rule.policy, f"column_{i}": rule.column, f"threshold_{i}": rule.threshold}
+    named = [
+        f"CASE WHEN value_{i} IS NOT NULL AND {quote(rule.repeats)} IS NOT NULL "
+        f"THEN '{COPY_OF}' || {quote(rule.repeats)} ELSE '' END"
+        for i, rule in enumerate(rules)
+        if rule.repeats is not None
+    ]
+    columns = {quote(rule.repeats) for rule in rules if rule.repeats is not None}
     query = PROPOSED.format(
-        reason=f"concat_ws('+', {', '.join(parts)})",
-        values=", ".join(f"value_{i}" for i in range(len(rules))),
+        reason=" || ".join([f"concat_ws('+', {', '.join(parts)})", *named]),
+        columns=", ".join([*(f"value_{i}" for i in range(len(rules))), *sorted(columns)]),
         choices=", ".join(CHOICE.format(i=i) for i in range(len(rules))),
     )
     return query, values
 
 
-def restored(regret: Regret) -> tuple[str, dict[str, Any]]:
-    """The statement that reads what is restored, with its parameters; the view `before` is there."""
-    return RESTORED, {"z": regret.z}
+def restored(regret: Regret, rules: Sequence[Rule]) -> tuple[str, dict[str, Any]]:
+    """The statement that reads what is restored, with its parameters; the view `before` is there.
+
+    What a rule would take as a copy again stays away.
+    """
+    copies = sorted({quote(rule.repeats) for rule in rules if rule.repeats is not None})
+    return " AND ".join([RESTORED, *(f"now.{column} IS NULL" for column in copies)]), {"z": regret.z}

@@ -69,6 +69,8 @@ def select(folder: Path, rules: Sequence[Rule], budgets: Budgets, regret: Regret
         con = scores.connection
         _prepare(scores, budgets, regret)
         con.execute(*policy_sql.candidates(rules))
+        for statement in policy_sql.orphaned(rules):
+            con.execute(statement)
         [(*counts, protected, cooldown)] = con.sql(policy_sql.counts(rules)).fetchall()
         con.execute(policy_sql.RANKED)
         con.execute("DROP TABLE candidates")
@@ -129,7 +131,7 @@ def _rows(con: duckdb.DuckDBPyConnection, rules: Sequence[Rule], outcome: Outcom
     query, values = policy_sql.proposed(rules)
     values["last"] = outcome.last
     if regret is not None:
-        back, more = policy_sql.restored(regret)
+        back, more = policy_sql.restored(regret, rules)
         query, values = f"{query} UNION ALL {back}", values | more
     return con.execute(f"SELECT * FROM ({query}) ORDER BY point_id", values).to_arrow_table()
 

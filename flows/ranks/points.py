@@ -16,6 +16,7 @@ from flows.errors import BadInput
 from flows.relabeling import GIVEN, LabelWriter, Relabeled, Source
 from flows.workload import Batches, PointSet, Workload, collate_of
 from influence.errors import NotFinite
+from storage.copies import originals
 from storage.points import NO_LABELS, Manifest, PointId
 
 
@@ -64,6 +65,10 @@ class Points:
     def take(self, places: range | Tensor) -> Any:
         """The batch of the points at these places."""
         return self.in_force.take(self.rows[torch.as_tensor(places)])
+
+    def originals(self) -> Tensor:
+        """Place of the point in training that each point is an exact copy of, -1 for none `[n]`."""
+        return torch.from_numpy(originals(self.manifest, self.labels.numpy(), self.in_train.numpy()))
 
     def seen(self, removed: Collection[PointId], relabeled: Mapping[PointId, int]) -> Points:
         """The same set as another training sees it: without other points, and with other labels in force."""

@@ -75,10 +75,12 @@ class Scoring:
             scores = gather(chunks, self._points, self._grid, self._rank)
             metadata = self._metadata(last, found, probed)
             cached = sum(one.cache.held for one in attributions)
-        relative, whole = relative_columns(scores, self._points), self._policies(scores, reference, found)
+        originals = self._points.originals()
+        relative, whole = relative_columns(scores, self._points), self._policies(scores, reference, found, originals)
         for done, (chunk, columns) in enumerate(chunks.items()):
             self._rank.progress("writing shards", done, len(chunks))
-            table = shard_table(self._points, self._queries, self._grid.rows(chunk), columns, relative, whole)
+            rows = self._grid.rows(chunk)
+            table = shard_table(self._points, self._queries, rows, columns, originals, relative, whole)
             cycle = pa.array([self._plan.cycle] * len(table), pa.int32())
             write_chunk(self._plan.folder, self._rank.index, chunk, table.add_column(1, "cycle", cycle), metadata)
         self._rank.progress("writing shards", len(chunks), len(chunks))
@@ -144,10 +146,13 @@ class Scoring:
             write_queries(self._plan.folder, {"query_id": list(map(str, self._queries.ids)), **columns})
         return trusted(pairs, own)
 
-    def _policies(self, scores: PointScores, reference: Trusted, found: Suspects) -> dict[str, Tensor]:
+    def _policies(
+        self, scores: PointScores, reference: Trusted, found: Suspects, originals: Tensor
+    ) -> dict[str, Tensor]:
         """What the policies read, by column, with the two signals that the suspicion is made of."""
         influences = Influences(scores.influence, scores.influence_se, scores.own.self_influence)
         in_train, q = self._points.in_train, self._plan.config.pruning.q
+        cells = [self._points.labels, self._points.groups]
         harm = harmful(influences, reference, in_train, q)
         wrong = mislabeled(found.suspicion.posterior, in_train, q)
         return {
@@ -160,9 +165,7 @@ class Scoring:
             "harmful_q": harm.q_value,
             "mislabeled_q": wrong.q_value,
             "memorized_q": memorized(influences, in_train, q).q_value,
-            "redundancy": redundancy(
-                scores.own.self_influence, [self._points.labels, self._points.groups], in_train, self._points.keys
-            ),
+            "redundancy": redundancy(scores.own.self_influence, cells, in_train, self._points.keys, originals),
         }
 
     def _metadata(self, last: Attribution, found: Suspects, probed: Probe | None) -> ScoreMetadata:

@@ -32,6 +32,7 @@ def shard_table(
     queries: Points,
     places: range,
     chunk: ChunkColumns,
+    originals: Tensor,
     relative: Mapping[str, Tensor],
     whole: Mapping[str, Tensor],
 ) -> pa.Table:
@@ -42,13 +43,15 @@ def shard_table(
         queries: The query set, whose ids the strongest queries are named by.
         places: The chunk's places in the manifest.
         chunk: Its own columns.
+        originals: Place of the point that each point is an exact copy of, -1 for none `[n]`.
         relative: Relative influence by column, each `[n]` in manifest order.
         whole: Other columns that are known only once all points are.
     """
     at = torch.as_tensor(places)
     scores, cheap = chunk.scores, chunk.cheap
+    ids, repeated = points.manifest.table["point_id"].combine_chunks(), originals[at].numpy()
     columns: dict[str, pa.Array] = {
-        "point_id": points.manifest.table["point_id"].combine_chunks().take(pa.array(at.numpy())),
+        "point_id": ids.take(pa.array(at.numpy())),
         "in_train": pa.array(points.in_train[at].numpy()),
         "loss": _numbers(cheap.loss),
         "margin": _numbers(cheap.margin),
@@ -58,6 +61,7 @@ def shard_table(
     group = points.manifest.table["group"]
     if group.null_count < len(group):
         columns["group"] = group.combine_chunks().take(pa.array(at.numpy()))
+    columns["copy_of"] = ids.take(pa.array(repeated, mask=repeated < 0))
     columns |= {"influence": _numbers(scores.influence), "influence_se": _numbers(scores.influence_se)}
     for label in range(scores.by_class.shape[1]):
         columns[f"influence_class_{label}"] = _numbers(scores.by_class[:, label])

@@ -145,6 +145,7 @@ def test_points_are_left_out_for_load_where_any_reason_is_redundancy() -> None:
         return Proposal(1, pa.table({"reason": reasons}), "", "", {})
 
     assert for_load(proposal("harmful", "harmful+redundant"))
+    assert for_load(proposal("harmful", "redundant: copy of 7"))
     assert not for_load(proposal("harmful", "mislabeled"))
 
 

@@ -143,4 +143,5 @@ def test_every_policy_of_the_configuration_is_a_rule_over_a_column_of_its_own() 
     assert rules["harmful"].also == rules["memorized"].also == (Condition("agreement", ">=", 0.75),)
     assert (rules["mislabeled"].also, rules["mislabeled"].relabel) == ((), "suggested_label")
     assert (rules["redundant"].threshold, rules["redundant"].turn) == (0.3, 1)
+    assert {name for name, rule in rules.items() if rule.repeats == "copy_of"} == {"redundant"}
     assert all(rule.relabel is None for name, rule in rules.items() if name != "mislabeled")

@@ -230,7 +230,7 @@ def test_the_columns_of_a_score_row_stand_in_their_order(scored: Scored) -> None
     order = "point_id cycle in_train loss margin predicted label influence influence_se influence_class self_influence "
     order += "classification_influence relative agreement memorization signal suspicion suggested_label top_queries"
     kinds = [re.sub("^(influence_class|relative|signal)_.*", r"\1", name) for name in names]
-    policies = {"posterior", "harmful_p", "harmful_q", "mislabeled_q", "memorized_q", "redundancy"}
+    policies = {"posterior", "harmful_p", "harmful_q", "mislabeled_q", "memorized_q", "redundancy", "copy_of"}
     assert list(dict.fromkeys(kind for kind in kinds if kind not in policies)) == order.split()
 
 

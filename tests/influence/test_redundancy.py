@@ -60,6 +60,35 @@ def test_points_that_are_not_in_training_neither_count_nor_have_a_number() -> No
     torch.testing.assert_close(found[eligible], half)
 
 
+def test_copies_go_first_and_within_the_share_and_what_they_repeat_stays() -> None:
+    own, classes, keys = drawn()
+    own = own.flip(0).index_fill(0, torch.arange(200), 100.0)  # copies would go last
+    originals = torch.full((N,), -1)
+    originals[:200] = torch.arange(400, 600)  # a tenth are copies
+    found = redundancy(own, [classes], EVERYONE, keys, originals)
+    assert bool(found[400:600].isnan().all())
+    assert set((found <= 0.06).nonzero()[:, 0].tolist()) < set(range(200))
+    assert int((found <= 0.06).sum()) == 0.06 * N
+    assert int((found[:200] <= 0.1).sum()) == 200
+    for share in (0.1, 0.3):
+        assert 0.95 * share * N <= int((found <= share).sum()) <= share * N
+
+
+def test_a_class_that_is_copies_gives_all_of_them_and_nothing_else() -> None:
+    own, _, keys = drawn()
+    classes = (torch.arange(N) >= 500).long()
+    originals = torch.where(torch.arange(N) < 499, 499, -1)  # all of a class are copies of its last
+    out = redundancy(own, [classes], EVERYONE, keys, originals) <= 0.4
+    assert out[:500].tolist() == [True] * 499 + [False]
+    assert int(out.sum()) == 0.4 * N
+
+
+def test_without_copies_the_shares_are_those_without_knowing_of_copies() -> None:
+    own, classes, keys = drawn()
+    none = torch.full((N,), -1)
+    assert redundancy(own, [classes], EVERYONE, keys, none).equal(redundancy(own, [classes], EVERYONE, keys))
+
+
 def test_ties_everywhere_and_a_value_that_is_not_finite() -> None:
     keys = drawn()[2]
     assert int((redundancy(torch.zeros(N), [], EVERYONE, keys) <= 0.25).sum()) == N // 4

@@ -75,18 +75,22 @@ def measure(setting: Setting, seed: int, folder: Path) -> Cell:
         seed: Of the split, the planted errors and the training.
         folder: Where the workspace goes.
     """
+    config, summary = cycle(setting, seed, folder)
+    removals = arms_of(summary) | Comparison(config).removals(summary["proposed"])
+    return Cell(setting.key, seed, summary["state"], summary["reason"], summary["proposal"], removals)
+
+
+def cycle(setting: Setting, seed: int, folder: Path) -> tuple[Config, dict[str, Any]]:
+    """Run a cycle in a folder: its configuration and what `tamis run --json` says."""
     toml = write_toml(setting, seed, folder)
     command = [sys.executable, "-m", "flows", "run", str(toml), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{setting.key}, seed {seed}: tamis run ended with {done.returncode}: {done.stderr[-2000:]}")
-    summary = json.loads(done.stdout)
-    config = load(toml)
-    removals = _arms(summary) | Comparison(config).removals(summary["proposed"])
-    return Cell(setting.key, seed, summary["state"], summary["reason"], summary["proposal"], removals)
+    return load(toml), json.loads(done.stdout)
 
 
-def _arms(summary: dict[str, Any]) -> dict[str, Removal]:
+def arms_of(summary: dict[str, Any]) -> dict[str, Removal]:
     """The arms of the cycle; where nothing was proposed, challenger and control are the baseline."""
     known, arms = summary["known_errors"], summary["arms"]
     rates = {"challenger": (known["precision"], known["recall"])}
@@ -109,14 +113,18 @@ class Comparison:
         self._workload: Workload = load_workload(config)
         self._points = Points("train", self._workload.points(), self._workload)
         self._holdout = Points("holdout", self._workload.holdout(), self._workload)
-        self._scores = score_store.read(config.workspace / "cycles" / "000001" / "scores")
+        self._folder = config.workspace / "cycles" / "000001"
+        self._scores = score_store.read(self._folder / "scores")
+        self._wrong = self._planted()
+
+    def _planted(self) -> Tensor:
+        """What is truly wrong, in the order of the manifest."""
         truth = self._workload.truth()  # type: ignore[attr-defined]
-        true = torch.tensor([truth[point] for point in self._points.ids])
-        self._wrong = true != self._points.labels
+        return torch.tensor([truth[point] for point in self._points.ids]) != self._points.labels
 
     def removals(self, size: int) -> dict[str, Removal]:
         """Baseline signals at the proposal's size, each policy alone, the policies on shuffled signals, the truth."""
-        found = {name: self._top(column, size) for name, column in SIGNALS.items()}
+        found = {name: self._top(self._column(column), size) for name, column in SIGNALS.items()}
         ranked: dict[str, float] = {}
         if bool(self._wrong.any()):
             ranked = {name: average_precision(self._column(column), self._wrong) for name, column in SIGNALS.items()}
@@ -141,9 +149,9 @@ class Comparison:
         gone = torch.minimum(*q.values()) <= self._config.pruning.q
         return gone & (gone.cumsum(0) <= size)
 
-    def _top(self, column: str, size: int) -> Tensor:
+    def _top(self, values: Tensor, size: int) -> Tensor:
         gone = torch.zeros(len(self._points), dtype=torch.bool)
-        gone[self._column(column).argsort(descending=True, stable=True)[:size]] = True
+        gone[values.argsort(descending=True, stable=True)[:size]] = True
         return gone
 
     def _removal(self, gone: Tensor, ranked: float | None) -> Removal:
@@ -157,9 +165,13 @@ class Comparison:
         first = self._config.training.seed
         return range(first, first + self._config.guardrail.seeds)
 
+    def _steps(self, gone: Tensor) -> int:
+        """As many whatever is removed."""
+        return steps_for(self._config.training, len(self._points))
+
     def _outcome(self, gone: Tensor, seed: int) -> Tensor:
         """Accuracy and loss on the holdout set of a model trained without some points: `[2]`."""
-        steps = steps_for(self._config.training, len(self._points))
+        steps = self._steps(gone)
         batch = self._holdout.take(range(len(self._holdout)))
         outcomes: list[Tensor] = []
 

@@ -21,7 +21,8 @@ from statistics import mean, stdev
 import torch
 
 from tests.proof.flip_cells import RECIPES, SETTINGS, Flips, Recipe, Setting, from_json, measure, to_json
-from tests.proof.run import ROOT, T95
+from tests.proof.intervals import T95
+from tests.proof.run import ROOT
 
 METHOD = ("influence/stacking.py", "influence/suspicion.py", "tests/proof/flip_cells.py")
 SIGNALS = ("loss", "mean loss", "EL2N", "out-of-fold", "kNN")

@@ -25,6 +25,7 @@ from influence import over_checkpoints, over_models
 from influence.validation import lds, noise_ceiling
 from tests.proof import lds_convex
 from tests.proof.flips import digest
+from tests.proof.intervals import T95
 from tests.proof.lds_estimators import ESTIMATORS, scores
 from tests.proof.lds_models import Given
 from tests.proof.lds_truth import (
@@ -43,7 +44,7 @@ from tests.proof.lds_truth import (
     subsets,
     truth,
 )
-from tests.proof.run import ROOT, T95
+from tests.proof.run import ROOT
 
 SEEDS = 5
 METHOD = tuple(f"tests/proof/lds_{part}.py" for part in ("models", "truth", "estimators", "convex", "peer"))

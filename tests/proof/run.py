@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import os
 import platform
@@ -11,40 +10,51 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 
+from storage.files import atomic_write_text
+from tests.proof import left_out
 from tests.proof.cells import Cell, Removal, from_json, measure, to_json
-from tests.proof.settings import SETTINGS, Setting
+from tests.proof.intervals import interval
+from tests.proof.settings import REDUNDANT, SETTINGS, Setting
 
 ROOT = Path(__file__).parents[2]
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 ORDER = (
     "baseline", "challenger", "control", "harmful alone", "mislabeled alone",
     "influence shuffled", "suspicion shuffled", "loss", "EL2N", "out-of-fold loss", "kNN", "truth",
 )  # fmt: skip
 
 
+KINDS = {"errors": (SETTINGS, measure), "redundant": (REDUNDANT, left_out.measure)}
+
+
 def main() -> None:
-    """Measure what is missing and write the table."""
+    """Measure what is missing and write the table of all that the folder holds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--cells", type=Path, default=ROOT / "build" / "proof" / _revision())
     arguments = parser.parse_args()
     arguments.cells.mkdir(parents=True, exist_ok=True)
-    settings = [setting for name in arguments.tasks for setting in SETTINGS[name]]
-    wanted = [(setting, seed) for seed in range(arguments.seeds) for setting in settings]
+    wanted = [
+        (kind, setting) for kind in arguments.kinds for name in arguments.tasks for setting in KINDS[kind][0][name]
+    ]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
-        futures = [pool.submit(_cell, setting, seed, arguments.cells) for setting, seed in wanted]
-        cells = [future.result() for future in futures]
-    text = table(cells)
+        futures = [
+            pool.submit(_cell, kind, setting, seed, arguments.cells)
+            for seed in range(arguments.seeds)
+            for kind, setting in wanted
+        ]
+        for future in futures:
+            future.result()
+    text = table([from_json(path.read_text()) for path in sorted(arguments.cells.glob("*.json"))])
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "proof.md").write_text(text)
     print(text)
@@ -55,16 +65,15 @@ def _revision() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _cell(setting: Setting, seed: int, folder: Path) -> Cell:
+def _cell(kind: str, setting: Setting, seed: int, folder: Path) -> None:
     path = folder / f"{setting.key}-{seed}.json"
     if path.exists():
-        return from_json(path.read_text())
+        return
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        cell = measure(setting, seed, Path(scratch))
-    path.write_text(to_json(cell))
+        cell = KINDS[kind][1](setting, seed, Path(scratch))
+    atomic_write_text(path, to_json(cell))
     print(f"{setting.key}, seed {seed}: {cell.state} ({time.monotonic() - started:.0f} s)", flush=True)
-    return cell
 
 
 def table(cells: Sequence[Cell]) -> str:
@@ -93,6 +102,9 @@ def table(cells: Sequence[Cell]) -> str:
         if there:
             lines += [f"## {task}", "", *_paired(there, by_setting)]
             lines += [line for setting in there for line in _setting(by_setting[setting.key], setting)]
+    for task in REDUNDANT:
+        if left := left_out.section(task, by_setting):
+            lines += [f"## {task}: what may be left out", "", *left]
     return "\n".join(lines)
 
 
@@ -108,11 +120,11 @@ def _paired(settings: Sequence[Setting], cells: Mapping[str, Sequence[Cell]]) ->
         found = cells[setting.key]
         arms = [{name: cell.removals[name] for name in ("baseline", "challenger", "control")} for cell in found]
         less = [
-            _interval((arm["challenger"].loss - arm[other].loss for arm in arms), "+.4f")
+            interval((arm["challenger"].loss - arm[other].loss for arm in arms), "+.4f")
             for other in ("baseline", "control")
         ]
-        sizes = _interval((arm["challenger"].size for arm in arms), ".0f")
-        precision = _interval((arm["challenger"].precision for arm in arms), ".2f")
+        sizes = interval((arm["challenger"].size for arm in arms), ".0f")
+        precision = interval((arm["challenger"].precision for arm in arms), ".2f")
         lines.append(f"| {' | '.join([setting.name, _ended(found), sizes, precision, *less])} |")
     return [*lines, ""]
 
@@ -154,17 +166,7 @@ def _row(found: Sequence[Removal]) -> str:
         (lambda removal: removal.accuracy, ".4f"),
         (lambda removal: removal.loss, ".3f"),
     ]
-    return " | ".join(_interval((column(removal) for removal in found), form) for column, form in columns)
-
-
-def _interval(values: Iterable[float | None], form: str) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    if len(known) == 1:
-        return f"{known[0]:{form}}"
-    half = T95[len(known)] * stdev(known) / math.sqrt(len(known))
-    return f"{mean(known):{form}} ± {half:{form.lstrip('+')}}"
+    return " | ".join(interval((column(removal) for removal in found), form) for column, form in columns)
 
 
 if __name__ == "__main__":

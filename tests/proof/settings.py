@@ -21,16 +21,21 @@ class Setting:
         name: Of the section in the page.
         workload: Folder in deploy/ whose TOML it changes.
         options: Of the workload, in place of the shipped ones.
+        pruning: Of the section, beside the shipped ones.
     """
 
     name: str
     workload: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    pruning: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Names the files of its cells."""
-        return "-".join([self.workload, *(f"{key}={value}" for key, value in sorted(self.options.items()))])
+        changed = [*sorted(self.options.items()), *(pair for pair in self.pruning.items() if pair[0] != "policies")]
+        return "-".join(
+            [self.workload, *self.pruning.get("policies", ()), *(f"{key}={value}" for key, value in changed)]
+        )
 
 
 def _settings(workload: str, **options: Any) -> tuple[Setting, ...]:
@@ -53,12 +58,29 @@ SETTINGS = {
 }
 
 
+def _redundant(workload: str, **options: Any) -> tuple[Setting, ...]:
+    """Nothing is wrong: a tenth are copies, or as much as a user lets go, with the budgets raised to let it."""
+    policy = {"policies": ["redundant"]}
+    raised = {"redundant_share": 0.2, "budget": 0.2}
+    return (
+        Setting("10 % exact copies", workload, {**options, "rate": 0.0, "copies": 0.1}, policy),
+        Setting("nothing planted", workload, {**options, "rate": 0.0}, policy | raised),
+    )
+
+
+REDUNDANT = {
+    "digits": _redundant("digits"),
+    "Fashion-MNIST": _redundant("fashion_mnist", **WHOLE_TEST_SET),
+}
+
+
 def write_toml(setting: Setting, seed: int, folder: Path) -> Path:
     """The shipped TOML with other workload options and seed, without Prefect, on one rank: nothing else differs."""
     settings = tomllib.loads((DEPLOY / setting.workload / "tamis.toml").read_text())
     options = settings["workload"].pop("options") | setting.options | {"seed": seed}
     settings |= {"orchestrator": "none", "scoring": settings.get("scoring", {}) | {"ranks": 1}}
     settings["training"] = settings.get("training", {}) | {"seed": seed, "ranks": 1}
+    settings["pruning"] = settings.get("pruning", {}) | dict(setting.pruning)
     folder.mkdir(parents=True, exist_ok=True)
     toml = folder / "tamis.toml"
     toml.write_text(_toml(settings | {"workload.options": options}))

@@ -26,6 +26,7 @@ class Row:
     in_train: bool = True
     group: str | None = None
     suggested: int = 0
+    repeats: int | str | None = None
 
 
 def write(folder: Path, rows: Sequence[Row], chunk: int = 4) -> Path:
@@ -43,11 +44,16 @@ def write(folder: Path, rows: Sequence[Row], chunk: int = 4) -> Path:
                 "label": pa.array([row.label for row in part], pa.int32()),
                 "suspicion": pa.array([row.suspicion for row in part], pa.float64()),
                 "group": pa.array([row.group for row in part], pa.string()),
+                "repeats": pa.array([row.repeats for row in part], _ids([row.point for row in rows])),
                 "suggested": pa.array([row.suggested for row in part], pa.int32()),
             }
         )
         score_store.write_chunk(folder, 0, c, table, METADATA)
     return folder
+
+
+def _ids(points: Sequence[int | str]) -> pa.DataType:
+    return pa.array(points).type
 
 
 def chosen(folder: Path, rules: Sequence[Rule], budgets: Budgets) -> list[int | str]:

@@ -1,0 +1,20 @@
+"""Means over seeds with half of their 95 % t interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from statistics import mean, stdev
+
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+
+
+def interval(values: Iterable[float | None], form: str) -> str:
+    """Mean ± half of the interval of what is known; one value stands alone, none is a dash."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    if len(known) == 1:
+        return f"{known[0]:{form}}"
+    half = T95[len(known)] * stdev(known) / math.sqrt(len(known))
+    return f"{mean(known):{form}} ± {half:{form.lstrip('+')}}"
