@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +129,8 @@ class _Kept:
             raise StorageError(f"cannot read the manifest {manifest}: {error}") from error
         self.id_kind: IdKind = "int" if pa.types.is_integer(id_type) else "string"
         self._schema = pa.schema([("point_id", id_type), ("label", pa.int32())])
-        self._folder, self._mask, self._open = folder, np.zeros(self.bits or 0, np.bool_), ExitStack()
+        self._folder, self._open = folder, ExitStack()
+        self._mask = np.zeros(-(-(self.bits or 0) // 8), np.uint8)
         self._text: IO[str] | None = None
         if text:
             self._text = self._open.enter_context((folder / "kept.txt").open("w", encoding="utf-8"))
@@ -142,15 +143,22 @@ class _Kept:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._open.close()
         if kind is None and self.bits is not None:
-            np.save(self._folder / MASK, np.packbits(self._mask, bitorder="little"))
+            np.save(self._folder / MASK, self._mask)
 
     def write(self, points: pa.RecordBatch) -> None:
         """Write the next points."""
         self._table.write_batch(points.select(self._schema.names))
-        if self.bits is not None:
-            self._mask[points.column("point_id").to_numpy()] = True
+        if self.bits is not None and points.num_rows:
+            self._set(points.column("point_id").to_numpy())
         if self._text is not None:
             self._text.writelines(_lines(pa.Table.from_batches([points]), ["point_id"]))
+
+    def _set(self, ids: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+        """Set the bits of ids in ascending order, a byte of the mask for eight of what they span."""
+        first, last = int(ids[0]) // 8, int(ids[-1]) // 8
+        there = np.zeros(8 * (last - first + 1), np.bool_)
+        there[ids - 8 * first] = True
+        self._mask[first : last + 1] |= np.packbits(there, bitorder="little")
 
 
 def _bits(manifest: pq.ParquetFile) -> int | None:

@@ -23,12 +23,12 @@ def installed() -> str | None:
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
-    """Start the browser with a profile of its own; it can resolve no name."""
+    """Start the browser with a profile of its own; it reaches this machine and can resolve no name."""
     command = [
         str(installed()),
         *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"),
         *("--disable-background-networking", "--disable-dev-shm-usage", "--remote-debugging-pipe"),
-        *("--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder}"),
+        *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={folder}"),
     ]
     (commands, ours), (theirs, answers) = os.pipe(), os.pipe()
     process = subprocess.Popen(
