@@ -115,7 +115,8 @@ def _show(config: Config, opened: OpenProposal) -> None:
 
 def _said(file: Path, act: Act, opened: OpenProposal) -> str:
     run = f"continue: tamis run {shlex.quote(str(file))}"
-    left = f" without {len(set(act.strike)):,} points is proposal {opened.short}," if act.strike else ""
+    struck = len(set(act.strike))
+    left = f" without {struck:,} point{'s' * (struck > 1)} is proposal {opened.short}," if struck else ""
     what = f"proposal {act.proposal[:12]}{left}"
     if opened.review is not None:
         done = "approved" if opened.review.decision == "approve" else "rejected"

@@ -106,11 +106,12 @@ def describe(summary: Summary) -> str:
         "The report is under Artifacts, `review/00_report.html`.",
     ]
     if summary.state == "awaiting_review":
+        tag = f"set the tag `tamis.review`, here or on the page of this run's model version, to `{summary.tag}` (or "
+        tag += "`reject:…`); the cycle goes on when it is run again, which `tamis serve` does by itself. Or "
         lines += [
             "",
-            f"To approve: set the tag `tamis.review`, here or on the page of this run's model version, to "
-            f"`approve:{summary.proposal[:12]}` (or `reject:…`) and run the cycle again, which `tamis serve` does by "
-            f"itself; or use the command line, where `--strike ID` leaves points out:",
+            f"To approve, {tag if summary.tag else ''}use the form of the Prefect deployment `approve`, or the command "
+            "line, where `--strike ID` leaves points out:",
             *[f"    {command}" for command in summary.next_commands],
         ]
     for arm, outcome in summary.arms.items():

@@ -67,7 +67,7 @@ def report_data(
         checks=[Check(check.name, check.mean, check.said, check.passed) for check in summary.checks],
         suspicious=suspicious(folder, proposal, samples),
         commands=summary.next_commands,
-        tag=f"approve:{summary.proposal[:12]}" if summary.state == "awaiting_review" else "",
+        tag=summary.tag,
         figures=_figures(scores, points, arms),
     )
 

@@ -32,12 +32,14 @@ class Reviewed:
         actor: Who.
         how: Where.
         said: What is missing, and why what somebody wrote does not count; empty if nothing is to be said.
+        tag: The tag that would approve; empty where none can.
     """
 
     decision: Literal["approve", "reject", "awaiting", "expired"]
     actor: str = ""
     how: str = ""
     said: str = ""
+    tag: str = ""
 
 
 def review(cycle: Cycle, trained: Trained, proposed: Proposed) -> Reviewed:
@@ -60,7 +62,8 @@ def review(cycle: Cycle, trained: Trained, proposed: Proposed) -> Reviewed:
         known, refused = _asked(cycle, tags, opened)
     if known is None:
         _wait(cycle, tags, opened)
-        return Reviewed("awaiting", said="; ".join(filter(None, [opened.said, refused])))
+        tag = f"approve:{opened.short}" if opened.persons == 1 else ""
+        return Reviewed("awaiting", said="; ".join(filter(None, [opened.said, refused])), tag=tag)
     tags.decided(known.decision, known.proposal)
     return Reviewed(known.decision, known.actor, known.how)
 
@@ -69,11 +72,13 @@ def _offer(cycle: Cycle, trained: Trained, tags: ReviewTags, opened: OpenProposa
     """Make the baseline a version of the registered model, whose page a reviewer may use as well as the run's."""
     version = cycle.tracker.register(cycle.run, checkpoints.verify(trained.checkpoints[-1]), cycle.config.name)
     tags.offer(opened.record.hash, version)
+    how = f"set the tag `tamis.review` here or there to `approve:{opened.short}` or `reject:{opened.short}`"
+    if opened.persons > 1:
+        how = f"then decide by `tamis approve {opened.short} --by NAME`, as another person must, or by the form"
     cycle.tracker.describe_version(
         version,
         f"The baseline of cycle {cycle.number}, on the whole current set. Proposal `{opened.short}` of "
-        f"{opened.record.size:,} points waits for a decision: see the report of this version's run, then set the tag "
-        f"`tamis.review` here or there to `approve:{opened.short}` or `reject:{opened.short}`.",
+        f"{opened.record.size:,} points waits for a decision: see the report of this version's run, {how}.",
     )
 
 

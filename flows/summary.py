@@ -48,6 +48,7 @@ class Summary:
         moved: What changed in the data since the cycle before; empty where nothing did.
         struck: Points that reviewers struck out of what was selected.
         proof: How many seeds were compared and why no more, and which look at the holdout set it was.
+        tag: The MLflow tag that would approve; empty where none can.
         preview: What foretelling the challenger took, or why that was left out.
         foreseen: What was foretold of the query set, and what came of it.
     """
@@ -83,6 +84,7 @@ class Summary:
     champion: int | None
     report: Path
     next_commands: tuple[str, ...]
+    tag: str
 
     @property
     def decision(self) -> str:
@@ -164,6 +166,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         champion=concluded.champion if concluded else None,
         report=cycle.folder / "report.html",
         next_commands=_commands(cycle, state, proposed),
+        tag=done.reviewed.tag if done.reviewed else "",
     )
 
 

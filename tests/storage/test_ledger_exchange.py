@@ -79,7 +79,7 @@ def test_an_import_never_replaces_a_ledger_nor_an_export_a_file(whole: Ledger, t
         export(whole, tmp_path / "out", "csv")
     seal = json.loads((tmp_path / "out/LEDGER.json").read_text())
     (tmp_path / "out/LEDGER.json").write_text(json.dumps(seal | {"schema": 1}))
-    with pytest.raises(StorageError, match="holds schema 1, this version of Tamis reads 2"):
+    with pytest.raises(StorageError, match="holds schema 1, this version of Tamis reads 3"):
         read_back(tmp_path / "out", Ledger(tmp_path / "ledger.duckdb"))
 
 
