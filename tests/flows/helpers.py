@@ -30,7 +30,9 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 
 def write_toml(folder: Path, entry: str = BLOBS, options: Mapping[str, Any] | None = None, **sections: Any) -> Path:
     """Write a tamis.toml: the settings of SMALL, each section updated by the one given; other values are top keys."""
-    tables = {name: {**SMALL.get(name, {}), **sections.pop(name, {})} for name in (*SMALL, "pruning", "launch")}
+    tables = {
+        name: {**SMALL.get(name, {}), **sections.pop(name, {})} for name in (*SMALL, "pruning", "launch", "service")
+    }
     top = {"workspace": "ws", "orchestrator": "none", **sections}
     lines = [f"{key} = {_toml(value)}" for key, value in top.items()]
     lines += ["[workload]", f"class = {_toml(entry)}", f"options = {_toml(dict(options or {}))}"]
