@@ -1,7 +1,7 @@
 """A cycle of 60 points that waits for a review, without the stages before it: the ledger, MLflow and a checkpoint."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,14 @@ class Desk:
 
     def events(self, state: str) -> list[EventRecord]:
         return [event for event in self.ledger.events(1) if event.state == state]
+
+
+def copied(desk: Desk, folder: Path) -> Desk:
+    """The same desk in another folder, to be decided at without a trace in the first."""
+    shutil.copytree(desk.file.parent, folder, dirs_exist_ok=True)
+    config = load(folder / desk.file.name)
+    tracker, ledger = Tracker(config.workspace, config.name), ledger_of(config)
+    return replace(desk, file=config.file, cycle=replace(desk.cycle, config=config, tracker=tracker, ledger=ledger))
 
 
 def rows(points: tuple[int, ...]) -> pa.Table:

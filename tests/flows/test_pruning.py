@@ -30,7 +30,13 @@ GONE = (3, 4)
 class Silent:
     """A tracker that is told and tells nobody."""
 
-    def propose(self, run: str, proposal: str) -> None:
+    def tags(self, run: str) -> dict[str, str]:
+        return {}
+
+    def version_tags(self, run: str, model: str) -> dict[int, dict[str, str]]:
+        return {}
+
+    def set_tag(self, run: str, key: str, value: str) -> None:
         pass
 
 

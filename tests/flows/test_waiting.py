@@ -6,15 +6,20 @@ import pytest
 
 from flows.config import load
 from flows.waiting import Pending, pending
-from tests.flows.desk import Desk, open_desk
+from tests.flows.desk import Desk, copied, open_desk
 from tests.flows.helpers import write_toml
 
 
-@pytest.fixture
-def desk(tmp_path: Path, mlflow_store: Path) -> Desk:
-    desk = open_desk(tmp_path, mlflow_store)
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Desk:
+    desk = open_desk(tmp_path_factory.mktemp("waiting"), mlflow_store)
     desk.review()
     return desk
+
+
+@pytest.fixture
+def desk(waiting: Desk, tmp_path: Path) -> Desk:
+    return copied(waiting, tmp_path)
 
 
 def test_without_a_ledger_nothing_waits(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from storage.errors import CycleConflict, NotApproved, NotRemoved, StaleApproval
 from storage.ledger import Ledger
 from storage.points import Manifest
 from storage.proposals import Proposal
+from storage.records import Terms
 
 N = 6
 MANIFEST = Manifest.build(range(N), [f"c{i}" for i in range(N)], [f"i{i}" for i in range(N)])
@@ -69,6 +70,7 @@ class Decisions(RuleBasedStateMachine):
         self.history: dict[int, list[tuple[int, str, int | None, str]]] = {point: [] for point in range(N)}
         self.cycle, self.phase, self.made = 0, "over", 0
         self.proposal: Proposal | None = None
+        self.terms, self.approved = Terms(), set[str]()
         self.head = ""
 
     def teardown(self) -> None:
@@ -103,8 +105,12 @@ class Decisions(RuleBasedStateMachine):
         self.phase = "open"
 
     @precondition(lambda self: self.phase in ("open", "proposed"))
-    @rule(wanted=st.dictionaries(st.integers(0, N - 1), st.integers(0, 3), min_size=1), fuse=FUSE)
-    def propose(self, wanted: dict[int, int], fuse: int | None) -> None:
+    @rule(
+        wanted=st.dictionaries(st.integers(0, N - 1), st.integers(0, 3), min_size=1),
+        terms=st.sampled_from([Terms(), Terms(N, 0.4), Terms(N, 0.4, 1000.0), Terms(expires_hours=1e-7)]),
+        fuse=FUSE,
+    )
+    def propose(self, wanted: dict[int, int], terms: Terms, fuse: int | None) -> None:
         earlier, rows = self.proposal, []
         for point, draw in sorted(wanted.items()):
             now = self.state(point, self.cycle - 1)[0]
@@ -124,25 +130,71 @@ class Decisions(RuleBasedStateMachine):
         )
         self.made += 1
         self.proposal = Proposal(self.cycle, pa.Table.from_pylist(rows, schema), "d", "s", {"made": self.made})
-        self.surely(fuse, lambda: self.ledger.add_proposal(self.proposal))
-        self.phase = "proposed"
+        self.surely(fuse, lambda: self.ledger.add_proposal(self.proposal, terms))
+        self.phase, self.terms, self.approved = "proposed", terms, set()
         if earlier is not None and earlier.cycle == self.cycle:
             with pytest.raises(StaleApproval):
                 self.ledger.add_review(earlier.hash, "approve", "eve", "cli")
 
-    @precondition(lambda self: self.phase == "proposed")
-    @rule(approve=st.booleans(), fuse=FUSE)
-    def decide(self, approve: bool, fuse: int | None) -> None:
+    @property
+    def alive(self) -> bool:
+        """Whether the open proposal can still be decided on."""
+        return self.phase == "proposed" and self.terms.expires_hours != 1e-7
+
+    def approves(self, who: str) -> None:
+        """The model of an approval: it decides unless it takes two, and this is the first of them."""
+        self.approved.add(who)
+        if len(self.approved) >= self.terms.persons(self.proposal.size):
+            self.phase = "approved"
+
+    @precondition(lambda self: self.alive)
+    @rule(approve=st.booleans(), who=st.sampled_from(["ada", "bob"]), fuse=FUSE)
+    def decide(self, approve: bool, who: str, fuse: int | None) -> None:
         made = self.proposal
         with pytest.raises(NotApproved):
             self.ledger.apply_proposal(self.cycle, made.hash, MANIFEST, "e", "k")
         decision, other = ("approve", "reject") if approve else ("reject", "approve")
-        self.surely(fuse, lambda: self.ledger.add_review(made.hash[:12], decision, "ada", "cli"))
-        with pytest.raises(StaleApproval, match="by ada"):
-            self.ledger.add_review(made.hash, other, "bob", "cli")
+        self.surely(fuse, lambda: self.ledger.add_review(made.hash[:12], decision, who, "cli"))
+        if approve:
+            self.approves(who)
+        else:
+            self.phase = "rejected"
+        if self.phase != "proposed":
+            with pytest.raises(StaleApproval, match=f"by .*{who}"):
+                self.ledger.add_review(made.hash, other, "eve", "cli")
         with pytest.raises(StaleApproval):
             self.ledger.add_review("0" * 64, "approve", "bob", "cli")
-        self.phase = "approved" if approve else "rejected"
+        if self.phase == "proposed":
+            with pytest.raises(NotApproved):
+                self.ledger.apply_proposal(self.cycle, made.hash, MANIFEST, "e", "k")
+
+    @precondition(lambda self: self.alive and self.proposal.size > 1)
+    @rule(places=st.sets(st.integers(0, N - 1), min_size=1), who=st.sampled_from(["ada", "bob"]), fuse=FUSE)
+    def strike(self, places: set[int], who: str, fuse: int | None) -> None:
+        made = self.proposal
+        struck = [made.points[place] for place in places if place < made.size]
+        if not struck or len(struck) == made.size:
+            with pytest.raises(StaleApproval, match="keeps all its points" if not struck else "that is a rejection"):
+                self.ledger.strike(made.hash, struck, who, "cli")
+            return
+        left = self.surely(fuse, lambda: self.ledger.strike(made.hash, struck, who, "cli"))
+        kept = pa.array([point not in struck for point in made.points])
+        self.proposal = Proposal(self.cycle, made.rows.filter(kept), "d", "s", made.policy)
+        assert left.hash == self.proposal.hash
+        assert not self.ledger.add_proposal(made), "what was struck out of is not open again"
+        self.approved = set()
+        self.approves(who)
+
+    @precondition(lambda self: self.phase == "proposed" and not self.alive)
+    @rule(fuse=FUSE)
+    def expire(self, fuse: int | None) -> None:
+        with pytest.raises(StaleApproval, match="expired at"):
+            self.ledger.add_review(self.proposal.hash, "approve", "ada", "cli")
+        assert self.surely(fuse, lambda: self.ledger.expire(self.cycle))
+        with pytest.raises(NotApproved):
+            self.ledger.apply_proposal(self.cycle, self.proposal.hash, MANIFEST, "e", "k")
+        self.surely(fuse, lambda: self.ledger.record_event(self.cycle, "expired"))
+        self.phase = "over"
 
     @precondition(lambda self: self.phase == "approved")
     @rule(fuse=FUSE)
