@@ -135,6 +135,14 @@ def serve(
 
 
 @app.command()
+def trigger(file: TOML = HERE) -> None:
+    """Have the service begin a cycle now, or continue the open one."""
+    from flows.triggering import trigger_file
+
+    print(trigger_file(file))
+
+
+@app.command()
 def init(folder: Annotated[Path, typer.Argument(help="Where to write tamis.toml and workload.py.")]) -> None:
     """Write a commented tamis.toml and a workload.py that run as they are."""
     from flows.scaffold import write_scaffold

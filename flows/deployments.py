@@ -113,7 +113,7 @@ def clear(client: SyncPrefectClient, known: DeploymentResponse) -> None:
 
 
 def runs_of(client: SyncPrefectClient, deployment: UUID, *types: StateType, due: bool = False) -> list[FlowRun]:
-    """Runs of a deployment whose state is of one of some types, or only those that are due; what ended last comes first."""
+    """Runs of a deployment whose state is of one of some types, or only those due; what ended last first."""
     wanted: dict[str, object] = {"state": {"type": {"any_": list(types)}}}
     if due:
         wanted["next_scheduled_start_time"] = {"before_": datetime.now(UTC)}

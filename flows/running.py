@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from flows.announcements import dismiss
 from flows.check import require
+from flows.claims import service_url
 from flows.config import Config, load
 from flows.cycle import plainly, run_cycle
 from flows.errors import StageFailed
@@ -39,6 +41,8 @@ def _run(config: Config, workload: Workload, dry_run: bool) -> Summary:
     if config.orchestrator == "none":
         with progress_shown() as show:
             return run_cycle(config, workload, plainly, show, dry_run=dry_run)
+    if url := service_url(config.workspace):  # whose database that of a temporary server would be
+        os.environ.setdefault("PREFECT_API_URL", url)
     prefect_environment(config.workspace)
     import httpx
 

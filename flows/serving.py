@@ -65,7 +65,8 @@ def _servable(file: Path) -> Config:
 
 
 def _check_apart(configs: Sequence[Config]) -> None:
-    for what, given in (("dataset", [c.name for c in configs]), ("workspace", [str(c.workspace) for c in configs])):
+    workspaces = [str(config.workspace.resolve()) for config in configs]
+    for what, given in (("dataset", [config.name for config in configs]), ("workspace", workspaces)):
         twice = sorted({value for value in given if given.count(value) > 1})
         if twice:
             raise BadInput(f"{what} {twice[0]!r} is that of several files: give each its own")

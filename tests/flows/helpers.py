@@ -31,7 +31,8 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 def write_toml(folder: Path, entry: str = BLOBS, options: Mapping[str, Any] | None = None, **sections: Any) -> Path:
     """Write a tamis.toml: the settings of SMALL, each section updated by the one given; other values are top keys."""
     tables = {
-        name: {**SMALL.get(name, {}), **sections.pop(name, {})} for name in (*SMALL, "pruning", "launch", "retention")
+        name: {**SMALL.get(name, {}), **sections.pop(name, {})}
+        for name in (*SMALL, "pruning", "launch", "retention", "service", "servers")
     }
     top = {"workspace": "ws", "orchestrator": "none", **sections}
     lines = [f"{key} = {_toml(value)}" for key, value in top.items()]

@@ -1,0 +1,171 @@
+"""The rules of a service that need no server: what comes too late, what goes on, who may serve what."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from flows.claims import claimed, service_url
+from flows.config import load
+from flows.errors import BadInput
+from flows.sections.service import ServiceConfig
+from flows.serving import serve_files
+from tests.flows.desk import Desk, open_desk
+from tests.flows.helpers import tamis, write_toml
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+def run(minutes_ago: float, *, scheduled: bool = True) -> Any:
+    """A run of a deployment that was due so long ago."""
+    from prefect.client.schemas.objects import FlowRun
+
+    due = NOW - timedelta(minutes=minutes_ago)
+    return FlowRun(id=uuid4(), flow_id=uuid4(), auto_scheduled=scheduled, expected_start_time=due)
+
+
+def ended(state: Any, began: datetime = NOW) -> Any:
+    from prefect.client.schemas.objects import FlowRun
+
+    return FlowRun(id=uuid4(), flow_id=uuid4(), name="swift-otter", state=state, start_time=began)
+
+
+@pytest.mark.parametrize(
+    ("late", "due", "others", "left_out"),
+    [
+        ("run_once", 59, [], False),
+        ("skip", 59, [30], False),  # in time, whatever waits behind it
+        ("run_once", 61, [], False),
+        ("skip", 61, [], True),
+        ("run_once", 61, [30], True),
+        ("run_once", 61, [90], False),  # the other one is older
+        ("run_once", 61, [-30], False),  # the other one is not due yet
+    ],
+)
+def test_a_due_cycle_that_begins_late_is_run_once_or_not_at_all(
+    late: Any, due: float, others: list[float], left_out: bool
+) -> None:
+    from flows.lateness import left_out as reason
+
+    said = reason(ServiceConfig(late=late, late_minutes=60), run(due), [run(other) for other in others], NOW)
+    assert bool(said) is left_out
+    if left_out:
+        assert "2026-03-01 10:59 UTC, 61 minutes ago" in said
+
+
+def test_what_a_person_asked_for_is_run_however_late() -> None:
+    from flows.lateness import left_out
+
+    asked = run(6000, scheduled=False)
+    assert left_out(ServiceConfig(late="skip"), asked, [run(1)], NOW) == ""
+
+
+def test_intervals_are_counted_from_a_fixed_moment_so_that_a_restart_does_not_move_them(tmp_path: Path) -> None:
+    from flows.deployments import schedule_of
+
+    file = write_toml(tmp_path, service={"every_hours": 24, "timezone": "Europe/Lisbon"})
+    first, again = schedule_of(load(file)), schedule_of(load(file))
+    assert first is not None
+    assert first == again
+    assert first.interval == timedelta(days=1)
+    assert first.anchor_date == datetime(2024, 1, 1)
+    assert first.timezone == "Europe/Lisbon"
+
+
+def test_a_cron_that_is_none_is_refused_with_the_key(tmp_path: Path) -> None:
+    from flows.deployments import schedule_of
+
+    with pytest.raises(BadInput, match=r"service\.cron = '61 3 \* \* \*' is no schedule"):
+        schedule_of(load(write_toml(tmp_path, service={"cron": "61 3 * * *"})))
+
+
+def test_a_workspace_is_served_by_one_process_which_says_where_its_server_is(tmp_path: Path) -> None:
+    with claimed(tmp_path) as claim:
+        claim.announce("http://127.0.0.1:4200/api")
+        assert service_url(tmp_path) == "http://127.0.0.1:4200/api"
+        with pytest.raises(BadInput, match=r"process \d+ serves it; end it first"), claimed(tmp_path):
+            pass
+    assert service_url(tmp_path) is None
+    with claimed(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([{"dataset": "a"}, {"dataset": "a"}], "dataset 'a' is that of several files"),
+        (
+            [{"dataset": "a", "workspace": "../ws"}, {"dataset": "b", "workspace": "../ws"}],
+            "ws' is that of several files",
+        ),
+        ([{"dataset": "a", "orchestrator": "none"}], 'orchestrator = "none" has no service'),
+    ],
+)
+def test_files_that_cannot_be_served_together_are_refused_before_anything_is_started(
+    tmp_path: Path, settings: list[dict[str, Any]], said: str
+) -> None:
+    given = [{"orchestrator": "prefect", **top} for top in settings]
+    files = [write_toml(tmp_path / str(place), **top) for place, top in enumerate(given)]
+    with pytest.raises(BadInput, match=said):
+        serve_files(files, limit=1, port=0)
+    assert not list(tmp_path.rglob("service.json"))
+
+
+def test_a_trigger_without_a_service_names_the_remedy(tmp_path: Path) -> None:
+    file = write_toml(tmp_path, orchestrator="prefect")
+    done = tamis("trigger", file, PREFECT_API_URL="")
+    assert done.returncode == 2
+    assert done.stderr == f"tamis: nobody serves {file}: start `tamis serve {file}`, or set PREFECT_API_URL\n"
+
+
+@pytest.fixture
+def desk(tmp_path: Path, mlflow_store: Path) -> Desk:
+    desk = open_desk(tmp_path, mlflow_store)
+    desk.review()
+    return desk
+
+
+def test_an_act_asks_for_one_run_until_that_run_has_ended_and_for_none_after_it_was_cancelled(desk: Desk) -> None:
+    from prefect.states import Cancelled, Completed
+
+    from flows.watching import acted_on
+
+    waits = ended(Completed())
+    assert acted_on(desk.config, [waits]) is None
+    desk.act(desk.hash)
+    wanted = acted_on(desk.config, [waits])
+    assert wanted is not None
+    assert wanted.cycle == 1
+    assert "approved" in wanted.why
+    assert acted_on(desk.config, [waits]) == wanted
+    assert acted_on(desk.config, [ended(Cancelled()), waits]) == wanted, "Prefect knows the key, and begins nothing"
+    assert acted_on(desk.config, [ended(Completed()), waits]) != wanted
+
+
+def test_a_killed_run_is_asked_for_again_one_that_failed_or_was_cancelled_by_a_person_is_not(desk: Desk) -> None:
+    from prefect.states import Cancelled, Completed, Crashed, Failed
+
+    from flows.watching import SHUT_DOWN, interrupted
+
+    for state in (Crashed(), Cancelled(message=SHUT_DOWN)):
+        killed = ended(state)
+        wanted = interrupted(desk.config, [killed])
+        assert wanted is not None
+        assert (wanted.cycle, wanted.key) == (1, f"after {killed.id}")
+    for state in (Cancelled(), Failed(), Completed()):
+        assert interrupted(desk.config, [ended(state), ended(Crashed())]) is None
+    assert interrupted(desk.config, []) is None
+
+
+def test_a_run_that_was_killed_when_its_cycle_had_ended_is_not_begun_again(desk: Desk) -> None:
+    from prefect.states import Crashed
+
+    from flows.watching import interrupted
+
+    desk.ledger.record_event(1, "nothing_to_do")
+    assert interrupted(desk.config, [ended(Crashed(), NOW - timedelta(days=9999))]) is None
+    later = interrupted(desk.config, [ended(Crashed(), datetime.now(UTC) + timedelta(days=1))])
+    assert later is not None, "it was killed before it opened the next"
+    assert later.cycle is None
