@@ -85,9 +85,10 @@ def decide(file: Path, proposal: str, decision: Literal["approve", "reject"], by
     config = load(file)
     ledger = Ledger(config.workspace / "ledger.duckdb")
     review = ledger.add_review(proposal, decision, named(by), f"tamis {decision}", reason)
-    run = ledger.cycle(review.cycle).mlflow_run_id
-    if run:
-        Tracker(config.workspace, config.name).mirror_review(run, decision, review.proposal)
+    if ledger.cycle(review.cycle).mlflow_run_id:
+        tracker = Tracker(config.workspace, config.name)
+        if run := tracker.run_of(review.cycle):
+            tracker.mirror_review(run, decision, review.proposal)
     done = "approved" if decision == "approve" else "rejected"
     return f"proposal {review.proposal[:12]} {done} by {review.actor}; continue: tamis run {shlex.quote(str(file))}"
 
