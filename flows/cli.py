@@ -19,6 +19,7 @@ import typer
 from flows.errors import BadInput, StageFailed
 from flows.ledger_commands import app as ledger
 from flows.options import BY, HERE, JSON_OPTION, TOML, TOML_OPTION
+from flows.printing import visible
 from flows.redaction import without_password
 
 app = typer.Typer(
@@ -65,7 +66,7 @@ def _exit_codes() -> Iterator[None]:
 
 
 def _fail(error: Exception | str, code: int) -> None:
-    print(f"tamis: {without_password(' '.join(str(error).split()))}", file=sys.stderr)
+    print(f"tamis: {visible(without_password(' '.join(str(error).split())))}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -105,7 +105,11 @@ def _show(config: Config, opened: OpenProposal) -> None:
 
     if opened.run is None:
         return
-    tags = ReviewTags(Tracker(config.workspace, config.name), opened.run, config.name)
+    tracker = Tracker(config.workspace, config.name)
+    run = tracker.run_of(opened.record.cycle)  # not the ledger's: the store may have been lost since
+    if run is None:
+        return
+    tags = ReviewTags(tracker, run, config.name)
     tags.offer(opened.record.hash)
     if opened.review is not None:
         tags.decided(opened.review.decision, opened.record.hash)

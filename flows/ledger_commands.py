@@ -89,12 +89,13 @@ def verify(
 
 @app.command()
 def snapshot(copy: Path, file: TOML_OPTION = HERE) -> None:
-    """Write a consistent copy that others may query at leisure."""
+    """Write a consistent copy: to query at leisure, or to import once the workspace is lost."""
     from flows.inspection import open_ledger
+    from storage.ledger import Ledger
     from storage.ledger_exchange import snapshot
 
     snapshot(open_ledger(file), copy)
-    print(copy)
+    print(f"{copy}: head {Ledger(copy).head()}")
 
 
 @app.command()
@@ -112,10 +113,14 @@ def export(
 
 
 @app.command("import")
-def read_back(folder: Path, file: TOML_OPTION = HERE) -> None:
-    """Make the ledger of a workspace without one from what `export` wrote, if its chain holds."""
+def read_back(
+    copy: Path,
+    head: Annotated[str | None, typer.Option(help="A head that was kept elsewhere, which the copy must reach.")] = None,
+    file: TOML_OPTION = HERE,
+) -> None:
+    """Make the ledger of a workspace without one from what `export` or `snapshot` wrote, if its chain holds."""
     from flows.inspection import open_ledger
     from storage.ledger_exchange import read_back
 
-    found = read_back(folder, open_ledger(file))
+    found = read_back(copy, open_ledger(file), head)
     print(f"{found.rows:,} rows verified, head {found.head}")

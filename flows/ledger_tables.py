@@ -9,7 +9,7 @@ from rich.table import Table
 
 from flows.comparison import Difference, Regrets
 from flows.evidence import Account, Scores, Unmet, Verdict
-from flows.printing import console, short, write_json
+from flows.printing import console, short, visible, write_json
 from storage.chain import Verification
 from storage.policies import reason_code
 from storage.records import ActionRecord, EventRecord, Mention
@@ -44,8 +44,9 @@ def print_log(events: Sequence[EventRecord], *, as_json: bool) -> None:
         table.add_column(column)
     for event in events:
         detail = ", ".join(f"{key} {short(value)}" for key, value in event.detail.items() if value not in ("", None))
-        table.add_row(f"{event.event_at:%Y-%m-%d %H:%M:%S}", str(event.cycle), event.state, event.actor, detail)
-    console().print(table)
+        when = f"{event.event_at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(when, str(event.cycle), event.state, visible(event.actor), visible(detail))
+    console(markup=False).print(table)
 
 
 def print_account(account: Account, *, as_json: bool) -> None:
@@ -53,16 +54,12 @@ def print_account(account: Account, *, as_json: bool) -> None:
     if as_json:
         write_json(account)
         return
-    print(f"point {account.point_id} {STATUS[account.status]}")
-    if account.data in DATA:
-        print(DATA[account.data])
-    for mention in account.proposals:
-        print(_mention(mention))
-    for action in account.actions:
-        print(_action(action))
-    if account.scores is not None:
-        for line in _scores(account.scores):
-            print(line)
+    lines = [f"point {account.point_id} {STATUS[account.status]}"]
+    lines += [DATA[account.data]] if account.data in DATA else []
+    lines += [*map(_mention, account.proposals), *map(_action, account.actions)]
+    lines += _scores(account.scores) if account.scores is not None else []
+    for line in lines:
+        print(visible(line))
 
 
 def _mention(mention: Mention) -> str:
@@ -131,9 +128,9 @@ def print_difference(difference: Difference, *, as_json: bool) -> None:
         alike = (row.change, row.reason, row.label)
         same = [p.point_id for p in difference.points if (p.change, reason_code(p.reason), p.label) == alike]
         label = "" if row.label is None else str(row.label)
-        table.add_row(row.change, row.reason, label, f"{row.points:,}", ", ".join(same[:5]))
+        table.add_row(row.change, visible(row.reason), label, f"{row.points:,}", visible(", ".join(same[:5])))
     if difference.counts:
-        console().print(table)
+        console(markup=False).print(table)
 
 
 def print_regrets(regrets: Regrets, *, as_json: bool) -> None:
@@ -149,9 +146,11 @@ def print_regrets(regrets: Regrets, *, as_json: bool) -> None:
     table = Table("point", "removed in", "reason", "influence (nats)", "z", box=None, pad_edge=False)
     for point in regrets.points[:SHOWN]:
         influence = f"{point.influence:.3g} ± {point.influence_se:.2g}"
-        table.add_row(point.point_id, f"cycle {point.cycle}", point.reason, influence, f"{point.z:.1f}")
+        table.add_row(
+            visible(point.point_id), f"cycle {point.cycle}", visible(point.reason), influence, f"{point.z:.1f}"
+        )
     if regrets.points:
-        console().print(table)
+        console(markup=False).print(table)
     if len(regrets.points) > SHOWN:
         print(f"and {len(regrets.points) - SHOWN:,} more: --json lists all")
 

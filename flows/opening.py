@@ -144,8 +144,8 @@ def _number(ledger: Ledger, tracker: Tracker, train: Manifest) -> tuple[int, int
     if dataset_sha256(train, before.removed, before.relabeled) == unfinished.dataset_sha256:
         return unfinished.cycle, unfinished.parent
     ledger.roll_back(unfinished.cycle, "rule:data-moved", "the train set changed while the cycle was open")
-    if unfinished.mlflow_run_id:
-        tracker.finish(unfinished.mlflow_run_id, failed=True)
+    if run := tracker.run_of(unfinished.cycle):
+        tracker.finish(run, failed=True)
     return unfinished.cycle + 1, unfinished.cycle
 
 

@@ -11,11 +11,19 @@ from pathlib import Path
 
 from rich.console import Console
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that move the cursor, break a line or turn the direction of what follows."""
 
-def console() -> Console:
-    """Where tables are printed."""
+
+def console(*, markup: bool = True) -> Console:
+    """Where tables are printed; without markup where cells hold texts of the data."""
     width = None if sys.stdout.isatty() else 160
-    return Console(width=width, highlight=False)
+    return Console(width=width, highlight=False, markup=markup)
+
+
+def visible(text: str) -> str:
+    """A text of the data as a terminal may show it: control characters as escapes."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def short(value: object) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from flows.bounds import Estimate
 from flows.estimators import Estimator
 from flows.export import Exported
 from flows.inspection import Status
-from flows.printing import console, write_json
+from flows.printing import console, visible, write_json
 from flows.retention import Collected
 from flows.score_file import ScoredFile
 from flows.sections.scoring import EstimatorName
@@ -24,10 +25,10 @@ def print_summary(summary: Summary, *, as_json: bool) -> None:
         write_json(summary)
         return
     out = console()
-    out.print(f"[bold]Cycle {summary.cycle}: {summary.state.replace('_', ' ')}[/bold] - {summary.decision}")
+    out.print(f"[bold]Cycle {summary.cycle}: {summary.state.replace('_', ' ')}[/bold] - {_plain(summary.decision)}")
     facts = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _facts(summary).items():
-        facts.add_row(name, value)
+        facts.add_row(name, _plain(value))
     out.print(facts)
     if summary.arms:
         out.print(_arms(summary))
@@ -195,6 +196,11 @@ def _value(row: Row) -> str:
 
 def _estimate(estimate: Estimate) -> str:
     return f"{estimate.mean:.4f} \\[{estimate.low:.4f}, {estimate.high:.4f}]"
+
+
+def _plain(text: str) -> str:
+    """A text in which groups and the like, named by the data, are no markup."""
+    return escape(visible(text))
 
 
 def _rate(value: float | None) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -136,9 +138,26 @@ def _module(where: str, root: Path) -> ModuleType:
     if str(root) not in sys.path:
         sys.path.append(str(root))  # last, so that a user's folder never hides an installed package
     try:
-        return _file(root / where) if where.endswith(".py") else importlib.import_module(where)
+        if where.endswith(".py"):
+            return _file(root / where)
+        _check_home(where, root)
+        return importlib.import_module(where)
     except ModuleNotFoundError as error:
         raise BadInput(f"workload.class = {where!r}: {error}, neither beside the TOML nor installed") from error
+
+
+def _check_home(where: str, root: Path) -> None:
+    """Refuse a package that only the current folder or PYTHONPATH offers: another start would run other code."""
+    name = where.split(".")[0]
+    spec = importlib.util.find_spec(name)
+    places = spec.submodule_search_locations or [spec.origin or ""] if spec is not None else []
+    accidental = {Path(entry or ".").resolve() for entry in ("", *os.environ.get("PYTHONPATH", "").split(os.pathsep))}
+    accidental -= {root.resolve(), Path(__file__).resolve().parents[1], Path(sysconfig.get_path("purelib")).resolve()}
+    if found := [place for place in places if Path(place).resolve().parent in accidental]:
+        raise BadInput(
+            f"workload.class = {where!r}: {found[0]} is found through the current folder or PYTHONPATH alone; put it "
+            "beside the TOML, install it, or name the file: 'path/to/file.py:Class'"
+        )
 
 
 def _file(path: Path) -> ModuleType:

@@ -6,8 +6,9 @@
 What is read back is verified against its chain and its head before it becomes the ledger.
 """
 
+import shutil
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import duckdb
 
@@ -15,7 +16,7 @@ from storage import chain
 from storage.connection import holding, reading
 from storage.errors import LedgerBroken, StorageError
 from storage.files import atomic_path, atomic_write_json, read_json, sync_file, sync_folder
-from storage.ledger_views import LedgerViews
+from storage.ledger_views import LedgerViews, check_head
 from storage.migration import copy_file, schema_files
 
 Format: TypeAlias = Literal["parquet", "csv"]
@@ -73,32 +74,35 @@ def export(ledger: LedgerViews, folder: Path, form: Format) -> chain.Verificatio
     return found
 
 
-def read_back(folder: Path, ledger: LedgerViews) -> chain.Verification:
-    """Make a ledger of what `export` wrote.
+def read_back(copy: Path, ledger: LedgerViews, head: str | None = None) -> chain.Verification:
+    """Make a ledger of what `export` or `snapshot` wrote.
 
     Args:
-        folder: The export.
+        copy: The folder of an export, or the file of a snapshot, which may be of an older schema.
         ledger: One that is not there yet.
+        head: One that was kept elsewhere: it must be a link of the chain.
 
     Raises:
-        StorageError: there is a ledger, or the export is of another schema or not whole.
+        StorageError: there is a ledger, or the copy is of another schema, not whole or none.
         LedgerBroken: its rows are not what its chain or its head says.
     """
-    seal, path = read_json(folder / SEAL), ledger.path
-    schema = seal.get("schema")
+    path = ledger.path
     if ledger.exists:
         raise StorageError(f"there is a ledger at {path}; import into a workspace without one")
-    if schema != schema_files()[-1][0]:
-        raise StorageError(f"{folder} holds schema {schema}, this version of Tamis reads {schema_files()[-1][0]}")
+    check_head(head)
+    seal = None if copy.is_file() else _seal(copy)
     part = path.with_name(f".{path.name}.import")
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(part)
     try:
+        if seal is None:
+            shutil.copyfile(copy, part)
         with holding(part, 0) as (con, _):
-            _load(con, folder, "csv" if seal.get("format") == "csv" else "parquet")
-            found = chain.verify(con)
+            if seal is not None:
+                _load(con, copy, "csv" if seal.get("format") == "csv" else "parquet")
+            found = chain.verify(con, head)
             con.execute("CHECKPOINT")
-        _check(folder, found, str(seal.get("head")))
+        _check(copy, found, None if seal is None else str(seal.get("head")), head)
         sync_file(part)
         part.rename(path)
         sync_folder(path.parent)
@@ -107,10 +111,19 @@ def read_back(folder: Path, ledger: LedgerViews) -> chain.Verification:
     return found
 
 
+def _seal(folder: Path) -> dict[str, Any]:
+    """What `export` wrote last."""
+    seal = read_json(folder / SEAL)
+    schema = seal.get("schema")
+    if schema != schema_files()[-1][0]:
+        raise StorageError(f"{folder} holds schema {schema}, this version of Tamis reads {schema_files()[-1][0]}")
+    return seal
+
+
 def _clear(part: Path) -> None:
-    """Remove what an import that was killed has left."""
-    for file in (part, part.with_name(f"{part.name}.wal")):
-        file.unlink(missing_ok=True)
+    """Remove what an import that was killed has left, and the copy of a snapshot from before its schema was raised."""
+    for file in part.parent.glob(f"{part.name}*"):
+        file.unlink()
 
 
 def _load(con: duckdb.DuckDBPyConnection, folder: Path, form: Format) -> None:
@@ -132,12 +145,17 @@ def _load(con: duckdb.DuckDBPyConnection, folder: Path, form: Format) -> None:
     con.execute("SELECT max(nextval('ledger_seq')) FROM range((SELECT coalesce(max(seq), 0) FROM chain))").fetchall()
 
 
-def _check(folder: Path, found: chain.Verification, head: str) -> None:
+def _check(copy: Path, found: chain.Verification, sealed: str | None, kept: str | None) -> None:
     if found.broken is not None:
-        raise LedgerBroken(f"{folder}: {found.broken.text}; nothing was imported")
-    if found.head != head:
+        raise LedgerBroken(f"{copy}: {found.broken.text}; nothing was imported")
+    if sealed is not None and found.head != sealed:
         raise LedgerBroken(
-            f"{folder}: the chain ends in {found.head[:12]}, {SEAL} says {head[:12]}; nothing was imported"
+            f"{copy}: the chain ends in {found.head[:12]}, {SEAL} says {sealed[:12]}; nothing was imported"
+        )
+    if kept is not None and not found.anchored:
+        raise LedgerBroken(
+            f"{copy}: {kept[:12]} is no link of its chain: it was made before that head, or is of another ledger; "
+            "nothing was imported; take a newer copy, or leave out the head and lose what came after"
         )
 
 

@@ -123,6 +123,12 @@ def check_changed(con: duckdb.DuckDBPyConnection, points: Collection[PointId]) -
     return texts
 
 
+def check_head(head: str | None) -> None:
+    """Refuse what is no head of a ledger."""
+    if head is not None and not HEAD.fullmatch(head):
+        raise StorageError(f"{head!r} is no head of a ledger; give 12 to 64 hex digits, as `verify` prints them")
+
+
 class LedgerViews:
     """The reading half of `storage.ledger.Ledger`.
 
@@ -222,8 +228,7 @@ class LedgerViews:
         Raises:
             StorageError: the anchor is no such thing.
         """
-        if anchor is not None and not HEAD.fullmatch(anchor):
-            raise StorageError(f"{anchor!r} is no head of a ledger; give 12 to 64 hex digits, as `verify` prints them")
+        check_head(anchor)
         with self._open() as con:
             return chain.verify(con, anchor)
 

@@ -149,6 +149,11 @@ class Tracker:
         self._client.set_tag(run, "tamis.dataset_sha256", dataset_sha256)
         return run
 
+    def run_of(self, cycle: int) -> str | None:
+        """The run of a cycle; None where there is none, e.g. because the store was lost since."""
+        found = self._client.search_runs([self._experiment], f"tags.`tamis.cycle` = '{cycle}'", max_results=1)
+        return str(found[0].info.run_id) if found else None
+
     def arm_run(
         self, cycle_run: str, arm: str, seed: int, parameters: Mapping[str, Value], metrics: Mapping[str, float]
     ) -> str:

@@ -93,20 +93,24 @@ def runs(config: Config) -> str:
 
 
 def disk(config: Config) -> str:
-    """There is room for a cycle like the last, and for what `tamis check` foretold."""
+    """There is room for a cycle like the largest, and for what `tamis check` foretold."""
     free = shutil.disk_usage(next(path for path in (config.workspace, *config.workspace.parents) if path.exists())).free
-    last = max((config.workspace / "cycles").glob("[0-9]*/cycle.json"), default=None)
     foretold = config.workspace / "forecast.json"
     needs = {}
-    if last is not None:
-        run = str(read_json(last)["mlflow_run"])
-        needs["the last cycle took"] = size_of(last.parent) + size_of(config.workspace / "mlartifacts" / run)
+    if taken := [_taken(config.workspace, found) for found in (config.workspace / "cycles").glob("[0-9]*/cycle.json")]:
+        needs["the largest cycle took"] = max(taken)
     if foretold.exists():
         needs["`tamis check` foretold"] = int(read_json(foretold)["forecast"]["disk"])
     said = ", ".join(f"{what} {_bytes(size)}" for what, size in needs.items()) or "no cycle was run or tried yet"
     if max(needs.values(), default=0) > free:
         raise BadInput(f"{_bytes(free)} are free, {said}: free space, `tamis gc`, or give another workspace")
     return f"{_bytes(free)} are free; {said}"
+
+
+def _taken(workspace: Path, record: Path) -> int:
+    """Bytes of a cycle, with those that MLflow has of it."""
+    run = str(read_json(record)["mlflow_run"])
+    return size_of(record.parent) + size_of(workspace / "mlartifacts" / run)
 
 
 def _some(paths: list[Path]) -> str:

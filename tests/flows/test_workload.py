@@ -35,6 +35,25 @@ def test_a_class_is_loaded_by_dotted_name(tmp_path: Path) -> None:
     assert isinstance(loaded(tmp_path, "tests.flows.blobs:Blobs"), Blobs)
 
 
+def test_a_package_that_only_the_current_folder_or_pythonpath_offers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "stray_module.py").write_text(Path(BLOBS.rpartition(":")[0]).read_text())
+    monkeypatch.syspath_prepend(str(elsewhere))
+    refused = r"stray_module.py is found through the current folder or PYTHONPATH alone; put it beside"
+    with monkeypatch.context() as here:
+        here.chdir(elsewhere)
+        with pytest.raises(BadInput, match=refused):
+            loaded(tmp_path, "stray_module:Blobs")
+    with monkeypatch.context() as path:
+        path.setenv("PYTHONPATH", f"/nowhere:{elsewhere}")
+        with pytest.raises(BadInput, match=refused):
+            loaded(tmp_path, "stray_module:Blobs")
+        assert type(loaded(elsewhere, "stray_module:Blobs")).__name__ == "Blobs", "beside the TOML it is meant"
+
+
 def test_a_built_in_is_loaded_by_its_name_and_given_its_options(tmp_path: Path) -> None:
     assert len(loaded(tmp_path, "tiny", {"rate": 0.0}).points()) == 200
 

@@ -12,6 +12,7 @@ from storage.errors import LedgerBroken, LedgerMissing, StorageError
 from storage.ledger import Ledger
 from storage.ledger_exchange import TABLES, Format, export, read_back, snapshot
 from tests.storage.ledgers import full_ledger
+from tests.storage.test_migration import old_ledger
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,40 @@ def test_a_snapshot_is_a_ledger_of_its_own_at_one_moment(whole: Ledger, tmp_path
         snapshot(ledger, tmp_path / "../" / tmp_path.name / "ledger.duckdb")
     with pytest.raises(LedgerMissing):
         snapshot(Ledger(tmp_path / "none.duckdb"), tmp_path / "copy")
+
+
+def test_a_snapshot_is_imported_if_it_reaches_the_head_that_was_kept_elsewhere(whole: Ledger, tmp_path: Path) -> None:
+    snapshot(whole, tmp_path / "copy.duckdb")
+    head = whole.head()
+    back = Ledger(tmp_path / "new" / "ledger.duckdb")
+    assert read_back(tmp_path / "copy.duckdb", back, head[:12]).holds
+    assert back.head() == head
+    back.record_event(3, "nothing_to_do")  # it goes on
+    assert back.verify(head).holds
+
+
+def test_a_copy_from_before_a_head_one_that_was_changed_and_what_is_no_ledger_are_refused_and_leave_nothing(
+    whole: Ledger, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.duckdb"
+    snapshot(whole, copy)
+    whole.record_event(3, "nothing_to_do")
+    back = Ledger(tmp_path / "new" / "ledger.duckdb")
+    with pytest.raises(LedgerBroken, match=f"{whole.head()[:12]} is no link of its chain: it was made before"):
+        read_back(copy, back, whole.head())
+    with pytest.raises(StorageError, match="'nonsense' is no head"):
+        read_back(copy, back, "nonsense")
+    with duckdb.connect(str(copy)) as con:
+        con.execute("UPDATE events SET actor = 'eve' WHERE seq = (SELECT min(seq) FROM events)")
+    with pytest.raises(LedgerBroken, match=r"row \d+ of events is not what was written.*nothing was imported"):
+        read_back(copy, back)
+    copy.write_bytes(b"no ledger")
+    with pytest.raises(StorageError, match="cannot open the ledger"):
+        read_back(copy, back)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_snapshot_of_an_older_schema_is_imported_and_brought_up_to_date(tmp_path: Path) -> None:
+    back = Ledger(tmp_path / "new" / "ledger.duckdb")
+    assert read_back(old_ledger(tmp_path / "old.duckdb"), back).holds
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ledger.duckdb"]

@@ -1,0 +1,56 @@
+"""The disk with the workspace is lost: a copy of the ledger brings the decisions back, and cycles go on from it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.config import load
+from flows.doctor import examine
+from flows.evidence import account_of
+from flows.inspection import decide, open_ledger
+from storage.tracking import Tracker
+from tests.flows.helpers import turn, write_toml
+
+
+def command(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.slow
+def test_a_lost_workspace_comes_back_from_a_copy_of_its_ledger_as_far_as_the_head_on_the_mlflow_run(here: Path) -> None:
+    file, workspace = write_toml(here), here / "ws"
+    assert turn(file).state == "promoted"
+    assert turn(write_toml(here, review={"mode": "manual"}, pruning={"q": 0.9, "budget": 0.3})).proposed
+    ledger = open_ledger(file)
+    removed, state = ledger.removed_contents(), ledger.state(2)
+    run = str(ledger.cycle(2).mlflow_run_id)
+    config = load(file)
+    head = Tracker(config.workspace, config.name)._tags(run)["tamis.ledger_head"]  # as a person reads it off the page
+
+    said = command("ledger", "snapshot", here / "elsewhere.duckdb", "--file", file)
+    assert head in said
+    shutil.rmtree(workspace)
+    file = write_toml(here, workspace="another disk", review={"mode": "manual"}, pruning={"q": 0.9, "budget": 0.3})
+    config = load(file)
+    command("ledger", "import", here / "elsewhere.duckdb", "--head", head, "--file", file)
+
+    ledger = open_ledger(file)
+    assert ledger.verify(head).holds
+    assert (ledger.removed_contents(), ledger.state(2)) == (removed, state)
+    told = account_of(file, str(next(iter(removed))))
+    assert told.removal is not None
+    assert told.removal.actor == "rule:auto"
+    assert all(finding.ok for finding in examine(config))
+
+    summary = turn(file)  # the open cycle is computed again, to the same proposal
+    assert summary.cycle == 2
+    assert summary.proposal == ledger.proposal(2).hash  # type: ignore[union-attr]
+    decide(file, summary.proposal, "reject", "ada", "")
+    assert turn(file).cycle == 2
+    assert ledger.unfinished_cycle() is None
+    assert all(finding.ok for finding in examine(config))
