@@ -53,6 +53,11 @@ def print_account(account: Account, *, as_json: bool) -> None:
         print(_mention(mention))
     for action in account.actions:
         print(_action(action))
+    for drop in account.drops:
+        print(
+            f"cycle {drop.cycle}: the training {drop.model} went on without it after epoch {drop.epoch}, for itself "
+            f"alone: influence {drop.influence:.3g} ± {drop.influence_se:.2g} nats then"
+        )
     if account.scores is not None:
         for line in _scores(account.scores):
             print(line)
