@@ -96,10 +96,13 @@ def _trouble(title: str, cells: Sequence[Earned]) -> list[str]:
         share = interval((gain(cell, name) / gain(cell, "the truth") for cell in cells), ".2f")
         lines.append(f"| {name} | {_row([cell.removed[name] for cell in cells])} | {share} |")
     best = max(POLICIES, key=lambda name: sum(gain(cell, name) for cell in cells))
-    ahead = [100 * (gain(cell, best) - max(gain(cell, other) for other in POLICIES if other != best)) for cell in cells]
+    others = [name for name in POLICIES if name != best]
+    ahead = [100 * (gain(cell, best) - max(gain(cell, other) for other in others)) for cell in cells]
+    less = [cell.removed[best].loss - min(cell.removed[other].loss for other in others) for cell in cells]
     said = (
-        f"Highest accuracy of the policies: *{best}*, {interval(ahead, '+.2f')} points above the next best of the seed."
+        f"Highest accuracy of the policies: *{best}*, {interval(ahead, '+.2f')} points above the better of the others "
     )
+    said += f"by seed, loss {interval(less, '+.3f')} nats."
     return [*lines, "", said, ""]
 
 

@@ -28,7 +28,7 @@ def test_the_page_gives_the_share_of_the_oracles_gain_and_the_policy_of_the_larg
     assert (
         "| mislabeled | 90 ± 0 | 0.90 ± 0.00 | 0.40 ± 0.00 | 0.6900 ± 0.0000 | 0.600 ± 0.000 | -0.10 ± 0.00 |" in text
     )
-    assert "*harmful*, +0.50 ± 0.00 points above the next best" in text
+    assert "*harmful*, +0.50 ± 0.00 points above the better of the others by seed, loss +0.000 ± 0.000 nats." in text
     assert "1 minutes of CPU" in text
 
 
