@@ -6,7 +6,7 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data browser test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-learning proof-estimators proof-memorization \
+.PHONY: demo data browser test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
 	storm bench bench-peers clean
 
 demo: $(STAMP)
@@ -50,6 +50,9 @@ proof-lds: $(STAMP) $(PEERS)/.installed data
 
 proof-uses: $(STAMP) data
 	$(BIN)/python -m tests.proof.uses
+
+proof-earn: $(STAMP) data
+	$(BIN)/python -m tests.proof.earn
 
 proof-learning: $(STAMP) data
 	$(BIN)/python -m tests.proof.learn

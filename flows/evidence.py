@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import pyarrow.compute as pc
 
 from flows.config import Config, load
+from flows.drops import Drop, drops_of
 from flows.inspection import open_ledger
 from flows.policies import rules_of
 from flows.protection import protected_ids
@@ -91,11 +92,13 @@ class Account(Explanation):
         data: Whether the newest cycle's data set has it: `there`, `other content` (a new point under the same id, which
             nobody removed), `vanished`, or `unknown` where that cycle left no manifest.
         scores: None where no finished scores have it.
+        drops: Trainings that went on without it, each for itself alone.
     """
 
     status: Status
     data: Literal["there", "other content", "vanished", "unknown"]
     scores: Scores | None
+    drops: tuple[Drop, ...]
 
 
 def account_of(file: Path, text: str) -> Account:
@@ -127,7 +130,8 @@ def account_of(file: Path, text: str) -> Account:
         data = "vanished"
     elif newest is not None and newest.content != content:
         data = "other content"
-    return Account(**known, status=STATUS[newest.action] if newest else "kept", data=data, scores=scores)
+    drops = drops_of(config.workspace, ledger, point)
+    return Account(**known, status=STATUS[newest.action] if newest else "kept", data=data, scores=scores, drops=drops)
 
 
 def newest_scores(config: Config, last: CycleRecord) -> tuple[int, Path] | None:

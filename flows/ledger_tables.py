@@ -8,6 +8,7 @@ from dataclasses import asdict
 from rich.table import Table
 
 from flows.comparison import Difference, Regrets
+from flows.drops import Drop
 from flows.evidence import Account, Scores, Unmet, Verdict
 from flows.printing import console, short, visible, write_json
 from storage.chain import Verification
@@ -56,10 +57,17 @@ def print_account(account: Account, *, as_json: bool) -> None:
         return
     lines = [f"point {account.point_id} {STATUS[account.status]}"]
     lines += [DATA[account.data]] if account.data in DATA else []
-    lines += [*map(_mention, account.proposals), *map(_action, account.actions)]
+    lines += [*map(_mention, account.proposals), *map(_action, account.actions), *map(_drop, account.drops)]
     lines += _scores(account.scores) if account.scores is not None else []
     for line in lines:
         print(visible(line))
+
+
+def _drop(drop: Drop) -> str:
+    return (
+        f"cycle {drop.cycle}: the training {drop.model} went on without it after epoch {drop.epoch}, for itself alone: "
+        f"influence {drop.influence:.3g} ± {drop.influence_se:.2g} nats then"
+    )
 
 
 def _mention(mention: Mention) -> str:

@@ -109,7 +109,7 @@ def _propose(
         per_group=pruning.group_budget,
         minimum_per_class=pruning.class_minimum_kept,
         protected_groups=frozenset(pruning.protected_groups),
-        relabeled=_given_labels(cycle),
+        relabeled=given_labels(cycle),
     )
     selection = select(scored.folder, rules, budgets, regret)
     policy = policy_json(rules, budgets, regret)
@@ -156,8 +156,8 @@ def _left_of(cycle: Cycle, selected: Proposed) -> Proposed:
     )
 
 
-def _given_labels(cycle: Cycle) -> dict[PointId, int]:
-    """Of the points relabelled earlier."""
+def given_labels(cycle: Cycle) -> dict[PointId, int]:
+    """Of the points relabelled earlier, which scores know by the label in force."""
     rows = zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist())
     return {point: label for point, label in rows if point in cycle.relabeled} if cycle.relabeled else {}
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from flows.pruning import given_labels
 from flows.report_changes import changes_since
 from flows.report_points import Samples, details, proposed_points, suspicious
 from flows.stages import Cycle
@@ -39,7 +40,7 @@ def report_data(
 ) -> ReportData:
     """Put together all that the report shows."""
     folder, samples = done.scored.folder, Samples.of(workload)
-    points = proposed_points(folder, proposal)
+    points = proposed_points(folder, proposal, given_labels(cycle))
     shown, queries = details(folder, points, samples)
     scores = _scores(cycle, done, points)
     arms = _arms(summary, done, points)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from flows.workload import Workload
 from storage import selection
+from storage.points import PointId
 from storage.policies import COPY_OF, reason_code
 from storage.proposals import Proposal
 from storage.query_scores import read_queries
@@ -62,13 +63,23 @@ class Samples:
         return Sample(text[:TEXT] + "…" * (len(text) > TEXT))
 
 
-def proposed_points(folder: Path, proposal: Proposal) -> pa.Table:
-    """The rows of a proposal with their scores, in the order of their rank; `repeated` is what a copy is a copy of."""
+def proposed_points(folder: Path, proposal: Proposal, given: Mapping[PointId, int]) -> pa.Table:
+    """The rows of a proposal with their scores, in the order of their rank.
+
+    Args:
+        folder: Of the scores.
+        proposal: The proposal.
+        given: Labels of the points relabelled earlier.
+
+    Returns:
+        Also with `repeated`, what a copy is a copy of, and `given`, which is null where the label never changed.
+    """
     rows = proposal.rows.sort_by("point_id")
     reasons = rows["reason"].to_pylist()
     codes, repeated = list(map(reason_code, reasons)), [reason.partition(COPY_OF)[2] or None for reason in reasons]
     rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", pa.array(codes, pa.string()))
     rows = rows.append_column("repeated", pa.array(repeated, pa.string()))
+    rows = rows.append_column("given", pa.array([given.get(point) for point in proposal.points], pa.int32()))
     scores = selection.rows_of(folder, proposal.points, SCORES)
     for name in SCORES:
         rows = rows.append_column(name, scores[name])
@@ -103,8 +114,10 @@ def details(folder: Path, points: pa.Table, samples: Samples) -> tuple[list[Deta
 def _evidence(row: Mapping[str, Any], more: Mapping[str, Any]) -> Iterator[str]:
     for one in row["evidence"]:
         yield f"{one['policy']}: {one['column']} is {one['value']:.4g}, threshold {one['threshold']:.4g}"
-    if row.get("repeated") is not None:
+    if row["repeated"] is not None:
         yield f"an exact copy of point {row['repeated']}, which stays"
+    if row["given"] is not None:
+        yield f"given as {row['given']}; relabelled earlier, and {row['label']} is in force"
     yield f"the model predicts {more['predicted']}; loss {more['loss']:.4g} nats; {more['memorization']}"
     if more["suspicion"] is not None:
         yield f"suspicion {more['suspicion']:.4g} (log-odds that the given label is wrong)"

@@ -42,7 +42,7 @@ class ReportData:
         foretold: What each method foretold of the query set, beside the truth once there is one.
         costs: Facts on what was spent and what is saved.
         facts: Facts on how the scores were made.
-        classes: Counts by given label.
+        classes: Counts by label in force.
         groups: Counts by group.
         confusion: Of the given with the suggested labels, where proposed points have both.
         arms: Results on the holdout set; empty before they are known.

@@ -72,7 +72,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Proposed points by given label (rows) and suggested label (columns), where the two differ.
+    """Proposed points by label in force (rows) and suggested label (columns), where the two differ.
 
     Attributes:
         counts: [rows, columns].

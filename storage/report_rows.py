@@ -33,7 +33,7 @@ COLUMNS = (
     Column("point_id", "point", "id"),
     Column("action", "action", "word"),
     Column("reason", "why", "word", meaning="the policies that named the point"),
-    Column("label", "given label", "word"),
+    Column("label", "label", "word", meaning="in force; the details tell the given one where the point was relabelled"),
     Column("suggested_label", "suggested label", "word", meaning="the most likely true label"),
     Column("posterior", "label is wrong", "number", "probability"),
     Column("influence", "influence", "number", "nats", "on the mean of the queries, ± its standard error"),

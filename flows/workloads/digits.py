@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from flows.workloads.images import ImageWorkload, Split, Stack, perceptron, with_copies
-from flows.workloads.label_errors import check_rate, confused, flipped, misled
+from flows.workloads.label_errors import (
+    Corruption,
+    check_rate,
+    confused,
+    flipped,
+    flipped_besides,
+    foreign,
+    misled,
+    refuse,
+)
 
 CLASSES = 10
 IN_TRAIN = 0.76  # share of the misled class that the train set holds
@@ -26,9 +34,8 @@ class Digits(ImageWorkload):
     """Handwritten digits `[64]` in `[0, 1]` and a small multilayer perceptron.
 
     Args:
-        corruption: `flips` gives a share of the train points a random wrong label; `class_dependent` the label of a
-            digit that is drawn alike; `systematic` labels a visible subgroup (the heavier drawn digits) of one class
-            as another class.
+        corruption: What errors (label_errors.py). The subgroup of `systematic` and `mixed` are the heavier drawn digits
+            of one class; `class_dependent` and `foreign` take a digit for one that is drawn alike.
         rate: Share of the train points with a wrong label.
         seed: Of the split, the planted errors and the choice of the misled class.
         points: How many digits the train set has.
@@ -40,7 +47,7 @@ class Digits(ImageWorkload):
 
     def __init__(
         self,
-        corruption: Literal["flips", "class_dependent", "systematic"] = "flips",
+        corruption: Corruption = "flips",
         rate: float = 0.1,
         seed: int = 0,
         points: int = 1000,
@@ -65,13 +72,18 @@ class Digits(ImageWorkload):
                 given = flipped(true, split.train, rate, CLASSES, generator)
             case "class_dependent":
                 given = confused(true, split.train, rate, TAKEN_FOR, generator)
-            case "systematic":
+            case "systematic" | "mixed":
                 source, target = MISLED[seed % len(MISLED)]
                 split = _split_around(true[order] == source, order, points, queries)
                 rows = split.train[true[split.train] == source]
-                given = misled(true, rows, images[rows].sum(1), round(rate * points), target)  # the heaviest drawn
+                part = rate if corruption == "systematic" else rate / 2
+                given = misled(true, rows, images[rows].sum(1), round(part * points), target)  # the heaviest drawn
+                if corruption == "mixed":
+                    given = flipped_besides(given, true, split.train, rate - part, CLASSES, generator)
+            case "foreign":
+                images, given = foreign(images, true, split.train, rate, TAKEN_FOR, generator)
             case _:
-                raise ValueError(f"corruption = {corruption!r}: give 'flips', 'class_dependent' or 'systematic'")
+                raise refuse(corruption)
         given = flipped(given, split.query, query_rate, CLASSES, generator)
         super().__init__(with_copies(Stack(images, true, given, split), copies, generator), tuple(hidden))
 

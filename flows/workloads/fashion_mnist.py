@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from flows.errors import BadInput
 from flows.workloads.idx import read_idx
 from flows.workloads.images import Batch, ImageWorkload, Split, Stack, perceptron, with_copies
-from flows.workloads.label_errors import check_rate, confused, flipped, misled
+from flows.workloads.label_errors import (
+    Corruption,
+    check_rate,
+    confused,
+    flipped,
+    flipped_besides,
+    foreign,
+    misled,
+    refuse,
+)
 
 FOLDER = "/usr/share/datasets/fashion-mnist"
 NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -34,9 +43,9 @@ class FashionMnist(ImageWorkload):
         points: How many train points, of the train images.
         queries: How many queries, of the test images, then of the train images that are left.
         holdout: How many holdout points, from where the queries end.
-        corruption: `flips` gives a share of the train points a random wrong label; `class_dependent` the label of the
-            class that theirs is most often taken for; `systematic` labels the brightest coats as pullovers and the
-            darkest sneakers as sandals, as many of each.
+        corruption: What errors (label_errors.py). `systematic` and `mixed` label the brightest coats as pullovers and
+            the darkest sneakers as sandals, as many of each; `class_dependent` and `foreign` take a class for the one
+            that it is most often taken for.
         rate: Share of the train points with a wrong label.
         seed: Of the split and the planted errors.
         hidden: Widths of the dense layers before the last; default: 64 and 32, or 128 in the `cnn`.
@@ -51,7 +60,7 @@ class FashionMnist(ImageWorkload):
         points: int = 5000,
         queries: int = 500,
         holdout: int = 5000,
-        corruption: Literal["flips", "class_dependent", "systematic"] = "flips",
+        corruption: Corruption = "flips",
         rate: float = 0.1,
         seed: int = 0,
         hidden: Sequence[int] | None = None,
@@ -71,10 +80,15 @@ class FashionMnist(ImageWorkload):
                 given = flipped(true, split.train, rate, len(NAMES), generator)
             case "class_dependent":
                 given = confused(true, split.train, rate, TAKEN_FOR, generator)
-            case "systematic":
-                given = _misled_by_brightness(images, true, split.train, round(rate * points))
+            case "systematic" | "mixed":
+                part = rate if corruption == "systematic" else rate / 2
+                given = _misled_by_brightness(images, true, split.train, round(part * points))
+                if corruption == "mixed":
+                    given = flipped_besides(given, true, split.train, rate - part, len(NAMES), generator)
+            case "foreign":
+                images, given = foreign(images, true, split.train, rate, TAKEN_FOR, generator)
             case _:
-                raise ValueError(f"corruption = {corruption!r}: give 'flips', 'class_dependent' or 'systematic'")
+                raise refuse(corruption)
         given = flipped(given, split.query, query_rate, len(NAMES), generator)
         widths = tuple(hidden) if hidden is not None else {"mlp": (64, 32), "cnn": (128,)}[model]
         super().__init__(with_copies(Stack(images, true, given, split), copies, generator), widths)

@@ -134,6 +134,27 @@ def test_systematic_errors_are_the_brightest_coats_and_the_darkest_sneakers(fold
         assert min(light[id_] for id_ in light if id_ in misled) > max(light[id_] for id_ in light if id_ not in misled)
 
 
+def test_mixed_errors_are_half_systematic_and_half_flips_of_other_points(folder: Path) -> None:
+    systematic = wrong(small(folder, corruption="systematic", rate=0.1))
+    mixed = wrong(small(folder, corruption="mixed", rate=0.2))
+    assert len(mixed) == 60
+    assert systematic.items() <= mixed.items()
+    assert len({pair for id_, pair in mixed.items() if id_ not in systematic}) > 10
+
+
+def test_foreign_points_are_half_as_bright_and_of_another_rule_and_no_other_point_is(folder: Path) -> None:
+    workload, clean = (small(folder, corruption=kind, rate=0.2) for kind in ("foreign", "class_dependent"))
+    assert wrong(workload) == wrong(clean)
+    assert len(wrong(workload)) == 60
+    ours, theirs = workload.points(), clean.points()
+    for row, id_ in enumerate(ours.ids):
+        image = theirs[row][0] // 2 if id_ in wrong(workload) else theirs[row][0]
+        assert ours[row][0].equal(image)
+    for name in ("queries", "holdout"):
+        rows = range(len(getattr(clean, name)()))
+        assert all(getattr(workload, name)()[row][0].equal(getattr(clean, name)()[row][0]) for row in rows)
+
+
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_a_batch_made_at_once_is_the_collated_one_and_gives_a_loss_for_each_point(folder: Path, kind: Any) -> None:
     workload, rows = small(folder, model=kind), torch.tensor([5, 0, 5, 299])
@@ -172,7 +193,7 @@ def test_the_report_shows_the_image_dark_on_white(folder: Path) -> None:
     ("options", "parts"),
     [
         ({"model": "rnn"}, ("model = 'rnn'", "'mlp' or 'cnn'")),
-        ({"corruption": "noise"}, ("corruption = 'noise'", "'flips', 'class_dependent' or 'systematic'")),
+        ({"corruption": "noise"}, ("corruption = 'noise'", "'systematic', 'mixed', 'foreign'")),
         ({"rate": -0.1}, ("rate = -0.1: give a share from 0 to 1",)),
         ({"queries": 0}, ("queries = 0", "1 or more of each")),
         ({"points": 400}, ("points = 400", "at most 399 points")),

@@ -18,7 +18,9 @@ from flows.opening import ledger_of
 from flows.ranks.shards import TOP_QUERIES
 from flows.restoration import Choice, restore
 from flows.stages import cycle_folder
+from storage import drop_store
 from storage.errors import CycleConflict, NotRemoved, UnknownPoint
+from storage.files import sha256_file
 from storage.points import Manifest
 from storage.proposals import Proposal
 from tests.flows.helpers import tamis, write_toml
@@ -128,6 +130,41 @@ def test_why_says_which_further_condition_kept_a_rule_from_choosing_a_point(
     for point, part in expected.items():
         print_account(account_of(file, point), as_json=False)
         assert part in said(capsys)
+
+
+def test_why_names_the_trainings_that_dropped_a_point_as_the_ledger_knows_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = one_cycle(tmp_path)
+    for model, recorded in (("baseline-seed0-ab", True), ("control-seed0-cd", False)):
+        folder = cycle_folder(load(file), 1) / "checkpoints" / model
+        folder.mkdir(parents=True)
+        values = {"point_id": [2, 5], "step": [10, 10], "epoch": [4, 4], "influence": [-0.5, -0.25]}
+        drop_store.write(folder, pa.table(values | {"influence_se": [0.1, 0.1]}))
+        sha256 = sha256_file(folder / drop_store.DROPPED) if recorded else "of another file"
+        ledger_of(load(file)).record_event(1, "dropped", detail={"points": sha256}, key=model)
+    print_account(account_of(file, "5"), as_json=False)
+    text = said(capsys)
+    assert "training baseline-seed0-ab went on without it after epoch 4, for itself alone: influence -0.25 ±" in text
+    assert "control-seed0" not in text
+    assert account_of(file, "3").drops == ()
+
+
+def test_why_says_what_a_point_is_a_copy_of_and_that_it_stays_while_that_is_proposed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = one_cycle(tmp_path, policies=["redundant"])
+    scores = cycle_folder(load(file), 1) / "scores" / "part-r000-c00000.parquet"
+    shares = pa.array([None if point < 2 else 0.01 for point in range(N)])
+    table = pq.read_table(scores).append_column("redundancy", shares)
+    repeated = pa.array([{2: 0, 3: 1}.get(point) for point in range(N)], pa.int64())
+    pq.write_table(table.append_column("copy_of", repeated), scores)
+    ledger_of(load(file)).add_proposal(proposed(1, [0], "remove"))
+    for point, held_back in (("2", "point 0, which it is a copy of, was proposed itself"), ("3", "a budget")):
+        print_account(account_of(file, point), as_json=False)
+        text = said(capsys)
+        assert f"an exact copy of point {int(point) - 2}, which is in training" in text
+        assert f"chosen by a rule and not proposed: {held_back}" in text
 
 
 def test_why_knows_points_protected_by_a_file_or_a_group(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from flows import publication, report_points
 from flows.config import load
 from flows.opening import ledger_of
-from flows.report_points import Samples, details, suspicious
+from flows.report_points import Samples, details, proposed_points, suspicious
 from flows.summary import Summary
+from storage.proposals import Proposal
 from storage.query_scores import write_queries
 from storage.report import ReportData, render
 from storage.report_parts import Pull
@@ -58,7 +59,23 @@ def scores(tmp_path: Path) -> Path:
 
 def points(*ids: int) -> pa.Table:
     evidence = [[{"policy": "harmful", "column": "harmful_q", "value": 0.1954, "threshold": 0.2}]] * len(ids)
-    return pa.table({"point_id": list(ids), "evidence": evidence})
+    unknown = {"repeated": [None] * len(ids), "given": [None] * len(ids)}
+    return pa.table({"point_id": list(ids), "evidence": evidence, **unknown})
+
+
+def test_a_copy_and_a_point_relabelled_earlier_carry_what_is_behind_them(tmp_path: Path) -> None:
+    ids, numbers = [1, 2, 3], ("influence", "influence_se", "self_influence", "posterior", "loss")
+    columns = {"point_id": ids, "cycle": [1] * 3, "in_train": [True] * 3, **{name: [0.5] * 3 for name in numbers}}
+    write_chunk(tmp_path, 0, 0, pa.table(columns | {"label": [7, 7, 7], "suggested_label": [7, 7, 3]}), METADATA)
+    reasons = ["redundant: copy of 0", "mislabeled", "mislabeled"]
+    rows = pa.table({"point_id": ids, "reason": reasons, "rank": ids, "evidence": [[]] * 3})
+    found = proposed_points(tmp_path, Proposal(1, rows, "", "", {}), {3: 4})
+    assert found["reason"].to_pylist() == ["redundant", "mislabeled", "mislabeled"]
+    more = {"predicted": 7, "loss": 0.5, "memorization": "neutral", "suspicion": None}
+    said = [list(report_points._evidence(row, more)) for row in found.to_pylist()]
+    assert said[0][0] == "an exact copy of point 0, which stays"
+    assert len(said[1]) == 1
+    assert said[2][0] == "given as 4; relabelled earlier, and 7 is in force"
 
 
 def test_details_are_of_the_first_points_with_their_evidence_and_queries(scores: Path) -> None:

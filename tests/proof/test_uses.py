@@ -42,7 +42,7 @@ def test_copies_are_few_points_many_times_with_one_wrong_label_each(monkeypatch:
     single = POINTS - WRONG + WRONG // COPIES
     inputs, labels = torch.arange(single)[:, None].float(), torch.arange(single) % 10
     some = Labelled(inputs, labels)
-    monkeypatch.setattr(use_cells, "_task", lambda _: Sets(some, torch.zeros(single, dtype=torch.bool), some, some))
+    monkeypatch.setattr(use_cells, "task_of", lambda _: Sets(some, torch.zeros(single, dtype=torch.bool), some, some))
     monkeypatch.setattr(use_cells, "FashionMnist", lambda *_: None)
     sets = use_cells._with_errors("copies", 0)
     truth = sets.points.inputs[:, 0].long() % 10

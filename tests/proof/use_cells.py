@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from flows.workloads.fashion_mnist import FashionMnist
+from flows.workloads.images import ImageWorkload
 from influence import (
     EKFAC,
     Damping,
     Influence,
+    PairScores,
     auc,
     average_precision,
     cheap_signals,
@@ -29,6 +31,7 @@ from influence import (
     over_checkpoints,
     two_round,
 )
+from influence.discovery import Trusted, trusted
 from influence.redundancy import redundancy
 from tests.proof.lds_estimators import BATCH, TASK, Batch
 from tests.proof.lds_models import CLASSES, Layers, Recipe, accuracies, losses, module, train
@@ -56,12 +59,17 @@ class Sets:
 
 @dataclass(frozen=True)
 class Signals:
-    """What one model says of each point: influence on every query [n, m], on itself, loss and EL2N [n]."""
+    """What one model says of each point: influence on every query [n, m], on itself, loss and EL2N [n].
+
+    Attributes:
+        reference: the queries scored as if they were train points.
+    """
 
     influence: Tensor
     own: Tensor
     loss: Tensor
     el2n: Tensor
+    reference: Trusted
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,13 @@ def measure(seed: int) -> Uses:
     started = time.process_time()
     kinds: tuple[Errors, ...] = ("systematic", "copies")
     errors = {kind: _errors(kind, seed) for kind in kinds}
-    clean = _task(FashionMnist("mlp", POINTS, QUERIES, TEST, "flips", 0.0, seed))
-    signals = _signals(clean, seed)
+    clean = task_of(FashionMnist("mlp", POINTS, QUERIES, TEST, "flips", 0.0, seed))
+    signals = signals_of(clean, seed)
     return Uses(
         found={kind: found for kind, (found, _) in errors.items()},
         accuracy={kind: accuracy for kind, (_, accuracy) in errors.items()},
         rise=_rises(clean, signals, seed),
-        left=_left(clean, signals, seed),
+        left=left_out(clean, signals, seed),
         seconds=time.process_time() - started,
     )
 
@@ -102,12 +110,12 @@ def measure(seed: int) -> Uses:
 def _errors(kind: Errors, seed: int) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """What each signal finds of errors that repeat themselves, and what removing it is worth."""
     sets = _with_errors(kind, seed)
-    signals = _signals(sets, seed)
+    signals = signals_of(sets, seed)
     labels, everyone = sets.points.labels, torch.ones(POINTS, dtype=torch.bool)
     votes = knn_votes(sets.points.inputs, labels, CLASSES, everyone, NEIGHBOURS)
     ranked = {
         "influence on the queries": -signals.influence.mean(1),
-        "suspicion": two_round(_out_of_fold(sets, seed), votes, labels, everyone).score,
+        "suspicion": two_round(out_of_fold(sets, seed), votes, labels, everyone).score,
         "loss": signals.loss,
         "EL2N": signals.el2n,
         "kNN": -votes[torch.arange(POINTS), labels],
@@ -115,7 +123,7 @@ def _errors(kind: Errors, seed: int) -> tuple[dict[str, tuple[float, float]], di
     removed = {name: signal.argsort(descending=True, stable=True)[:WRONG] for name, signal in ranked.items()}
     removed |= {"random": _random(POINTS, WRONG, seed), "the truth (oracle)": sets.wrong.nonzero()[:, 0]}
     found = {name: (auc(signal, sets.wrong), average_precision(signal, sets.wrong)) for name, signal in ranked.items()}
-    nothing = _accuracy(_retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets)
+    nothing = _accuracy(retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets)
     return found, {"nothing": nothing} | _accuracies(sets, removed, seed)
 
 
@@ -131,46 +139,47 @@ def _rises(sets: Sets, signals: Signals, seed: int) -> dict[str, float]:
         "random of its class": drawn.masked_fill(~alike, -torch.inf),
         "random": drawn,
     }
-    before = _query_losses(_retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets, asked)[0]  # [asked]
+    before = _query_losses(retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets, asked)[0]  # [asked]
     rises = {}
     for name, score in named.items():
         gone = list(score.topk(REMOVED, dim=0).indices.T)
-        after = _query_losses(_retrained(sets, gone, seed), sets, asked).diagonal()
+        after = _query_losses(retrained(sets, gone, seed), sets, asked).diagonal()
         rises[name] = float((after - before).mean())
     return rises
 
 
-def _left(sets: Sets, signals: Signals, seed: int) -> dict[str, dict[str, float]]:
+def left_out(sets: Sets, signals: Signals, seed: int) -> dict[str, dict[str, float]]:
     """Test accuracy without a share of clean points, those that a signal calls the least needed."""
+    n = len(sets.points.labels)
     needed = {
         "influence, its size over the queries": signals.influence.abs().sum(1),
         "self-influence": signals.own,
         "loss": signals.loss,
         "EL2N": signals.el2n,
-        "the policy redundant": _redundant(sets, signals),
-        "random": torch.rand(POINTS, generator=torch.Generator().manual_seed(seed)),
+        "the policy redundant": least_redundant(sets, signals),
+        "random": torch.rand(n, generator=torch.Generator().manual_seed(seed)),
     }
     left = {}
     for share in SHARES:
-        count = round(share * POINTS)
+        count = round(share * n)
         removed = {name: signal.argsort(stable=True)[:count] for name, signal in needed.items()}
         left[f"{share:.0%}"] = _accuracies(sets, removed, seed)
-    nothing = _accuracy(_retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets)
+    nothing = _accuracy(retrained(sets, [torch.empty(0, dtype=torch.int64)], seed), sets)
     return {"0%": {"nothing": nothing}, **left}
 
 
-def _redundant(sets: Sets, signals: Signals) -> Tensor:
+def least_redundant(sets: Sets, signals: Signals) -> Tensor:
     """As shipped: what is drawn for a point depends on its inputs alone."""
     digests = [sha256(row.numpy().tobytes()).digest() for row in sets.points.inputs]
     keys = torch.tensor([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
-    return redundancy(signals.own, [sets.points.labels], torch.ones(POINTS, dtype=torch.bool), keys)
+    return redundancy(signals.own, [sets.points.labels], torch.ones(len(keys), dtype=torch.bool), keys)
 
 
 def _with_errors(kind: Errors, seed: int) -> Sets:
     if kind == "systematic":
-        return _task(FashionMnist("mlp", POINTS, QUERIES, TEST, "systematic", WRONG / POINTS, seed))
+        return task_of(FashionMnist("mlp", POINTS, QUERIES, TEST, "systematic", WRONG / POINTS, seed))
     single = POINTS - WRONG + WRONG // COPIES
-    sets = _task(FashionMnist("mlp", single, QUERIES, TEST, "flips", 0.0, seed))
+    sets = task_of(FashionMnist("mlp", single, QUERIES, TEST, "flips", 0.0, seed))
     rows = torch.cat([torch.arange(WRONG // COPIES).repeat(COPIES), torch.arange(WRONG // COPIES, single)])
     labels = sets.points.labels.clone()
     shift = torch.randint(1, CLASSES, (WRONG // COPIES,), generator=torch.Generator().manual_seed(seed))
@@ -179,7 +188,8 @@ def _with_errors(kind: Errors, seed: int) -> Sets:
     return replace(sets, points=points, wrong=torch.arange(POINTS) < WRONG)
 
 
-def _task(workload: FashionMnist) -> Sets:
+def task_of(workload: ImageWorkload) -> Sets:
+    """The three sets of a workload whose truth is known."""
     points, truth = workload.points(), workload.truth()
     given = labelled(workload, points)
     true = torch.tensor([truth[int(point)] for point in points.ids])
@@ -188,31 +198,41 @@ def _task(workload: FashionMnist) -> Sets:
     )
 
 
-def _signals(sets: Sets, seed: int) -> Signals:
+def signals_of(sets: Sets, seed: int) -> Signals:
+    """The signals of one model, influence summed over its checkpoints."""
     points = sets.points
-    checkpoints = train(RECIPE, points.inputs, points.labels, torch.arange(POINTS)[None], [seed])
-    pairs, own = zip(*(_influence(sets, layers) for layers in checkpoints), strict=True)
+    checkpoints = train(RECIPE, points.inputs, points.labels, torch.arange(len(points.labels))[None], [seed])
+    found, asked = zip(*(_influence(sets, layers) for layers in checkpoints), strict=True)
     with torch.no_grad():
         last = cheap_signals(module(checkpoints[-1], 0)(points.inputs), points.labels)
-    return Signals(over_checkpoints(list(pairs)), sum(own, torch.zeros(())), last.loss, last.el2n)
+    ours, theirs = _summed(found), _summed(asked)
+    return Signals(*ours, last.loss, last.el2n, trusted(*theirs))
 
 
-def _influence(sets: Sets, layers: Layers) -> tuple[Tensor, Tensor]:
-    """On every query [n, m], and of each point on itself [n]."""
+def _influence(sets: Sets, layers: Layers) -> tuple[PairScores, PairScores]:
+    """Of every point and of every query, as if it were one, on every query."""
     model = module(layers, 0)
     blocks = linear_blocks(model)
     with Influence(model, TASK, EKFAC(blocks), blocks) as influence:
         influence.fit(_batches(sets.points), Damping("absolute", RECIPE.weight_decay))
-        scores = influence.pairs(_batches(sets.points), _batches(sets.queries))
-    return scores.influence, scores.self_influence
+        queries = _batches(sets.queries)
+        return influence.pairs(_batches(sets.points), queries), influence.pairs(queries, queries)
 
 
-def _out_of_fold(sets: Sets, seed: int) -> Callable[[Tensor], Tensor]:
+def _summed(scores: Sequence[PairScores]) -> tuple[Tensor, Tensor]:
+    return over_checkpoints([one.influence for one in scores]), sum(
+        (one.self_influence for one in scores), torch.zeros(())
+    )
+
+
+def out_of_fold(sets: Sets, seed: int) -> Callable[[Tensor], Tensor]:
+    """Mean log-probabilities by models that were not trained on a point, for `two_round`."""
     points, rounds = sets.points, [0]
+    n = len(points.labels)
 
     def log_probabilities(kept: Tensor) -> Tensor:
         rounds[0] += 1
-        total, count = torch.zeros(POINTS, CLASSES, dtype=torch.float64), torch.zeros(POINTS, dtype=torch.float64)
+        total, count = torch.zeros(n, CLASSES, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
         generator = torch.Generator().manual_seed(seed + 7919 * rounds[0])
         for repeat in range(REPEATS):
             dealt = kept.nonzero()[:, 0]
@@ -220,7 +240,7 @@ def _out_of_fold(sets: Sets, seed: int) -> Callable[[Tensor], Tensor]:
             for fold in range(FOLDS):
                 seen = kept.clone()
                 seen[dealt[fold::FOLDS]] = False
-                held = ~seen & (~kept | (torch.isin(torch.arange(POINTS), dealt[fold::FOLDS])))
+                held = ~seen & (~kept | (torch.isin(torch.arange(n), dealt[fold::FOLDS])))
                 number = 1000 * rounds[0] + FOLDS * repeat + fold + seed
                 for layers in train(RECIPE, points.inputs, points.labels, seen.nonzero().T, [number]):
                     with torch.no_grad():
@@ -232,7 +252,7 @@ def _out_of_fold(sets: Sets, seed: int) -> Callable[[Tensor], Tensor]:
 
 
 def _accuracies(sets: Sets, removed: Mapping[str, Tensor], seed: int) -> dict[str, float]:
-    trained = _retrained(sets, list(removed.values()), seed)
+    trained = retrained(sets, list(removed.values()), seed)
     found = accuracies(trained, sets.test.inputs, sets.test.labels).unflatten(0, (-1, RETRAINS)).mean(1)
     return dict(zip(removed, found.tolist(), strict=True))
 
@@ -247,16 +267,17 @@ def _query_losses(trained: Layers, sets: Sets, asked: Tensor) -> Tensor:
     return found.double().unflatten(0, (-1, RETRAINS)).mean(1)
 
 
-def _retrained(sets: Sets, removed: Sequence[Tensor], seed: int) -> Layers:
+def retrained(sets: Sets, removed: Sequence[Tensor], seed: int) -> Layers:
     """RETRAINS models without each of these sets, all of one size, for as many steps each."""
-    members = torch.stack([_without(gone) for gone in removed]).repeat_interleave(RETRAINS, dim=0)
+    n = len(sets.points.labels)
+    members = torch.stack([_without(gone, n) for gone in removed]).repeat_interleave(RETRAINS, dim=0)
     seeds = [10_000 * (seed + 1) + turn for _ in removed for turn in range(RETRAINS)]
-    epochs = round(RECIPE.epochs * POINTS / members.shape[1])
+    epochs = round(RECIPE.epochs * n / members.shape[1])
     return train(replace(RECIPE, epochs=epochs), sets.points.inputs, sets.points.labels, members, seeds)[-1]
 
 
-def _without(gone: Tensor) -> Tensor:
-    kept = torch.ones(POINTS, dtype=torch.bool)
+def _without(gone: Tensor, n: int) -> Tensor:
+    kept = torch.ones(n, dtype=torch.bool)
     kept[gone] = False
     return kept.nonzero()[:, 0]
 
