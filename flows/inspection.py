@@ -15,6 +15,7 @@ from typing import Literal
 from flows.config import Config, load
 from flows.errors import BadInput
 from flows.moving import in_force, manifest_of_cycle
+from flows.stores import ledger_of, tracker_of
 from storage.ledger import Ledger
 from storage.points import Manifest
 
@@ -41,13 +42,13 @@ class Status:
 
 def open_ledger(file: Path) -> Ledger:
     """The ledger of a tamis.toml's workspace."""
-    return Ledger(load(file).workspace / "ledger.duckdb")
+    return ledger_of(load(file))
 
 
 def status_of(file: Path) -> Status:
     """Where the newest cycle of a tamis.toml stands."""
     config = load(file)
-    ledger = Ledger(config.workspace / "ledger.duckdb")
+    ledger = ledger_of(config)
     last = ledger.last_cycle() if ledger.exists else None
     command = f"tamis run {shlex.quote(str(file))}"
     if last is None:
@@ -80,14 +81,12 @@ def decide(file: Path, proposal: str, decision: Literal["approve", "reject"], by
     Raises:
         storage.errors.StorageError: The hash is not the open proposal's, or it was decided the other way.
     """
-    from storage.tracking import Tracker
-
     config = load(file)
-    ledger = Ledger(config.workspace / "ledger.duckdb")
+    ledger = ledger_of(config)
     review = ledger.add_review(proposal, decision, named(by), f"tamis {decision}", reason)
     run = ledger.cycle(review.cycle).mlflow_run_id
     if run:
-        Tracker(config.workspace, config.name).mirror_review(run, decision, review.proposal)
+        tracker_of(config).mirror_review(run, decision, review.proposal)
     done = "approved" if decision == "approve" else "rejected"
     return f"proposal {review.proposal[:12]} {done} by {review.actor}; continue: tamis run {shlex.quote(str(file))}"
 
@@ -106,6 +105,8 @@ def named(by: str) -> str:
 def serve_ui(file: Path, port: int) -> int:
     """Run the MLflow UI on the loopback address until it ends or Ctrl-C; returns its exit code."""
     config: Config = load(file)
+    if config.servers.mlflow:
+        raise BadInput(f"servers.mlflow: the runs of this workspace are at {config.servers.mlflow}; open that page")
     store = config.workspace / "mlflow.db"
     if not store.exists():
         raise BadInput(f"workspace {config.workspace}: no cycle was run in it yet; `tamis run` opens one")

@@ -22,10 +22,10 @@ from flows.check import require
 from flows.config import Config, load
 from flows.cycle import run_cycle
 from flows.launch import Progress
-from flows.opening import ledger_of
 from flows.progress import progress_shown
 from flows.publication import describe
 from flows.server import let_interrupts_in
+from flows.stores import ledger_of
 from flows.summary import Summary
 
 P = ParamSpec("P")
