@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flows.config import Config
+from storage.lake import Lake
 from storage.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 def ledger_of(config: Config) -> Ledger:
     """The workspace's ledger."""
-    return Ledger(config.workspace / "ledger.duckdb")
+    given = config.servers.ledger
+    return Ledger(Lake(given.catalog, given.data, given.name) if given else config.workspace / "ledger.duckdb")
 
 
 def tracker_of(config: Config) -> Tracker:

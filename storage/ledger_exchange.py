@@ -6,15 +6,17 @@
 What is read back is verified against its chain and its head before it becomes the ledger.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import duckdb
 
-from storage import chain
+from storage import chain, lake
 from storage.connection import holding, reading
 from storage.errors import LedgerBroken, StorageError
-from storage.files import atomic_path, atomic_write_json, read_json, sync_file, sync_folder
+from storage.files import JSON, atomic_path, atomic_write_json, read_json, sync_file, sync_folder
+from storage.lake import Lake, load_rows
 from storage.ledger_views import LedgerViews
 from storage.migration import copy_file, schema_files
 
@@ -36,6 +38,9 @@ def snapshot(ledger: LedgerViews, target: Path) -> None:
         StorageError: the target is the ledger itself.
     """
     ledger.require()
+    if isinstance(ledger.path, Lake):
+        lake.copy(ledger.path, target)
+        return
     if target.resolve() == ledger.path.resolve():
         raise StorageError(f"{target} is the ledger itself; give its copy another name")
     with holding(ledger.path, ledger.patience) as (con, held):
@@ -90,20 +95,28 @@ def read_back(folder: Path, ledger: LedgerViews) -> chain.Verification:
         raise StorageError(f"there is a ledger at {path}; import into a workspace without one")
     if schema != schema_files()[-1][0]:
         raise StorageError(f"{folder} holds schema {schema}, this version of Tamis reads {schema_files()[-1][0]}")
+    if isinstance(path, Lake):
+        with holding(path, ledger.patience) as (con, _):
+            return _filled(con, folder, seal)
     part = path.with_name(f".{path.name}.import")
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(part)
     try:
         with holding(part, 0) as (con, _):
-            _load(con, folder, "csv" if seal.get("format") == "csv" else "parquet")
-            found = chain.verify(con)
+            found = _filled(con, folder, seal)
             con.execute("CHECKPOINT")
-        _check(folder, found, str(seal.get("head")))
         sync_file(part)
         part.rename(path)
         sync_folder(path.parent)
     finally:
         _clear(part)
+    return found
+
+
+def _filled(con: duckdb.DuckDBPyConnection, folder: Path, seal: Mapping[str, JSON]) -> chain.Verification:
+    _load(con, folder, "csv" if seal.get("format") == "csv" else "parquet")
+    found = chain.verify(con)
+    _check(folder, found, str(seal.get("head")))
     return found
 
 
@@ -121,12 +134,7 @@ def _load(con: duckdb.DuckDBPyConnection, folder: Path, form: Format) -> None:
             as_text = f"header = true, all_varchar = true, nullstr = '{NULL}', allow_quoted_nulls = false, quote = '\"'"
             source = f"read_csv({file}, {as_text})"
         try:
-            if table == "cycles":  # one by one: a cycle refers to the one before it
-                [(last,)] = con.execute(f"SELECT coalesce(max(CAST(cycle AS INTEGER)), 0) FROM {source}").fetchall()
-                for cycle in range(1, last + 1):
-                    con.execute(f"INSERT INTO cycles BY NAME FROM {source} WHERE CAST(cycle AS INTEGER) = {cycle}")
-            else:
-                con.execute(f"INSERT INTO {table} BY NAME FROM {source}")
+            load_rows(con, table, source)
         except duckdb.Error as error:
             raise StorageError(f"{folder / table}.{form} cannot be read: {str(error).splitlines()[0]}") from error
     con.execute("SELECT max(nextval('ledger_seq')) FROM range((SELECT coalesce(max(seq), 0) FROM chain))").fetchall()

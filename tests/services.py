@@ -119,6 +119,7 @@ def postgres() -> Iterator[Service]:
         made = ["-D", str(data), "-U", "tamis", "-A", "scram-sha-256", "--pwfile", str(folder / "password"), "-N"]
         subprocess.run([programs / "initdb", *made], check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
         command = [str(programs / "postgres"), "-D", str(data), "-h", HERE, "-p", str(port), "-k", str(folder)]
+        command += ["-c", "fsync=off"]  # no test takes the power away
         ready = [programs / "pg_isready", "-q", "-h", HERE, "-p", str(port)]
         up = lambda: subprocess.run(ready).returncode == 0  # noqa: E731
         with running(Service("postgres", command, folder, port, up, {"PGPASSWORD": password}, user)) as service:
