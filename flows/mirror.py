@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows.config import Config
-from flows.opening import ledger_of
+from flows.stores import ledger_of
 from storage.files import atomic_write_json, read_json
 from storage.records import EventRecord
 

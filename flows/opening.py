@@ -26,6 +26,7 @@ from flows.moving import in_force, manifest_of_cycle, record_moves
 from flows.redaction import redacted
 from flows.relabeling import check_relabeling
 from flows.stages import Cycle, cycle_folder
+from flows.stores import ledger_of, tracker_of
 from flows.workload import Workload, seeded_model
 from storage import checkpoints
 from storage.errors import StorageError
@@ -89,11 +90,6 @@ def _locked(lock: IO[str]) -> bool:
     return False
 
 
-def ledger_of(config: Config) -> Ledger:
-    """The workspace's ledger."""
-    return Ledger(config.workspace / "ledger.duckdb")
-
-
 def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], None]) -> Cycle:
     """Continue the unfinished cycle, or open the next one on the data as they are now.
 
@@ -105,7 +101,7 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     show(Progress("reading the data", 0, 1))
     sets = read_sets(workload)
     ledger = ledger_of(config)
-    tracker = Tracker(config.workspace, config.name)
+    tracker = tracker_of(config)
     number, parent = _number(ledger, tracker, sets.train)
     known = in_force(ledger, number - 1, sets.train)
     if known.relabeled:
@@ -154,7 +150,7 @@ def _check_champion(tracker: Tracker, config: Config, workload: Workload) -> Non
     champion = tracker.champion(config.name)
     if champion is None:
         return
-    theirs = {name: value.shape for name, value in checkpoints.read_tensors(champion.source).items()}
+    theirs = {name: value.shape for name, value in checkpoints.read_tensors(tracker.weights(champion)).items()}
     ours = {name: tuple(value.shape) for name, value in seeded_model(workload, 0).state_dict().items()}
     if theirs != ours:
         raise BadInput(

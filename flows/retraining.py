@@ -211,7 +211,7 @@ def _champion(cycle: Cycle, version: ModelVersion) -> Job:
         steps=0,
         planned=0,
         folder=cycle.folder / "checkpoints" / f"champion-v{version.version}",
-        weights=version.source,
+        weights=cycle.tracker.weights(version),
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from flows.claims import service_url
 from flows.config import load
-from flows.opening import ledger_of
+from flows.stores import ledger_of
 from tests.faults.harness import ROOT, TAMIS, alive, command_line, wait_for
 from tests.flows.helpers import tamis, write_toml
 
