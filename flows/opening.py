@@ -18,7 +18,7 @@ from typing import IO
 
 from flows.announcements import forget
 from flows.config import Config
-from flows.dataset import read_sets
+from flows.dataset import DataSets, read_sets
 from flows.errors import BadInput
 from flows.holding import lock_of
 from flows.launch import Progress
@@ -108,8 +108,8 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
         check_relabeling(workload, seeded_model(workload, 0), workload.points())
     _check_champion(tracker, config, workload)
     digest = dataset_sha256(sets.train, known.removed, known.relabeled)
-    versions = {name: version(name) for name in PACKAGES}
-    digests = {**sets.digests, "code": _code(workload, versions)}
+    versions = _versions()
+    digests = digests_of(workload, sets)
     run = tracker.cycle_run(number, digest, _parameters(config))
     settings = redacted(config.model_dump(mode="json", by_alias=True))
     ids = sets.train.id_kind
@@ -157,6 +157,15 @@ def _check_champion(tracker: Tracker, config: Config, workload: Workload) -> Non
             f"the champion of data set {config.name!r} (version {champion.version}) is of another model than the "
             "workload's: give `dataset` a new name, which starts without a champion, or go back to that model"
         )
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def digests_of(workload: Workload, sets: DataSets) -> dict[str, str]:
+    """Digests of the three sets, of the workload's files and of the versions: what a stage's result depends on."""
+    return {**sets.digests, "code": _code(workload, _versions())}
 
 
 def _code(workload: Workload, versions: dict[str, str]) -> str:

@@ -189,7 +189,7 @@ class LedgerViews:
         return found[0]
 
     def state(self, cycle: int) -> State:
-        """The state that the newest event of a cycle left that was no aside.
+        """The state that ended a cycle, else the one that its newest event left that was no aside.
 
         Raises:
             CycleConflict: it was never opened.
@@ -197,7 +197,8 @@ class LedgerViews:
         events = [event for event in self.events(cycle) if event.state not in ASIDES]
         if not events:
             raise CycleConflict(f"cycle {cycle} was never opened in {self.path}; see `tamis ledger log`")
-        return events[-1].state
+        ends = (event.state for event in events if event.state in FINAL and not event.key)
+        return next(ends, events[-1].state)
 
     def events(self, cycle: int) -> tuple[EventRecord, ...]:
         """All events of a cycle, in order."""

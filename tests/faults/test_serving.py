@@ -54,7 +54,7 @@ class Service:
             self.seen.update(self.process.children(recursive=True))
             return bool(there())
 
-        wait_for(happened, what)
+        wait_for(happened, what, patience=600)
 
     def left(self) -> list[str]:
         """Processes that it started and that still live, those given a moment to die included."""
