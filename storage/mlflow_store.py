@@ -15,7 +15,6 @@ from urllib.request import url2pathname
 
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
@@ -79,6 +78,8 @@ def file_store(workspace: Path) -> Store:
     store = Store(f"sqlite:///{workspace / 'mlflow.db'}", (workspace / "mlartifacts").as_uri(), server=False)
     path = workspace / "mlflow.db"
     if not path.exists():
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # not in mlflow-skinny
+
         with atomic_path(path) as draft:  # whole or not at all: its migrations, once killed, cannot be continued
             draft.open("ab").close()
             kind: Any = SqlAlchemyStore

@@ -87,11 +87,8 @@ def postgres() -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An S3 server with a bucket `tamis`; its keys are in the environment."""
+    """An S3 server that makes a bucket at the first write to it; its keys are in the environment."""
     with services.object_store(tmp_path_factory.mktemp("s3")) as server, _set(server.environment):
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="tamis")
         yield server
 
 
@@ -100,9 +97,8 @@ def mlflow_server(
     postgres: Service, object_store: Service, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """An MLflow server on the database, through which artifacts go to the bucket."""
-    folder, artifacts = tmp_path_factory.mktemp("mlflow-server"), ["--artifacts-destination", "s3://tamis/mlflow"]
-    environment = {**postgres.environment, **object_store.environment}
-    with services.mlflow_server(folder, services.database(postgres, "mlflow"), artifacts, environment) as server:
+    folder, environment = tmp_path_factory.mktemp("mlflow-server"), {**postgres.environment, **object_store.environment}
+    with services.mlflow_server(folder, services.database(postgres, "mlflow"), environment) as server:
         yield server
 
 
