@@ -57,7 +57,7 @@ class EventMirror:
         if event.state in EVENTS:
             resource = {"prefect.resource.id": f"tamis.cycle.{name}.{event.cycle}"}
             payload = {"cycle": event.cycle, "actor": event.actor, **event.detail}
-            identity = uuid5(NAMESPACE_URL, f"{self._ledger.path.as_uri()}#{event.seq}")
+            identity = uuid5(NAMESPACE_URL, f"{self._ledger.path}#{event.seq}")
             emit_event(f"tamis.cycle.{event.state}", resource=resource, payload=payload, id=identity)
         if event.state in NOTIFIED:
             subject = f"{name}, cycle {event.cycle}: {event.state.replace('_', ' ')}"

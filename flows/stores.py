@@ -18,6 +18,12 @@ def ledger_of(config: Config) -> Ledger:
     return Ledger(Lake(given.catalog, given.data, given.name) if given else config.workspace / "ledger.duckdb")
 
 
+def store_uri(config: Config) -> str | None:
+    """MLflow's tracking URI; None where the store is a file that is not there yet."""
+    store = config.workspace / "mlflow.db"
+    return config.servers.mlflow or (f"sqlite:///{store}" if store.exists() else None)
+
+
 def tracker_of(config: Config) -> Tracker:
     """The MLflow store that the workspace's runs are in.
 
