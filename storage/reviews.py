@@ -68,6 +68,11 @@ class OpenProposal:
         return _name(actor) in map(_name, self.approvers)
 
     @property
+    def times(self) -> int:
+        """So often it was proposed: again when another one had superseded it."""
+        return len(self._of("proposed"))
+
+    @property
     def expired(self) -> bool:
         """Whether its expiry was recorded since it was last proposed."""
         return self._last("expired") > self._last("proposed")
@@ -186,9 +191,8 @@ def expire(con: duckdb.DuckDBPyConnection, cycle: int) -> bool:
     if opened is None or opened.record.cycle != cycle or not opened.lapsed(utc_now()):
         return False
     if not opened.expired:
-        times = sum(event.state == "proposed" for event in opened.events)
         detail: dict[str, JSON] = {"proposal": opened.record.hash, "after_hours": opened.terms.expires_hours}
-        record(con, cycle, "expired", EXPIRY, detail, f"{opened.record.hash}/{times}")
+        record(con, cycle, "expired", EXPIRY, detail, f"{opened.record.hash}/{opened.times}")
     return True
 
 
