@@ -113,6 +113,18 @@ def test_files_that_cannot_be_served_together_are_refused_before_anything_is_sta
     assert not list(tmp_path.rglob("service.json"))
 
 
+@pytest.mark.parametrize(
+    ("webhooks", "secret", "said"),
+    [("4201", "s", "give HOST:PORT"), ("127.0.0.1:4201", "", "--webhooks needs TAMIS_WEBHOOK_SECRET")],
+)
+def test_webhooks_take_a_place_and_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, webhooks: str, secret: str, said: str
+) -> None:
+    monkeypatch.setenv("TAMIS_WEBHOOK_SECRET", secret)
+    with pytest.raises(BadInput, match=said):
+        serve_files([write_toml(tmp_path, orchestrator="prefect")], Extent(webhooks=webhooks), port=0)
+
+
 def test_a_trigger_without_a_service_names_the_remedy(tmp_path: Path) -> None:
     file = write_toml(tmp_path, orchestrator="prefect")
     done = tamis("trigger", file, PREFECT_API_URL="")
