@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -79,6 +80,18 @@ def test_a_cron_that_is_none_is_refused_with_the_key(tmp_path: Path) -> None:
 
     with pytest.raises(BadInput, match=r"service\.cron = '61 3 \* \* \*' is no schedule"):
         schedule_of(load(write_toml(tmp_path, service={"cron": "61 3 * * *"})))
+
+
+@pytest.mark.parametrize(("paused", "active"), [(True, True), (False, False), (False, True)])
+def test_what_a_person_has_paused_stays_paused_when_the_service_is_started_again(
+    tmp_path: Path, paused: bool, active: bool
+) -> None:
+    from flows.deployments import deployment_of
+
+    known: Any = SimpleNamespace(paused=paused, schedules=[SimpleNamespace(active=active)])
+    deployment = deployment_of(load(write_toml(tmp_path, service={"every_hours": 6})), known)
+    assert deployment.paused is paused
+    assert [schedule.active for schedule in deployment.schedules or []] == [active]
 
 
 def test_a_workspace_is_served_by_one_process_which_says_where_its_server_is(tmp_path: Path) -> None:
