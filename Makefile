@@ -6,7 +6,7 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data browser test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
+.PHONY: demo data browser postgres test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
 	storm bench bench-peers clean
 
 demo: $(STAMP)
@@ -19,6 +19,11 @@ data:
 browser:
 	@command -v chromium > /dev/null || (apt-get update --quiet=2; apt-get install --quiet=2 --yes chromium) || \
 	(echo "make browser: cannot install chromium; as root on Debian or Ubuntu: apt-get install chromium"; exit 1)
+
+postgres:
+	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || \
+	(apt-get update --quiet=2; apt-get install --quiet=2 --yes postgresql) || \
+	(echo "make postgres: cannot install postgresql; as root on Debian or Ubuntu: apt-get install postgresql"; exit 1)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

@@ -128,11 +128,17 @@ def serve(
     files: Annotated[list[Path] | None, typer.Argument(help="The settings, one file of each data set.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Cycles at once.")] = 1,
     port: Annotated[int, typer.Option(help="Of the Prefect server it starts; 0 takes a free one.")] = 4200,
+    pool: Annotated[
+        str | None, typer.Option(help="A Prefect work pool: its workers run the cycles, this process watches.")
+    ] = None,
+    webhooks: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Receive MLflow's webhooks; secret: TAMIS_WEBHOOK_SECRET.")
+    ] = None,
 ) -> None:
     """Run cycles on schedule and after reviews until Ctrl-C; with PREFECT_API_URL, on that server."""
-    from flows.serving import serve_files
+    from flows.serving import Extent, serve_files
 
-    serve_files(files or [HERE], limit, port)
+    serve_files(files or [HERE], Extent(limit, pool, webhooks), port)
 
 
 @app.command()
@@ -198,6 +204,20 @@ def gc(
     from flows.tables import print_collected
 
     print_collected(collect(file, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
+def retrain(
+    cycle: Annotated[int, typer.Argument(help="On the data set as of this cycle.")],
+    by: BY,
+    file: TOML_OPTION = HERE,
+    as_json: JSON_OPTION = False,
+) -> None:
+    """Train by the settings as they are now, on what a cycle left, and promote what is not worse than the champion."""
+    from flows.anew import retrain_file
+    from flows.tables import print_retrained
+
+    print_retrained(retrain_file(file, cycle, by), as_json=as_json)
 
 
 @app.command()

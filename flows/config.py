@@ -16,11 +16,12 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flows.errors import BadInput
-from flows.sections.base import Section
+from flows.sections.base import SECRET, Section
 from flows.sections.curation import GuardrailConfig, PruningConfig, ReviewConfig
 from flows.sections.launching import Hosts, LaunchConfig, Torchrun, nodes_of
 from flows.sections.retention import RetentionConfig
 from flows.sections.scoring import ScoringConfig
+from flows.sections.servers import ServersConfig
 from flows.sections.service import ServiceConfig
 from flows.sections.training import TrainingConfig
 
@@ -51,6 +52,7 @@ class Config(Section):
     launch: LaunchConfig = LaunchConfig()
     service: ServiceConfig = ServiceConfig()
     retention: RetentionConfig = RetentionConfig()
+    servers: ServersConfig = ServersConfig()
     file: Path
 
     @model_validator(mode="after")
@@ -140,7 +142,7 @@ def _explain(item: Any) -> str:
         return f"{key}: unknown key (allowed in this section: {', '.join(_keys(item['loc'][:-1]))})"
     if item["type"] == "missing":
         return f"{key}: missing, and it has no default"
-    given = "" if isinstance(item["input"], dict | BaseModel) else f" = {item['input']!r}"
+    given = "" if isinstance(item["input"], dict | BaseModel) or item["type"] == SECRET else f" = {item['input']!r}"
     return f"{key}{given}: {item['msg'].removeprefix('Value error, ')}"
 
 

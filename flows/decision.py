@@ -10,6 +10,7 @@ from typing import Literal
 from flows.config import Config, load
 from flows.errors import BadInput
 from flows.inspection import open_ledger
+from flows.stores import tracker_of
 from storage.errors import StaleApproval, UnknownPoint
 from storage.ledger import Ledger
 from storage.points import PointId, id_from_text
@@ -101,11 +102,10 @@ def _points(ledger: Ledger, texts: tuple[str, ...]) -> list[PointId]:
 
 def _show(config: Config, opened: OpenProposal) -> None:
     from storage.review_tags import ReviewTags
-    from storage.tracking import Tracker
 
     if opened.run is None:
         return
-    tracker = Tracker(config.workspace, config.name)
+    tracker = tracker_of(config)
     run = tracker.run_of(opened.record.cycle)  # not the ledger's: the store may have been lost since
     if run is None:
         return

@@ -22,6 +22,7 @@ from prefect.schedules import Cron, Interval, Schedule
 from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
 
+from flows.approval import approve
 from flows.config import Config
 from flows.errors import BadInput
 from flows.orchestration import curate
@@ -83,6 +84,17 @@ def deployment_of(config: Config, known: DeploymentResponse | None) -> RunnerDep
     )
 
 
+def form_of(config: Config) -> RunnerDeployment:
+    """The form in which a reviewer of a tamis.toml decides."""
+    return RunnerDeployment.from_flow(
+        approve,
+        f"approve-{config.name}",
+        parameters={"file": str(config.file)},
+        description=f"Approve or reject the open proposal of {config.name}.",
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
 def known_deployment(client: SyncPrefectClient, config: Config) -> DeploymentResponse | None:
     """The deployment of a tamis.toml as Prefect has it.
 
@@ -101,6 +113,18 @@ def known_deployment(client: SyncPrefectClient, config: Config) -> DeploymentRes
             f"one with `prefect deployment delete {name}`"
         )
     return known
+
+
+def check_pool(client: SyncPrefectClient, pool: str) -> None:
+    """Check that there is a work pool.
+
+    Raises:
+        BadInput: There is none of that name.
+    """
+    try:
+        client.read_work_pool(pool)
+    except ObjectNotFound:
+        raise BadInput(f"--pool {pool}: no such work pool; `prefect work-pool create {pool} --type process`") from None
 
 
 def clear(client: SyncPrefectClient, known: DeploymentResponse) -> None:

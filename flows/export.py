@@ -8,8 +8,8 @@ from pathlib import Path
 from flows.config import load
 from flows.errors import BadInput
 from flows.moving import manifest_of_cycle
+from flows.stores import ledger_of
 from storage.exports import Export, write_export
-from storage.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def export_file(file: Path, as_of: int | None, out: Path | None, *, text: bool) 
         BadInput: No such cycle has ended.
         storage.errors.StorageError: The data set is not the one that the ledger recorded, or cannot be written.
     """
-    workspace = load(file).workspace
-    ledger = Ledger(workspace / "ledger.duckdb")
+    config = load(file)
+    workspace, ledger = config.workspace, ledger_of(config)
     last = ledger.last_cycle()
     opened = last.cycle if last else 0
     ended = opened - 1 if ledger.unfinished_cycle() else opened

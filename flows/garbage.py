@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 from flows.config import Config
+from flows.stores import ledger_of, store_uri
 from storage.connection import is_current
 from storage.files import TEMPORARY
 from storage.journal import journal_of
+from storage.lake import Lake
 from storage.ledger import Ledger
 from storage.tracking_health import Unended, unended_runs
 
@@ -31,6 +33,8 @@ def torn_files(workspace: Path) -> list[Path]:
 
 def is_readable(ledger: Ledger) -> bool:
     """Whether it can be read without putting it back or bringing it up to date."""
+    if isinstance(ledger.path, Lake):
+        return True
     return not journal_of(ledger.path).exists() and is_current(ledger.path, ledger.patience)
 
 
@@ -44,8 +48,8 @@ def remove(path: Path) -> None:
 
 def unended(config: Config) -> tuple[Unended, ...]:
     """MLflow runs that say they are running, though the cycle has ended or nobody is at work on them."""
-    store, ledger = config.workspace / "mlflow.db", Ledger(config.workspace / "ledger.duckdb")
-    if not store.exists():
+    store, ledger = store_uri(config), ledger_of(config)
+    if store is None:
         return ()
     if ledger.exists and not is_readable(ledger):
         return ()

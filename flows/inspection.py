@@ -14,6 +14,7 @@ from pathlib import Path
 from flows.config import Config, load
 from flows.errors import BadInput
 from flows.moving import in_force, manifest_of_cycle
+from flows.stores import ledger_of
 from storage.connection import utc_now
 from storage.ledger import Ledger
 from storage.points import Manifest
@@ -46,13 +47,13 @@ class Status:
 
 def open_ledger(file: Path) -> Ledger:
     """The ledger of a tamis.toml's workspace."""
-    return Ledger(load(file).workspace / "ledger.duckdb")
+    return ledger_of(load(file))
 
 
 def status_of(file: Path) -> Status:
     """Where the newest cycle of a tamis.toml stands."""
     config = load(file)
-    ledger = Ledger(config.workspace / "ledger.duckdb")
+    ledger = ledger_of(config)
     last = ledger.last_cycle() if ledger.exists else None
     command = f"tamis run {shlex.quote(str(file))}"
     if last is None:
@@ -83,6 +84,8 @@ def _standing(config: Config, ledger: Ledger, cycle: int) -> int:
 def serve_ui(file: Path, port: int) -> int:
     """Run the MLflow UI on the loopback address until it ends or Ctrl-C; returns its exit code."""
     config: Config = load(file)
+    if config.servers.mlflow:
+        raise BadInput(f"servers.mlflow: the runs of this workspace are at {config.servers.mlflow}; open that page")
     store = config.workspace / "mlflow.db"
     if not store.exists():
         raise BadInput(f"workspace {config.workspace}: no cycle was run in it yet; `tamis run` opens one")

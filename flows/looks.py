@@ -11,15 +11,20 @@ from flows.stages import Cycle
 ALL = 2**31 - 1  # events
 
 
-def looks_before(cycle: Cycle) -> int:
-    """Earlier cycles that were judged on this cycle's holdout set."""
-    judged = (event for event in cycle.ledger.log(ALL) if event.state == "judged" and event.cycle < cycle.number)
-    return len({event.cycle for event in judged if event.detail.get("holdout") == cycle.digests["holdout"]})
+def looks_before(cycle: Cycle, *, by_hand: bool = False) -> int:
+    """How often this cycle's holdout set has decided: in earlier cycles, and by hand; `by_hand` now: in any cycle."""
+    judged = [
+        event
+        for event in cycle.ledger.log(ALL)
+        if event.state == "judged" and event.detail.get("holdout") == cycle.digests["holdout"]
+    ]
+    cycles = {event.cycle for event in judged if "by" not in event.detail and (by_hand or event.cycle < cycle.number)}
+    return len(cycles) + sum("by" in event.detail for event in judged)
 
 
-def refusal(cycle: Cycle) -> str:
-    """Why this cycle may not be judged; empty where it may."""
-    looks, most = looks_before(cycle), cycle.config.guardrail.max_looks
+def refusal(cycle: Cycle, *, by_hand: bool = False) -> str:
+    """Why this cycle may not be judged, or judged once more by hand; empty where it may."""
+    looks, most = looks_before(cycle, by_hand=by_hand), cycle.config.guardrail.max_looks
     if looks < most:
         return ""
     return (

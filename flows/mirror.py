@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows.config import Config
-from flows.opening import ledger_of
+from flows.stores import ledger_of
 from storage.files import atomic_write_json, read_json
 from storage.records import EventRecord
 
@@ -57,7 +57,7 @@ class EventMirror:
         if event.state in EVENTS:
             resource = {"prefect.resource.id": f"tamis.cycle.{name}.{event.cycle}"}
             payload = {"cycle": event.cycle, "actor": event.actor, **event.detail}
-            identity = uuid5(NAMESPACE_URL, f"{self._ledger.path.as_uri()}#{event.seq}")
+            identity = uuid5(NAMESPACE_URL, f"{self._ledger.path}#{event.seq}")
             emit_event(f"tamis.cycle.{event.state}", resource=resource, payload=payload, id=identity)
         if event.state in NOTIFIED:
             subject = f"{name}, cycle {event.cycle}: {event.state.replace('_', ' ')}"

@@ -18,7 +18,7 @@ from typing import IO
 
 from flows.announcements import forget
 from flows.config import Config
-from flows.dataset import read_sets
+from flows.dataset import DataSets, read_sets
 from flows.errors import BadInput
 from flows.holding import lock_of
 from flows.launch import Progress
@@ -26,6 +26,7 @@ from flows.moving import in_force, manifest_of_cycle, record_moves
 from flows.redaction import redacted
 from flows.relabeling import check_relabeling
 from flows.stages import Cycle, cycle_folder
+from flows.stores import ledger_of, tracker_of
 from flows.workload import Workload, seeded_model
 from storage import checkpoints
 from storage.errors import StorageError
@@ -89,11 +90,6 @@ def _locked(lock: IO[str]) -> bool:
     return False
 
 
-def ledger_of(config: Config) -> Ledger:
-    """The workspace's ledger."""
-    return Ledger(config.workspace / "ledger.duckdb")
-
-
 def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], None]) -> Cycle:
     """Continue the unfinished cycle, or open the next one on the data as they are now.
 
@@ -105,15 +101,15 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     show(Progress("reading the data", 0, 1))
     sets = read_sets(workload)
     ledger = ledger_of(config)
-    tracker = Tracker(config.workspace, config.name)
+    tracker = tracker_of(config)
     number, parent = _number(ledger, tracker, sets.train)
     known = in_force(ledger, number - 1, sets.train)
     if known.relabeled:
         check_relabeling(workload, seeded_model(workload, 0), workload.points())
     _check_champion(tracker, config, workload)
     digest = dataset_sha256(sets.train, known.removed, known.relabeled)
-    versions = {name: version(name) for name in PACKAGES}
-    digests = {**sets.digests, "code": _code(workload, versions)}
+    versions = _versions()
+    digests = digests_of(workload, sets)
     run = tracker.cycle_run(number, digest, _parameters(config))
     settings = redacted(config.model_dump(mode="json", by_alias=True))
     ids = sets.train.id_kind
@@ -154,13 +150,22 @@ def _check_champion(tracker: Tracker, config: Config, workload: Workload) -> Non
     champion = tracker.champion(config.name)
     if champion is None:
         return
-    theirs = {name: value.shape for name, value in checkpoints.read_tensors(champion.source).items()}
+    theirs = {name: value.shape for name, value in checkpoints.read_tensors(tracker.weights(champion)).items()}
     ours = {name: tuple(value.shape) for name, value in seeded_model(workload, 0).state_dict().items()}
     if theirs != ours:
         raise BadInput(
             f"the champion of data set {config.name!r} (version {champion.version}) is of another model than the "
             "workload's: give `dataset` a new name, which starts without a champion, or go back to that model"
         )
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def digests_of(workload: Workload, sets: DataSets) -> dict[str, str]:
+    """Digests of the three sets, of the workload's files and of the versions: what a stage's result depends on."""
+    return {**sets.digests, "code": _code(workload, _versions())}
 
 
 def _code(workload: Workload, versions: dict[str, str]) -> str:

@@ -33,11 +33,12 @@ from flows.cycle import run_cycle
 from flows.lateness import overtaken
 from flows.launch import Progress
 from flows.mirror import EventMirror
-from flows.opening import ledger_of, workspace
+from flows.opening import workspace
 from flows.progress import progress_shown
 from flows.publication import describe
 from flows.ranks.lifeline import die_with_parent
 from flows.server import let_interrupts_in
+from flows.stores import ledger_of
 from flows.summary import Summary
 from storage.errors import LedgerLocked, WriteFailed
 

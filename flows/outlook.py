@@ -11,9 +11,10 @@ from flows.errors import BadInput, StageFailed
 from flows.findings import Finding
 from flows.forecast import Forecast, foretell
 from flows.hindsight import keep
-from flows.opening import TRIAL, ledger_of, workspace
+from flows.opening import TRIAL, workspace
 from flows.progress import progress_shown
 from flows.sections.launching import nodes_of
+from flows.stores import ledger_of
 from flows.trial import measure
 from flows.workload import load_workload
 from influence.errors import InfluenceError

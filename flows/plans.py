@@ -41,7 +41,7 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: str
-    """`baseline`, `challenger`, `control` or `champion`."""
+    """`baseline`, `challenger`, `control`, `champion`, or `retrained` by hand."""
     seed: int
     steps: int
     planned: int

@@ -12,8 +12,8 @@ from pathlib import Path
 from flows.config import Config, load
 from flows.garbage import remove, torn_files, unended
 from flows.opening import workspace
+from flows.stores import ledger_of, store_uri
 from storage.files import TEMPORARY, read_json, size_of
-from storage.ledger import Ledger
 from storage.records import FINAL
 from storage.score_store import MANIFEST
 from storage.tracking_health import end_runs
@@ -58,13 +58,14 @@ def collect(file: Path, *, dry_run: bool = False) -> Collected:
         runs = unended(config)
         if not dry_run:
             discard(paths)
-            end_runs(config.workspace / "mlflow.db", runs)
+            if (store := store_uri(config)) is not None:
+                end_runs(store, runs)
     return Collected(gone, tuple(run.name for run in runs), dry_run)
 
 
 def outdated(config: Config) -> list[Path]:
     """What `retention.cycles` no longer keeps."""
-    ledger, keep = Ledger(config.workspace / "ledger.duckdb"), config.retention.cycles
+    ledger, keep = ledger_of(config), config.retention.cycles
     last = ledger.last_cycle() if keep and ledger.exists else None
     old = [] if last is None else list(range(1, last.cycle - keep + 1))
     if not old:

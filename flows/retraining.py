@@ -108,7 +108,7 @@ def _retrain(
     seeds = tuple(range(first, first + count))
     arms = ARMS if proposed else ("baseline",)
     jobs = {(arm, seed): _job(cycle, trained, proposed, arm, seed) for arm in arms for seed in seeds}
-    judged = _champion(cycle, champion) if champion else None
+    judged = champion_job(cycle, champion) if champion else None
     missing = [job for job in jobs.values() if not job.done]
     todo = tuple(missing) + ((judged,) if judged and before is None else ())
     spent = train_jobs(cycle, todo, cycle.folder / "logs" / "retrain") if todo else None
@@ -204,14 +204,15 @@ def random_control(cycle: Cycle, points: Collection[PointId], seed: int) -> list
     return drawn
 
 
-def _champion(cycle: Cycle, version: ModelVersion) -> Job:
+def champion_job(cycle: Cycle, version: ModelVersion) -> Job:
+    """The model in service, to be judged as it is."""
     return Job(
         role="champion",
         seed=0,
         steps=0,
         planned=0,
         folder=cycle.folder / "checkpoints" / f"champion-v{version.version}",
-        weights=version.source,
+        weights=cycle.tracker.weights(version),
     )
 
 

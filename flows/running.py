@@ -12,10 +12,11 @@ from flows.config import Config, load
 from flows.cycle import plainly, run_cycle
 from flows.errors import StageFailed
 from flows.logs import logged
-from flows.opening import ledger_of, workspace
+from flows.opening import workspace
 from flows.progress import progress_shown
 from flows.redaction import secrets_in
 from flows.server import end_left_server, interrupts_held, prefect_environment
+from flows.stores import ledger_of
 from flows.summary import Summary
 from flows.workload import Workload
 

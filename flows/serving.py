@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +23,38 @@ from flows.claims import Claim, claimed, end_left_over, mark_processes
 from flows.config import Config, load
 from flows.errors import BadInput, StageFailed
 from flows.own_server import own_server, service_environment
+from flows.webhooks import SECRET, Gate, receiver
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect.client.schemas.responses import DeploymentResponse
+    from prefect.runner import Runner
+
+    from flows.watching import Watcher
 
 
-def serve_files(files: Sequence[Path], limit: int, port: int) -> None:
+@dataclass(frozen=True)
+class Extent:
+    """How the cycles of a service are run.
+
+    Attributes:
+        limit: Cycles at once.
+        pool: A work pool whose workers run them instead of this process, which then only watches.
+        webhooks: `HOST:PORT` where webhooks of MLflow are received.
+    """
+
+    limit: int = 1
+    pool: str | None = None
+    webhooks: str | None = None
+
+
+def serve_files(files: Sequence[Path], extent: Extent, port: int) -> None:
     """Serve some tamis.toml until Ctrl-C or SIGTERM.
 
     Args:
         files: One of each data set.
-        limit: Cycles at once.
+        extent: How.
         port: Of the Prefect server that is started where PREFECT_API_URL names none.
 
     Raises:
@@ -42,6 +62,7 @@ def serve_files(files: Sequence[Path], limit: int, port: int) -> None:
     """
     configs = [_servable(file) for file in files]
     _check_apart(configs)
+    _check_webhooks(extent)
     with ExitStack() as held:
         claims = [held.enter_context(claimed(config.workspace)) for config in configs]
         for config in configs:
@@ -51,7 +72,7 @@ def serve_files(files: Sequence[Path], limit: int, port: int) -> None:
         url = os.environ.get("PREFECT_API_URL") or held.enter_context(own_server(configs[0].workspace, port))
         os.environ["PREFECT_API_URL"] = url
         try:
-            asyncio.run(_serve(configs, claims, limit, url))
+            asyncio.run(_serve(configs, claims, extent, url))
         except (httpx.HTTPError, ExceptionGroup) as error:
             raise StageFailed(_unanswered(url, error)) from error
     say("ended")
@@ -84,10 +105,11 @@ def _check_apart(configs: Sequence[Config]) -> None:
             raise BadInput(f"{what} {twice[0]!r} is that of several files: give each its own")
 
 
-async def _serve(configs: Sequence[Config], claims: Sequence[Claim], limit: int, url: str) -> None:
+async def _serve(configs: Sequence[Config], claims: Sequence[Claim], extent: Extent, url: str) -> None:
     from prefect.runner import Runner
 
-    from flows.deployments import deployment_of, schedule_said
+    from flows.deployments import schedule_said
+    from flows.watching import Watcher
 
     logging.getLogger("prefect.runner").setLevel(logging.WARNING)  # it tells at every look what it does not begin
     stop = asyncio.Event()
@@ -100,45 +122,78 @@ async def _serve(configs: Sequence[Config], claims: Sequence[Claim], limit: int,
             loop.call_soon_threadsafe(stop.set)
 
     seconds = min(config.service.poll_seconds for config in configs)
-    runner = Stoppable("tamis", query_seconds=seconds, limit=limit, pause_on_shutdown=False)
-    known = await asyncio.to_thread(_known, configs)
-    served: dict[UUID, Config] = {}
-    for config, before in zip(configs, known):
-        served[await runner.aadd_deployment(deployment_of(config, before))] = config
+    cycles, forms = (
+        Stoppable(name, query_seconds=seconds, limit=most, pause_on_shutdown=False)
+        for name, most in (("tamis", extent.limit), ("tamis-review", None))  # no decision waits for another one's cycle
+    )
+    served = await _register(configs, extent, cycles, forms)
     loop.add_signal_handler(signal.SIGINT, stop.set)
-    running = asyncio.create_task(runner.start())
+    runners = [forms] if extent.pool else [cycles, forms]
+    running = [asyncio.create_task(runner.start()) for runner in runners]
     for config, claim in zip(configs, claims):
         claim.announce(url)
         say(f"{config.name}: {schedule_said(config)}; {config.file}")
     say(f"Prefect: {url.removesuffix('/api')}; Ctrl-C ends the service and what it runs")
-    await _until(stop, running, runner, served)
-
-
-async def _until(stop: asyncio.Event, running: asyncio.Task[None], runner: Any, served: dict[UUID, Config]) -> None:
-    from flows.watching import Watcher
-
     watcher = Watcher(served, say)
-    watcher.start()
+    with _webhooks(extent, watcher):
+        watcher.start()
+        await _until(stop, dict(zip(runners, running)), watcher)
+
+
+async def _register(configs: Sequence[Config], extent: Extent, cycles: Runner, forms: Runner) -> dict[UUID, Config]:
+    """Tell Prefect of the files; gives the ids of their deployments."""
+    from flows.deployments import deployment_of, form_of
+
+    served: dict[UUID, Config] = {}
+    for config, known in zip(configs, await asyncio.to_thread(_known, configs, extent.pool)):
+        deployment, pool = deployment_of(config, known), extent.pool
+        applied = deployment.aapply(work_pool_name=pool) if pool else cycles.aadd_deployment(deployment)
+        served[await applied] = config
+        await forms.aadd_deployment(form_of(config))
+    return served
+
+
+async def _until(stop: asyncio.Event, running: dict[Any, asyncio.Task[None]], watcher: Watcher) -> None:
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({stopping, running}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, *running.values()}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
         await asyncio.to_thread(watcher.stop)
-        if not running.done():
-            await runner.astop()
-    await running
+        for runner, task in running.items():
+            if not task.done():
+                await runner.astop()
+    await asyncio.gather(*running.values())
 
 
-def _known(configs: Sequence[Config]) -> list[DeploymentResponse | None]:
+def _webhooks(extent: Extent, watcher: Watcher) -> AbstractContextManager[Any]:
+    if extent.webhooks is None:
+        return nullcontext()
+    host, _, port = extent.webhooks.rpartition(":")
+    return receiver(host, int(port), Gate(os.environ[SECRET]), watcher.wake)
+
+
+def _check_webhooks(extent: Extent) -> None:
+    if extent.webhooks is None:
+        return
+    host, _, port = extent.webhooks.rpartition(":")
+    if not host or not port.isdigit():
+        raise BadInput(f"--webhooks {extent.webhooks}: give HOST:PORT, e.g. 127.0.0.1:4201")
+    if not os.environ.get(SECRET):
+        raise BadInput(f"--webhooks needs {SECRET}, the secret that the webhook is registered with in MLflow")
+
+
+def _known(configs: Sequence[Config], pool: str | None) -> list[DeploymentResponse | None]:
     """The deployments as Prefect has them, free of what a service that was killed left."""
     from prefect.client.orchestration import get_client
 
-    from flows.deployments import clear, known_deployment
+    from flows.deployments import check_pool, clear, known_deployment
 
     with get_client(sync_client=True) as client:
+        if pool is not None:
+            check_pool(client, pool)
         known = [known_deployment(client, config) for config in configs]
         for deployment in known:
-            if deployment is not None:
+            if deployment is not None and pool is None:  # the runs of a pool are those of its workers
                 clear(client, deployment)
     return known

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from flows.anew import Retrained
 from flows.bounds import Estimate
 from flows.estimators import Estimator
 from flows.export import Exported
@@ -119,6 +120,18 @@ def print_scored(scored: ScoredFile, *, as_json: bool) -> None:
         print(f"probe: {scored.probe}")
     for what in scored.left_out:
         print(f"left out: {what}")
+
+
+def print_retrained(retrained: Retrained, *, as_json: bool) -> None:
+    """What `tamis retrain` came to."""
+    if as_json:
+        write_json(retrained)
+        return
+    became = "the model is champion, as" if retrained.promoted else "the champion stays"
+    print(
+        f"trained on the {retrained.points:,} points as of cycle {retrained.cycle}; {became} version "
+        f"{retrained.champion}: {retrained.reason}"
+    )
 
 
 def print_export(exported: Exported, *, as_json: bool) -> None:

@@ -11,11 +11,10 @@ from datetime import timedelta
 from typing import Literal, TypeAlias
 
 from flows.config import Config
-from flows.opening import ledger_of
+from flows.stores import ledger_of, tracker_of
 from storage.connection import utc_now
 from storage.review_tags import Refusal, ReviewTags
 from storage.reviews import OpenProposal
-from storage.tracking import Tracker
 
 Reason: TypeAlias = Literal["approved", "rejected", "tag", "expired", "second", "reminder"]
 """`tag`: a tag that the ledger has not seen, or that is to be refused; `second`: the first of two persons has approved,
@@ -66,7 +65,7 @@ def _reason(config: Config, opened: OpenProposal, state: str) -> Reason | None:
     if state != "awaiting_review":
         return None
     if (run := opened.run) is not None:
-        asked = ReviewTags(Tracker(config.workspace, config.name), run, config.name).asked(opened)
+        asked = ReviewTags(tracker_of(config), run, config.name).asked(opened)
         if asked is not None and not (isinstance(asked, Refusal) and asked.shown):
             return "tag"
     return "reminder" if reminder_due(config, opened) else None

@@ -19,8 +19,8 @@ from prefect.client.schemas.objects import FlowRun, StateType
 
 from flows.config import Config
 from flows.deployments import UNDER_WAY, runs_of
-from flows.opening import ledger_of
 from flows.orchestration import SKIPPED
+from flows.stores import ledger_of
 from flows.waiting import Reason, pending
 from storage.errors import StorageError
 

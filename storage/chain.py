@@ -158,12 +158,15 @@ def _fetch(cursor: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
 
 def _digests(con: duckdb.DuckDBPyConnection) -> str:
     """The query for seq, name, key and digest of every row."""
-    query = (
-        "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE list_contains(?, table_name) ORDER BY 2"
-    )
-    columns: dict[str, list[str]] = {name: [] for name in TABLES}
-    for table, column, kind in con.execute(query, [list(TABLES)]).fetchall():
-        columns[table].append(_written(column, kind))
+    columns = {
+        table: [
+            _written(column, kind)
+            for column, kind in con.execute(
+                f"SELECT column_name, column_type FROM (DESCRIBE {table}) ORDER BY 1"
+            ).fetchall()
+        ]
+        for table in TABLES
+    }
     parts = [
         f"SELECT {_place(name)} AS seq, '{name}' AS name, {KEYS.get(name, repr(''))} AS key, "
         f"sha256(concat_ws('|', '{name}', {', '.join(columns[name])})) AS digest {source}"

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import duckdb
 
-from storage import chain
+from storage import chain, lake
 from storage.errors import LedgerLocked, StorageError, WriteFailed
 from storage.journal import create, journal_of, journaled, recover
+from storage.lake import Lake
 from storage.migration import migrate, missing_steps
 
 REFUSED = ("Could not set lock", "with a different configuration")
@@ -29,11 +30,11 @@ def utc_now() -> datetime:
 
 
 @contextmanager
-def reading(path: Path, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
+def reading(path: Path | Lake, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a ledger beside other readers; one of an older schema is brought up to date first.
 
     Args:
-        path: The DuckDB file.
+        path: The DuckDB file, or the lake.
         patience: Seconds to wait for a process that writes.
 
     Raises:
@@ -41,6 +42,10 @@ def reading(path: Path, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
         WorkspaceTooNew: the ledger knows schema steps that this version does not.
         MigrationFailed: it cannot be brought up to date.
     """
+    if isinstance(path, Lake):
+        with lake.reading(path, patience) as con:
+            yield con
+        return
     with closing(_connect(path, patience, read_only=True)) as con:
         if not missing_steps(con, path):
             yield con
@@ -58,12 +63,16 @@ def is_current(path: Path, patience: float) -> bool:
 
 
 @contextmanager
-def holding(path: Path, patience: float) -> Iterator[tuple[duckdb.DuckDBPyConnection, ExitStack]]:
+def holding(path: Path | Lake, patience: float) -> Iterator[tuple[duckdb.DuckDBPyConnection, ExitStack]]:
     """Open (or create) a ledger for this process alone, up to date, in no transaction; raises as `reading`.
 
     Yields:
         The connection, and what is left after it is closed.
     """
+    if isinstance(path, Lake):
+        with ExitStack() as held, lake.holding(path, patience) as con:
+            yield con, held
+        return
     create(path)
     with ExitStack() as held, closing(_connect(path, patience, read_only=False)) as con, journaled(con, path, held):
         migrate(con, path, held)
@@ -71,7 +80,7 @@ def holding(path: Path, patience: float) -> Iterator[tuple[duckdb.DuckDBPyConnec
 
 
 @contextmanager
-def writing(path: Path, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
+def writing(path: Path | Lake, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open (or create) a ledger and run the block as one transaction, linked into the chain; raises as `reading`.
 
     Raises:

@@ -9,6 +9,10 @@ class WriteFailed(StorageError):
     """A file could not be written (full disk, no permission); nothing half written is left."""
 
 
+class ServerUnusable(StorageError):
+    """A server does not answer, or refuses."""
+
+
 class MixedPointIds(StorageError):
     """Point ids of one data set are neither all integers nor all strings."""
 

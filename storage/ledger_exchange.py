@@ -7,15 +7,17 @@ What is read back is verified against its chain and its head before it becomes t
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import duckdb
 
-from storage import chain
+from storage import chain, lake
 from storage.connection import holding, reading
 from storage.errors import LedgerBroken, StorageError
-from storage.files import atomic_path, atomic_write_json, read_json, sync_file, sync_folder
+from storage.files import JSON, atomic_path, atomic_write_json, read_json, sync_file, sync_folder
+from storage.lake import Lake, load_rows
 from storage.ledger_views import LedgerViews, check_head
 from storage.migration import copy_file, schema_files
 
@@ -37,6 +39,9 @@ def snapshot(ledger: LedgerViews, target: Path) -> None:
         StorageError: the target is the ledger itself.
     """
     ledger.require()
+    if isinstance(ledger.path, Lake):
+        lake.copy(ledger.path, target)
+        return
     if target.resolve() == ledger.path.resolve():
         raise StorageError(f"{target} is the ledger itself; give its copy another name")
     with holding(ledger.path, ledger.patience) as (con, held):
@@ -91,6 +96,11 @@ def read_back(copy: Path, ledger: LedgerViews, head: str | None = None) -> chain
         raise StorageError(f"there is a ledger at {path}; import into a workspace without one")
     check_head(head)
     seal = None if copy.is_file() else _seal(copy)
+    if isinstance(path, Lake):
+        if seal is None:
+            raise StorageError(f"{copy} is a file; a lake takes the folder of an export: `tamis ledger export`")
+        with holding(path, ledger.patience) as (con, _):
+            return _filled(con, copy, seal, head)
     part = path.with_name(f".{path.name}.import")
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(part)
@@ -98,11 +108,8 @@ def read_back(copy: Path, ledger: LedgerViews, head: str | None = None) -> chain
         if seal is None:
             shutil.copyfile(copy, part)
         with holding(part, 0) as (con, _):
-            if seal is not None:
-                _load(con, copy, "csv" if seal.get("format") == "csv" else "parquet")
-            found = chain.verify(con, head)
+            found = _filled(con, copy, seal, head)
             con.execute("CHECKPOINT")
-        _check(copy, found, None if seal is None else str(seal.get("head")), head)
         sync_file(part)
         part.rename(path)
         sync_folder(path.parent)
@@ -111,13 +118,24 @@ def read_back(copy: Path, ledger: LedgerViews, head: str | None = None) -> chain
     return found
 
 
-def _seal(folder: Path) -> dict[str, Any]:
+def _seal(folder: Path) -> dict[str, JSON]:
     """What `export` wrote last."""
-    seal = read_json(folder / SEAL)
+    seal: dict[str, JSON] = read_json(folder / SEAL)
     schema = seal.get("schema")
     if schema != schema_files()[-1][0]:
         raise StorageError(f"{folder} holds schema {schema}, this version of Tamis reads {schema_files()[-1][0]}")
     return seal
+
+
+def _filled(
+    con: duckdb.DuckDBPyConnection, copy: Path, seal: Mapping[str, JSON] | None, head: str | None
+) -> chain.Verification:
+    """Load an export, if it is one, and check what is there."""
+    if seal is not None:
+        _load(con, copy, "csv" if seal.get("format") == "csv" else "parquet")
+    found = chain.verify(con, head)
+    _check(copy, found, None if seal is None else str(seal.get("head")), head)
+    return found
 
 
 def _clear(part: Path) -> None:
@@ -134,12 +152,7 @@ def _load(con: duckdb.DuckDBPyConnection, folder: Path, form: Format) -> None:
             as_text = f"header = true, all_varchar = true, nullstr = '{NULL}', allow_quoted_nulls = false, quote = '\"'"
             source = f"read_csv({file}, {as_text})"
         try:
-            if table == "cycles":  # one by one: a cycle refers to the one before it
-                [(last,)] = con.execute(f"SELECT coalesce(max(CAST(cycle AS INTEGER)), 0) FROM {source}").fetchall()
-                for cycle in range(1, last + 1):
-                    con.execute(f"INSERT INTO cycles BY NAME FROM {source} WHERE CAST(cycle AS INTEGER) = {cycle}")
-            else:
-                con.execute(f"INSERT INTO {table} BY NAME FROM {source}")
+            load_rows(con, table, source)
         except duckdb.Error as error:
             raise StorageError(f"{folder / table}.{form} cannot be read: {str(error).splitlines()[0]}") from error
     con.execute("SELECT max(nextval('ledger_seq')) FROM range((SELECT coalesce(max(seq), 0) FROM chain))").fetchall()

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from storage import chain
+from storage import chain, lake
 from storage.connection import reading
 from storage.errors import CycleConflict, LedgerMissing, NotRemoved, StorageError, UnknownPoint
+from storage.lake import Lake
 from storage.ledger_actions import NOW
 from storage.points import PointId, id_from_text, id_text
 from storage.records import (
@@ -133,21 +134,25 @@ class LedgerViews:
     """The reading half of `storage.ledger.Ledger`.
 
     Args:
-        path: The DuckDB file.
+        path: The DuckDB file, or the lake.
         patience: Seconds to wait for another process that holds it.
     """
 
-    def __init__(self, path: Path, patience: float = 30.0) -> None:
-        self.path, self.patience = path, patience
+    def __init__(self, path: Path | Lake, patience: float = 30.0) -> None:
+        self.path, self.patience, self._found = path, patience, False
 
     @property
     def exists(self) -> bool:
         """Whether a cycle was ever opened here."""
+        if isinstance(self.path, Lake):  # to ask costs a connection, and one that is there stays
+            self._found = self._found or lake.exists(self.path)
+            return self._found
         return self.path.is_file()
 
     @contextmanager
     def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        self.require()
+        if not isinstance(self.path, Lake):  # which says so itself: to ask it costs as much as to open it
+            self.require()
         with reading(self.path, self.patience) as con:
             yield con
 
@@ -184,7 +189,7 @@ class LedgerViews:
         return found[0]
 
     def state(self, cycle: int) -> State:
-        """The state that the newest event of a cycle left that was no aside.
+        """The state that ended a cycle, else the one that its newest event left that was no aside.
 
         Raises:
             CycleConflict: it was never opened.
@@ -192,7 +197,8 @@ class LedgerViews:
         events = [event for event in self.events(cycle) if event.state not in ASIDES]
         if not events:
             raise CycleConflict(f"cycle {cycle} was never opened in {self.path}; see `tamis ledger log`")
-        return events[-1].state
+        ends = (event.state for event in events if event.state in FINAL and not event.key)
+        return next(ends, events[-1].state)
 
     def events(self, cycle: int) -> tuple[EventRecord, ...]:
         """All events of a cycle, in order."""

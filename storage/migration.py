@@ -4,10 +4,11 @@ Before a step is run on a ledger that has rows, the file is copied beside it, as
 its number in `schema_version` are one transaction, so a step that fails leaves the ledger as it was.
 """
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -36,21 +37,47 @@ def schema_files() -> list[tuple[int, str]]:
     return sorted((int(entry.name[:4]), entry.read_text()) for entry in steps)
 
 
-def missing_steps(con: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[int, str]]:
-    """The schema steps that a ledger lacks.
+def newest_schema(place: object, version: int) -> int:
+    """The number of the last schema step.
+
+    Args:
+        place: Of a ledger.
+        version: The last step that it has.
 
     Raises:
         WorkspaceTooNew: it knows steps that this version does not.
     """
+    newest = schema_files()[-1][0]
+    if version > newest:
+        raise WorkspaceTooNew(
+            f"the ledger {place} has schema {version}, this version of Tamis knows up to {newest}; upgrade Tamis"
+        )
+    return newest
+
+
+def missing_steps(con: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[int, str]]:
+    """The schema steps that a ledger lacks; raises as `newest_schema`."""
     query = "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_version'"
     [(known,)] = con.sql(query).fetchall()
     version = con.sql("SELECT coalesce(max(version), 0) FROM schema_version").fetchall()[0][0] if known else 0
-    steps = schema_files()
-    if version > steps[-1][0]:
-        raise WorkspaceTooNew(
-            f"the ledger {path} has schema {version}, this version of Tamis knows up to {steps[-1][0]}; upgrade Tamis"
-        )
-    return [(number, sql) for number, sql in steps if number > version]
+    newest_schema(path, version)
+    return [(number, sql) for number, sql in schema_files() if number > version]
+
+
+def run_steps(con: duckdb.DuckDBPyConnection, place: object, after: int, last: int) -> None:
+    """Run the steps above `after` and up to `last` on the database in use, which has those before them."""
+    for number, sql in schema_files():
+        if after < number <= last:
+            _step(con, place, number, sql)
+
+
+@functools.cache
+def tables(schema: int) -> tuple[str, ...]:
+    """The tables that hold what happened, under the steps up to `schema`, each after those that it refers to."""
+    query = "SELECT table_name FROM duckdb_tables() WHERE NOT list_contains(?, table_name) ORDER BY table_oid"
+    with closing(duckdb.connect()) as con:
+        run_steps(con, "in memory", 0, schema)
+        return tuple(name for (name,) in con.execute(query, [["schema_version", "states"]]).fetchall())
 
 
 def migrate(con: duckdb.DuckDBPyConnection, path: Path, held: ExitStack) -> None:
@@ -72,11 +99,10 @@ def migrate(con: duckdb.DuckDBPyConnection, path: Path, held: ExitStack) -> None
         copy = path.with_name(f"{path.name}.before-{first:04d}")
         copy_file(con, path, copy, held)
         logger.warning("the ledger %s gets schema %d; as it was it stays in %s", path, steps[-1][0], copy)
-    for number, sql in steps:
-        _step(con, path, number, sql)
+    run_steps(con, path, first - 1, steps[-1][0])
 
 
-def _step(con: duckdb.DuckDBPyConnection, path: Path, number: int, sql: str) -> None:
+def _step(con: duckdb.DuckDBPyConnection, place: object, number: int, sql: str) -> None:
     try:
         con.begin()
         con.execute(
@@ -90,7 +116,7 @@ def _step(con: duckdb.DuckDBPyConnection, path: Path, number: int, sql: str) -> 
     except duckdb.Error as error:
         con.rollback()
         raise MigrationFailed(
-            f"the ledger {path} cannot get schema {number}: {str(error).splitlines()[0]}; it is as it was: go back "
+            f"the ledger {place} cannot get schema {number}: {str(error).splitlines()[0]}; it is as it was: go back "
             "to the Tamis that wrote it, and report this line"
         ) from error
 

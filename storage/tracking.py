@@ -1,8 +1,9 @@
 """MLflow: one run per cycle, a nested run per arm and seed, one registered model whose alias `champion` is in service.
 
 Everything is found again by tags, so a stage that is run again after a kill writes to the same runs and the same model
-version. The store is a sqlite file and a folder in the workspace, both by absolute path: a relative one would depend on
-where the command was called from. Tables are written whole here: MLflow's own `log_table` appends on every call.
+version. The store is a server, or a sqlite file and a folder in the workspace, both by absolute path: a relative one
+would depend on where the command was called from. Tables are written whole here: MLflow's own `log_table` appends on
+every call.
 
     tags of a cycle's run: tamis.cycle, tamis.dataset_sha256, tamis.changed, tamis.ledger_head, and those of a review
                           (storage/review_tags.py)
@@ -20,27 +21,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import pyarrow as pa
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a command's output is its own
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from sqlalchemy.exc import SQLAlchemyError
 
 from storage.checkpoints import Checkpoint
-from storage.errors import StorageError, WriteFailed
-from storage.files import atomic_path
+from storage.errors import StorageError
+from storage.mlflow_store import Store, file_store, server_store, store_errors, weights
 from storage.score_store import ScoreSet
 from storage.system_metrics import PREFIX
 
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the errors that it raises
+logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
 
 CHAMPION = "champion"
 MOST_METRICS = 15
@@ -54,11 +53,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered model version; `source` is the local folder with its model.safetensors."""
+    """A registered model version; `source` is the folder or URI with its model.safetensors (`Tracker.weights`)."""
 
     model: str
     version: int
-    source: Path
+    source: str
     run: str
     digest: str
 
@@ -81,13 +80,11 @@ def _named(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        tracker: Any = args[0]
         try:
             return method(*args, **kwargs)
-        except (OSError, MlflowException, SQLAlchemyError) as error:
-            why = str(error).splitlines()[0]
-            raise WriteFailed(
-                f"MLflow cannot open or write its store: {why}; free space or fix permissions, then run again"
-            ) from error
+        except store_errors() as error:
+            raise tracker.store.said(error) from error
 
     return call
 
@@ -103,36 +100,24 @@ class Tracker:
     """The MLflow store of one workspace and one experiment.
 
     Args:
-        workspace: The folder that holds mlflow.db and mlartifacts.
+        workspace: The folder that holds mlflow.db and mlartifacts, or copies of what a server has.
         experiment: Name of the data set (`check_name`).
+        server: URI of an MLflow server; empty: the store in the workspace.
     """
 
-    def __init__(self, workspace: Path, experiment: str) -> None:
+    store = Store("", None, server=False)
+
+    def __init__(self, workspace: Path, experiment: str, server: str = "") -> None:
         check_name(experiment)
         self.workspace = workspace.resolve()
-        if set("%?") & set(str(self.workspace)):
-            raise StorageError(
-                f"the workspace {self.workspace} has % or ? in its path, which MLflow cannot open; rename it"
-            )
-        self.uri = f"sqlite:///{self.workspace / 'mlflow.db'}"
-        self.artifact_uri = (self.workspace / "mlartifacts").as_uri()
         self.workspace.mkdir(parents=True, exist_ok=True)
-        store = self.workspace / "mlflow.db"
-        if not store.exists():
-            self._create_store(store)
-        store.open("ab").close()  # or MLflow retries an unwritable file for minutes
+        self.store = server_store(server) if server else file_store(self.workspace)
+        self.uri = self.store.uri
         self._client = MlflowClient(self.uri)
         found = self._client.get_experiment_by_name(experiment)
         self._experiment: str = (
-            found.experiment_id if found else self._client.create_experiment(experiment, self.artifact_uri)
+            found.experiment_id if found else self._client.create_experiment(experiment, self.store.artifacts)
         )
-
-    def _create_store(self, path: Path) -> None:
-        """Make the database whole or not at all: MLflow's migrations, once killed half way, cannot be continued."""
-        with atomic_path(path) as draft:
-            draft.open("ab").close()
-            store: Any = SqlAlchemyStore
-            store(f"sqlite:///{draft}", self.artifact_uri)._dispose_engine()
 
     def cycle_run(self, cycle: int, dataset_sha256: str, parameters: Mapping[str, Value]) -> str:
         """The run of a cycle, made at the first call.
@@ -327,7 +312,14 @@ class Tracker:
         version = self._client.get_registered_model(model).aliases.get(CHAMPION)
         return None if version is None else _version(self._client.get_model_version(model, version))
 
+    def weights(self, version: ModelVersion) -> Path:
+        """The folder on this machine with a version's model.safetensors and manifest.
+
+        Raises:
+            CheckpointDamaged: what the server has is not what was registered.
+        """
+        return weights(self.store, version.source, version.digest, self.workspace / "champion")
+
 
 def _version(found: Any) -> ModelVersion:
-    source = Path(url2pathname(urlparse(found.source).path))
-    return ModelVersion(found.name, int(found.version), source, found.run_id, found.tags["tamis.checkpoint"])
+    return ModelVersion(found.name, int(found.version), found.source, found.run_id, found.tags["tamis.checkpoint"])

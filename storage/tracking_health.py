@@ -43,15 +43,15 @@ def check_schema(store: Path) -> str:
     return expected
 
 
-def unended_runs(store: Path, experiment: str, open_cycles: Collection[str]) -> tuple[Unended, ...]:
+def unended_runs(store: str, experiment: str, open_cycles: Collection[str]) -> tuple[Unended, ...]:
     """Runs that are left running: every one of the experiment but those of open cycles.
 
     Args:
-        store: A sqlite store of the current schema.
+        store: URI of a server, or of a file of the current schema.
         experiment: Name of the data set.
         open_cycles: Numbers of the cycles that will end their run themselves.
     """
-    client = MlflowClient(f"sqlite:///{store.resolve()}")
+    client = MlflowClient(store)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return ()
@@ -60,8 +60,8 @@ def unended_runs(store: Path, experiment: str, open_cycles: Collection[str]) -> 
     return tuple(run for run in seen if run.cycle not in open_cycles)
 
 
-def end_runs(store: Path, runs: Collection[Unended]) -> None:
+def end_runs(store: str, runs: Collection[Unended]) -> None:
     """Let runs that nothing will end show that they failed."""
-    client = MlflowClient(f"sqlite:///{store.resolve()}")
+    client = MlflowClient(store)
     for run in runs:
         client.set_terminated(run.run, "FAILED")

@@ -1,10 +1,14 @@
 """Fixtures that are costly to set up: each once per session, and only where a test asks for it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests import services
+from tests.services import Service
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -72,3 +76,35 @@ def here(one_rank: None, mlflow_store: Path, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "ws").mkdir()
     shutil.copy(mlflow_store, tmp_path / "ws")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Service]:
+    """A PostgreSQL server; its password is in the environment."""
+    with services.postgres() as server, _set(server.environment):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An S3 server that makes a bucket at the first write to it; its keys are in the environment."""
+    with services.object_store(tmp_path_factory.mktemp("s3")) as server, _set(server.environment):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(
+    postgres: Service, object_store: Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """An MLflow server on the database, through which artifacts go to the bucket."""
+    folder, environment = tmp_path_factory.mktemp("mlflow-server"), {**postgres.environment, **object_store.environment}
+    with services.mlflow_server(folder, services.database(postgres, "mlflow"), environment) as server:
+        yield server
+
+
+@contextmanager
+def _set(environment: Mapping[str, str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield

@@ -18,8 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 START_SECONDS = 240.0
 HERE = "127.0.0.1"
+BIN = Path(sys.executable).parent
+COMPOSE = Path(__file__).parents[1] / "deploy/compose.yaml"
 
 
 def free_ports(count: int) -> list[int]:
@@ -140,10 +144,9 @@ def database(server: Service, name: str) -> str:
 def object_store(folder: Path) -> Iterator[Service]:
     """SeaweedFS, whose S3 interface asks for a signature."""
     master, volume, filer, port, metrics = free_ports(5)
-    command = [str(Path(sys.executable).with_name("weed")), "-logtostderr", "server", f"-dir={folder}", f"-ip={HERE}"]
-    command += [f"-ip.bind={HERE}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
-    command += ["-s3", f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-metricsPort={metrics}"]
-    command += ["-volume.max=8", "-master.volumeSizeLimitMB=64"]
+    ports = {"-master.port": master, "-volume.port": volume, "-filer.port": filer, "-s3.port": port}
+    here = {"-dir": folder, "-ip": HERE, "-ip.bind": HERE, "-metricsPort": metrics, "-master.volumeSizeLimitMB": 64}
+    command = [str(BIN / "weed"), "-logtostderr", *composed("s3", ports | here)]
     keys = {"AWS_ACCESS_KEY_ID": "tamis", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16), "AWS_REGION": "us-east-1"}
     where = {"AWS_ENDPOINT_URL_S3": f"http://{HERE}:{port}", "MLFLOW_S3_ENDPOINT_URL": f"http://{HERE}:{port}"}
     up = lambda: answers(f"http://{HERE}:{port}/healthz")  # noqa: E731
@@ -152,14 +155,35 @@ def object_store(folder: Path) -> Iterator[Service]:
 
 
 @contextmanager
-def mlflow_server(
-    folder: Path, database: str, artifacts: list[str], environment: Mapping[str, str]
-) -> Iterator[Service]:
-    """MLflow on a database; `artifacts` are its options for where they go."""
+def mlflow_server(folder: Path, database: str, environment: Mapping[str, str]) -> Iterator[Service]:
+    """MLflow on a database; artifacts go through it to the bucket `tamis`."""
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HERE, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", database.replace("postgresql:", "postgresql+psycopg:"), *artifacts]
+    given = {"--host": HERE, "--port": port, "--workers": 1, "--allowed-hosts": f"{HERE}:{port}"}
+    given |= {"--backend-store-uri": database.replace("postgresql:", "postgresql+psycopg:")}
+    command = [sys.executable, "-m", *composed("mlflow", given)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     up = lambda: answers(f"http://{HERE}:{port}/health")  # noqa: E731
     with running(Service("mlflow", command, folder, port, up, {**environment, **quiet})) as service:
         yield service
+
+
+@contextmanager
+def prefect_server(folder: Path, database: str, environment: Mapping[str, str]) -> Iterator[Service]:
+    """Prefect on a database."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", *composed("prefect", {"--host": HERE, "--port": port})]
+    settings = {
+        "PREFECT_API_DATABASE_CONNECTION_URL": database.replace("postgresql:", "postgresql+asyncpg:"),
+        "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    up = lambda: answers(f"http://{HERE}:{port}/api/health")  # noqa: E731
+    with running(Service("prefect", command, folder, port, up, {**environment, **settings})) as service:
+        yield service
+
+
+def composed(name: str, given: Mapping[str, object]) -> list[str]:
+    """The command of a service in deploy/compose.yaml, with some options for this machine."""
+    command = yaml.safe_load(COMPOSE.read_text())["services"][name]["command"]
+    kept = [part for part in command if part.split("=")[0] not in given]
+    return [*kept, *(f"{option}={value}" for option, value in given.items())]

@@ -11,6 +11,7 @@ from flows.config import Config
 from flows.errors import BadInput
 from flows.holding import holder
 from flows.server import MARK
+from flows.stores import ledger_of
 from storage.connection import is_current
 from storage.journal import is_abandoned, journal_of
 
@@ -31,6 +32,9 @@ def workspace(config: Config) -> str:
 
 def ledger_lock(config: Config) -> str:
     """The ledger can be read."""
+    if config.servers.ledger is not None:
+        there = ledger_of(config).exists
+        return f"on a lake, {ledger_of(config).path}, whose catalog answers" + ("" if there else "; no cycle yet")
     path = config.workspace / "ledger.duckdb"
     if not path.exists():
         return "no ledger yet: the first cycle makes one"

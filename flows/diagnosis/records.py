@@ -10,17 +10,17 @@ from flows.diagnosis import servers
 from flows.errors import BadInput
 from flows.garbage import is_readable, torn_files, unended
 from flows.holding import holder
+from flows.stores import ledger_of
 from storage import checkpoints, score_store
 from storage.errors import CheckpointDamaged, ScoresDamaged
 from storage.files import read_json, size_of
-from storage.ledger import Ledger
 
 SHOWN = 3
 
 
 def chain(config: Config) -> str:
     """Every row of the ledger is as it was written."""
-    ledger = Ledger(config.workspace / "ledger.duckdb")
+    ledger = ledger_of(config)
     if not ledger.exists:
         return "no ledger yet"
     if not is_readable(ledger):
@@ -52,7 +52,7 @@ def files(config: Config) -> str:
 
 
 def _unknown_cycles(config: Config) -> list[Path]:
-    ledger = Ledger(config.workspace / "ledger.duckdb")
+    ledger = ledger_of(config)
     if ledger.exists and not is_readable(ledger):
         return []
     last = ledger.last_cycle() if ledger.exists else None

@@ -42,7 +42,11 @@ def is_store_current(config: Config) -> bool:
 
 
 def mlflow(config: Config) -> str:
-    """The store opens and has the schema of the MLflow that is installed."""
+    """The server answers, or the file opens and has the schema of the MLflow that is installed."""
+    if config.servers.mlflow:
+        from storage.mlflow_store import server_store
+
+        return f"the server at {server_store(config.servers.mlflow).uri} answers"
     store = config.workspace / "mlflow.db"
     if not store.exists():
         return "no store yet: the first cycle makes one"

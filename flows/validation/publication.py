@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from flows.stores import tracker_of
 from flows.validation.fragility import Fragility
 from flows.validation.results import Row, Study, Validation
 from flows.validation.setting import Setting
 from storage.files import atomic_write_bytes, sha256_json
 from storage.report_parts import Interval
 from storage.study_figures import measure_panels, query_strips, removal_curves
-from storage.tracking import Tracker
 
 
 def publish(validation: Validation, setting: Setting, fragility: Fragility | None = None) -> None:
     """Write the files and log every study to MLflow; a study that is repeated writes to the run it has."""
     validation.write()
-    tracker = Tracker(setting.config.workspace, validation.dataset)
+    tracker = tracker_of(setting.config)
     settings = setting.config.model_dump(mode="json", include={"training", "scoring"})
     identity = sha256_json(setting.inputs | settings)
     for study in validation.studies:

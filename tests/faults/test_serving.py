@@ -15,7 +15,7 @@ import pytest
 
 from flows.claims import service_url
 from flows.config import load
-from flows.opening import ledger_of
+from flows.stores import ledger_of
 from tests.faults.harness import ROOT, TAMIS, alive, command_line, wait_for
 from tests.flows.helpers import tamis, write_toml
 
@@ -54,7 +54,7 @@ class Service:
             self.seen.update(self.process.children(recursive=True))
             return bool(there())
 
-        wait_for(happened, what)
+        wait_for(happened, what, patience=600)
 
     def left(self) -> list[str]:
         """Processes that it started and that still live, those given a moment to die included."""

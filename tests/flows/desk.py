@@ -11,10 +11,10 @@ from mlflow import MlflowClient
 
 from flows.config import Config, load
 from flows.decision import Act, decide
-from flows.opening import ledger_of
 from flows.pruning import Proposed
 from flows.review import Reviewed, review
 from flows.stages import Cycle
+from flows.stores import ledger_of
 from flows.training import Trained
 from flows.waiting import pending
 from storage import checkpoints

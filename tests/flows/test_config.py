@@ -35,6 +35,13 @@ def test_the_smallest_file_names_only_a_workload(tmp_path: Path) -> None:
         ("[pruning]\ncumulative_budget = nan", ("pruning.cumulative_budget", "nan")),
         ("[pruning]\nclass_budget = 0.0", ("pruning.class_budget = 0.0",)),
         ("[pruning]\nq = 1", ("pruning.q = 1", "less than 1")),
+        ("[servers]\nmlflow = 'sqlite:///x'", ("servers.mlflow = 'sqlite:///x'", "http://HOST")),
+        ("[servers]\nmlflow = 'http://'", ("servers.mlflow", "http://HOST")),
+        ("[servers.ledger]\ncatalog = 'mysql://a/b'\ndata = 'd'", ("servers.ledger.catalog", "postgresql://USER@HOST")),
+        ("[servers.ledger]\ncatalog = 'postgresql://a'\ndata = 'd'", ("servers.ledger.catalog", "/DATABASE")),
+        ("[servers.ledger]\ncatalog = 'postgresql://a/b'\ndata = 'gs://b'", ("servers.ledger.data", "s3://BUCKET")),
+        ("[servers.ledger]\ncatalog = 'postgresql://a/b'\ndata = ''", ("servers.ledger.data", "s3://BUCKET")),
+        ("[servers.ledger]\ncatalog = 'postgresql://a/b'\ndata = 'd'\nname = 'X;'", ("servers.ledger.name",)),
         ("[pruning]\npolicies = []", ("pruning.policies = []", "at least one policy")),
         ("[pruning]\npolicies = ['random']", ("pruning.policies.0 = 'random'", "'harmful', 'mislabeled'")),
         ("[pruning]\nz_restore = 1.0", ("pruning.z_restore = 1.0", "greater than 1")),
@@ -132,6 +139,7 @@ def test_the_commented_template_shows_every_key_with_its_default(tmp_path: Path)
             "pruning": {"protected_file"},
             "service": {"cron", "every_hours"},
             "review": {"second_person_above", "expires_hours", "remind_hours"},
+            "servers": {"ledger"},
         }.get(section, set())  # TOML has no word for none: it stands in a comment
         assert keys[section].keys() | unset == type(getattr(shown, section)).model_fields.keys(), section
         assert all(f"\n# {key} = " in text for key in unset)
@@ -146,3 +154,26 @@ def test_the_commented_template_shows_every_key_with_its_default(tmp_path: Path)
 def _defaults(folder: Path) -> Config:
     raw: dict[str, Any] = {"workspace": folder / "workspace", "file": folder / "tamis.toml"}
     return Config.model_validate(raw | {"workload": {"class": "tiny"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("mlflow = 'https://geheim@host'", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("mlflow = 'https://ada:geheim@host'", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("ledger = { catalog = 'postgresql://ada:geheim@host/db', data = 'd' }", "PGPASSWORD or PGPASSFILE"),
+        ("ledger = { catalog = 'postgresql://host/db?password=geheim', data = 'd' }", "PGPASSWORD or PGPASSFILE"),
+    ],
+)
+def test_a_credential_in_the_file_is_refused_and_not_repeated(tmp_path: Path, text: str, remedy: str) -> None:
+    with pytest.raises(BadInput, match=f"credentials, .* set {remedy}") as error:
+        load(written(tmp_path, f"[servers]\n{text}"))
+    assert "geheim" not in str(error.value)
+
+
+def test_the_data_of_a_lake_lie_beside_the_file_or_in_a_bucket(tmp_path: Path) -> None:
+    for given, found in (("lake", str(tmp_path / "lake")), ("s3://bucket/a/", "s3://bucket/a")):
+        text = f"[servers]\nledger = {{ catalog = 'postgresql://ada@host/db', data = '{given}' }}"
+        ledger = load(written(tmp_path, text)).servers.ledger
+        assert ledger is not None
+        assert (ledger.data, ledger.name) == (found, "tamis")

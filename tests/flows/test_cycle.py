@@ -14,8 +14,8 @@ from flows.config import Config, load
 from flows.dataset import manifest_of
 from flows.decision import Act, decide
 from flows.inspection import status_of
-from flows.opening import ledger_of
 from flows.restoration import Choice, restore
+from flows.stores import ledger_of
 from flows.workloads.tiny import Tiny
 from storage.errors import StaleApproval
 from storage.ledger import Ledger

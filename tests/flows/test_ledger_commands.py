@@ -14,10 +14,10 @@ from flows.config import load
 from flows.errors import BadInput
 from flows.evidence import account_of
 from flows.ledger_tables import print_account, print_difference, print_regrets, print_verification
-from flows.opening import ledger_of
 from flows.ranks.shards import TOP_QUERIES
 from flows.restoration import Choice, restore
 from flows.stages import cycle_folder
+from flows.stores import ledger_of
 from storage import drop_store
 from storage.errors import CycleConflict, NotRemoved, UnknownPoint
 from storage.files import sha256_file

@@ -16,7 +16,8 @@ from flows.errors import BadInput
 from flows.export import export_file
 from flows.inspection import status_of
 from flows.moving import in_force, manifest_of_cycle, record_moves
-from flows.opening import ledger_of, open_cycle
+from flows.opening import open_cycle
+from flows.stores import ledger_of
 from flows.workload import load_workload
 from storage.errors import CycleConflict
 from storage.ledger import Ledger

@@ -8,7 +8,7 @@ import pytest
 
 from flows.config import load
 from flows.errors import BadInput
-from flows.opening import ledger_of
+from flows.stores import ledger_of
 from tests.flows.helpers import write_toml
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

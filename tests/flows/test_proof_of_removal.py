@@ -14,11 +14,11 @@ import flows.retraining
 from flows.config import load
 from flows.foreseen import INFLUENCE, METHODS, UNLEARNING, foreseen
 from flows.guardrail import Verdict
-from flows.opening import ledger_of
 from flows.plans import QUERIES
 from flows.retraining import Retrained, for_load
 from flows.savings import Savings
 from flows.spent import Spent
+from flows.stores import ledger_of
 from flows.tables import print_summary
 from storage.files import read_json
 from storage.proposals import Proposal

@@ -11,9 +11,9 @@ import torch
 
 from flows.config import load
 from flows.errors import BadInput
-from flows.opening import ledger_of
 from flows.plans import Job, TrainPlan
 from flows.ranks.order import Order
+from flows.stores import ledger_of
 from flows.training import write_ids
 from flows.workload import load_workload
 from influence.errors import InfluenceError

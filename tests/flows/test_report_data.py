@@ -10,8 +10,8 @@ import pytest
 
 from flows import publication, report_points
 from flows.config import load
-from flows.opening import ledger_of
 from flows.report_points import Samples, details, proposed_points, suspicious
+from flows.stores import ledger_of
 from flows.summary import Summary
 from storage.proposals import Proposal
 from storage.query_scores import write_queries

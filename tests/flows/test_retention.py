@@ -4,16 +4,20 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.conclusion import Concluded, close
 from flows.config import load
 from flows.errors import BadInput
 from flows.inspection import open_ledger
 from flows.retention import collect, outdated
+from flows.stages import cycle_folder
 from storage.ledger import Ledger
 from storage.score_store import MANIFEST
 from storage.tracking import Tracker
@@ -92,6 +96,19 @@ def test_of_older_cycles_scores_logs_and_plans_go_and_the_scores_that_a_standing
 def test_a_second_time_there_is_nothing_to_remove(file: Path) -> None:
     assert collect(file).gone
     assert not collect(file).gone
+
+
+def test_the_end_of_a_cycle_makes_the_room(file: Path) -> None:
+    config, ledger = load(file), open_ledger(file)
+    opened(ledger, 7)
+    tracker = SimpleNamespace(anchor=lambda *_: None)
+    cycle: Any = SimpleNamespace(
+        config=config, ledger=ledger, tracker=tracker, number=7, run="run", folder=cycle_folder(config, 7)
+    )
+    verdict: Any = SimpleNamespace(promote=None)
+    close(cycle, verdict, Concluded("nothing_to_do", "no point is a candidate", None, None))
+    assert cycles_with(file, "scores") == [1, 6]
+    assert cycles_with(file, "logs") == [6]
 
 
 def test_a_removal_that_is_made_again_by_a_roll_back_keeps_the_scores_of_its_first_time(file: Path) -> None:

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from flows.config import load
 from flows.decision import Act, decide
 from flows.inspection import status_of
-from flows.opening import ledger_of
+from flows.stores import ledger_of
 from flows.waiting import pending
 from storage.points import Manifest, dataset_sha256
 from storage.proposals import Proposal

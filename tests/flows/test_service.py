@@ -11,7 +11,7 @@ from flows.claims import claimed, service_url
 from flows.config import load
 from flows.errors import BadInput
 from flows.sections.service import ServiceConfig
-from flows.serving import serve_files
+from flows.serving import Extent, serve_files
 from tests.flows.desk import Desk, open_desk
 from tests.flows.helpers import tamis, write_toml
 
@@ -109,7 +109,7 @@ def test_files_that_cannot_be_served_together_are_refused_before_anything_is_sta
     given = [{"orchestrator": "prefect", **top} for top in settings]
     files = [write_toml(tmp_path / str(place), **top) for place, top in enumerate(given)]
     with pytest.raises(BadInput, match=said):
-        serve_files(files, limit=1, port=0)
+        serve_files(files, Extent(), port=0)
     assert not list(tmp_path.rglob("service.json"))
 
 

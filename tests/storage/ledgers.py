@@ -1,9 +1,13 @@
 """A small ledger of every kind of row, and proposals for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 
+from storage.lake import Lake, _attached
 from storage.ledger import Ledger
 from storage.points import Manifest
 from storage.proposals import Proposal
@@ -47,7 +51,7 @@ def applied(ledger: Ledger, made: Proposal) -> Proposal:
     return made
 
 
-def full_ledger(path: Path) -> Ledger:
+def full_ledger(path: Path | Lake) -> Ledger:
     """Two cycles with every kind of row: 1 and 2 removed and 2 restored, 3 relabelled; 4 rejected."""
     ledger = Ledger(path, patience=60)
     removed(ledger, 1, [1, 2])
@@ -61,3 +65,15 @@ def full_ledger(path: Path) -> Ledger:
     ledger.add_proposal(rejected)
     ledger.add_review(rejected.hash, "reject", "ada", "cli", "looks fine")
     return ledger
+
+
+@contextmanager
+def another_hand(place: Path | Lake) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The tables of a ledger, open to whoever may write them."""
+    if isinstance(place, Path):
+        with duckdb.connect(str(place)) as con:
+            yield con
+        return
+    with _attached(place, read_only=False) as (con, name):
+        con.execute(f"USE {name}")
+        yield con

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from storage.lake import Lake
 from storage.ledger import Ledger
 
 PROCESSES, TURNS = 4, 6
 
 
-def work(path: Path, me: int) -> None:
+def work(path: Path | Lake, me: int) -> None:
     ledger = Ledger(path, patience=300)
     for turn in range(TURNS):
         assert ledger.record_event(1, "failed", {"turn": turn}, key=f"{me}/{turn}")
@@ -19,8 +20,8 @@ def work(path: Path, me: int) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_write_and_read_at_once_lose_nothing_and_the_chain_verifies(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.duckdb", patience=300)
+def test_processes_that_write_and_read_at_once_lose_nothing_and_the_chain_verifies(place: Path | Lake) -> None:
+    ledger = Ledger(place, patience=300)
     ledger.open_cycle(1, "d", {}, {}, "int")
     context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=work, args=(ledger.path, me)) for me in range(PROCESSES)]
@@ -34,8 +35,8 @@ def test_processes_that_write_and_read_at_once_lose_nothing_and_the_chain_verifi
     assert ledger.verify().holds
 
 
-def test_a_reader_lets_other_readers_in(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.duckdb", patience=60)
+def test_a_reader_lets_other_readers_in(place: Path | Lake) -> None:
+    ledger = Ledger(place, patience=60)
     ledger.open_cycle(1, "d", {}, {}, "int")
     with ledger._open():
         process = multiprocessing.get_context("forkserver").Process(target=Ledger(ledger.path, patience=0.1).head)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -9,22 +10,26 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.errors import LedgerBroken, LedgerMissing, StorageError
+from storage.lake import Lake
 from storage.ledger import Ledger
 from storage.ledger_exchange import TABLES, Format, export, read_back, snapshot
+from tests.storage.conftest import PLACES
 from tests.storage.ledgers import full_ledger
 from tests.storage.test_migration import old_ledger
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
-    ledger = full_ledger(tmp_path_factory.mktemp("whole") / "ledger.duckdb")
+@pytest.fixture(scope="module", params=PLACES)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    folder = tmp_path_factory.mktemp("whole")
+    lake = request.param == "lake"
+    ledger = full_ledger(request.getfixturevalue("new_lake")(folder) if lake else folder / "ledger.duckdb")
     ledger.record_event(3, "failed", {"reason": 'a "quote", a comma,\nand a second line; \\N'}, key="1")
     ledger.record_event(3, "failed", {}, key="\\N")
     return ledger
 
 
-def everything(path: Path) -> list[list[tuple[object, ...]]]:
-    with duckdb.connect(str(path), read_only=True) as con:
+def everything(ledger: Ledger) -> list[list[tuple[object, ...]]]:
+    with ledger._open() as con:
         return [con.sql(f"FROM {table} ORDER BY ALL").fetchall() for table in TABLES]
 
 
@@ -36,7 +41,7 @@ def test_an_exported_ledger_comes_back_row_by_row_and_goes_on(whole: Ledger, for
     back = Ledger(tmp_path / "new/ledger.duckdb")
     assert read_back(tmp_path / "out", back).head == whole.head()
     assert [file.name for file in back.path.parent.iterdir()] == ["ledger.duckdb"]
-    assert everything(back.path) == everything(whole.path)
+    assert everything(back) == everything(whole)
     assert back.record_event(3, "nothing_to_do")
     assert back.verify(whole.head()).holds
 
@@ -85,7 +90,11 @@ def test_an_import_never_replaces_a_ledger_nor_an_export_a_file(whole: Ledger, t
 
 
 def test_a_snapshot_is_a_ledger_of_its_own_at_one_moment(whole: Ledger, tmp_path: Path) -> None:
-    ledger = Ledger(Path(shutil.copy(whole.path, tmp_path / "ledger.duckdb")))
+    export(whole, tmp_path / "out", "parquet")
+    ledger = Ledger(tmp_path / "ledger.duckdb")
+    if isinstance(whole.path, Lake):
+        ledger = Ledger(replace(whole.path, name=f"{whole.path.name}_copy"))
+    read_back(tmp_path / "out", ledger)
     snapshot(ledger, tmp_path / "copy.duckdb")
     ledger.record_event(3, "failed", key="later")
     copy = Ledger(tmp_path / "copy.duckdb")
@@ -94,7 +103,7 @@ def test_a_snapshot_is_a_ledger_of_its_own_at_one_moment(whole: Ledger, tmp_path
     snapshot(ledger, copy.path)
     assert copy.head() == ledger.head(), "a later one replaces it"
     with pytest.raises(StorageError, match="is the ledger itself"):
-        snapshot(ledger, tmp_path / "../" / tmp_path.name / "ledger.duckdb")
+        snapshot(copy, tmp_path / "../" / tmp_path.name / "copy.duckdb")
     with pytest.raises(LedgerMissing):
         snapshot(Ledger(tmp_path / "none.duckdb"), tmp_path / "copy")
 
