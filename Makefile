@@ -74,6 +74,7 @@ bench: $(STAMP) $(PEERS)/.installed
 storm: $(STAMP)
 	$(BIN)/python -m tests.faults.storm
 	$(BIN)/python -m tests.faults.ledger_storm --kills 200
+	$(BIN)/python -m tests.faults.server_storm --rounds 1
 
 bench-peers: $(STAMP) $(PEERS)/.installed data
 	$(BIN)/python -m tests.benchmarks.peer_table

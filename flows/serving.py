@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from flows.claims import Claim, claimed, end_left_over, mark_processes
 from flows.config import Config, load
-from flows.errors import BadInput
+from flows.errors import BadInput, StageFailed
 from flows.own_server import own_server, service_environment
 from flows.webhooks import SECRET, Gate, receiver
 
@@ -69,8 +71,18 @@ def serve_files(files: Sequence[Path], extent: Extent, port: int) -> None:
         service_environment(configs[0].workspace)
         url = os.environ.get("PREFECT_API_URL") or held.enter_context(own_server(configs[0].workspace, port))
         os.environ["PREFECT_API_URL"] = url
-        asyncio.run(_serve(configs, claims, extent, url))
+        try:
+            asyncio.run(_serve(configs, claims, extent, url))
+        except (httpx.HTTPError, ExceptionGroup) as error:
+            raise StageFailed(_unanswered(url, error)) from error
     say("ended")
+
+
+def _unanswered(url: str, error: httpx.HTTPError | ExceptionGroup[Exception]) -> str:
+    """What ends a service whose Prefect server is away for longer than its client and its runner try again."""
+    if isinstance(error, ExceptionGroup) and error.split((RuntimeError, httpx.HTTPError))[1] is not None:
+        raise error
+    return f"Prefect's server at {url} does not answer; once it does, `tamis serve` goes on with what was at work"
 
 
 def say(line: str) -> None:

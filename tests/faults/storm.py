@@ -61,7 +61,7 @@ def storm(folder: Path, kills: int, seed: int, say: Callable[[str], None] = lamb
     calm = Bench(folder / "calm")
     started = time.monotonic()
     assert calm.run().code == 0
-    length, expected = time.monotonic() - started, _outcome(calm)
+    length, expected = time.monotonic() - started, outcome(calm)
     while struck.total() < kills:
         orchestrator = "prefect" if cycles % SOMETIMES == SOMETIMES - 1 else "none"
         bench = Bench(folder / f"{cycles:03d}", orchestrator=orchestrator, attempts=2, heartbeat=60.0)
@@ -77,7 +77,7 @@ def storm(folder: Path, kills: int, seed: int, say: Callable[[str], None] = lamb
             assert not any("Traceback" in line for line in ended.lines), said
             assert _left(bench, ended) == [], said
         end_left_server(bench.workspace)
-        assert _outcome(bench) == expected, f"workspace {bench.folder} ended otherwise than {calm.folder}"
+        assert outcome(bench) == expected, f"workspace {bench.folder} ended otherwise than {calm.folder}"
         cycles += 1
     return Storm(struck, cycles)
 
@@ -123,7 +123,8 @@ def _kind(process: psutil.Process) -> str:
     return next((kind for part, kind in KINDS.items() if part in line), "other")
 
 
-def _outcome(bench: Bench) -> dict[str, Any]:
+def outcome(bench: Bench) -> dict[str, Any]:
+    """What a cycle has come to: ledger, proposals, MLflow and weights."""
     weights = {
         path.relative_to(bench.workspace).as_posix(): found[2] for path, found in models(bench.workspace).items()
     }
