@@ -16,8 +16,8 @@ import pyarrow as pa
 from storage.connection import utc_now
 from storage.errors import StaleApproval
 from storage.files import JSON
+from storage.ledger_queries import is_finished, last_cycle, newest_proposal, records, review_of
 from storage.ledger_rows import marks, proposal_of, put_proposal, record
-from storage.ledger_views import is_finished, last_cycle, newest_proposal, records, review_of
 from storage.points import PointId, id_text
 from storage.proposals import Proposal
 from storage.records import Decision, EventRecord, ProposalRecord, ReviewRecord, State, Terms
