@@ -20,7 +20,8 @@ from flows.guardrail import Verdict, compare, read_outcome
 from flows.launch import Progress
 from flows.looks import looks_before, refusal
 from flows.moving import in_force, manifest_of_cycle
-from flows.opening import digests_of, ledger_of, workspace
+from flows.opening import digests_of, workspace
+from flows.stores import ledger_of
 from flows.plans import Job
 from flows.progress import progress_shown
 from flows.relabeling import write_labels
