@@ -20,19 +20,19 @@ from flows.guardrail import Verdict, compare, read_outcome
 from flows.launch import Progress
 from flows.looks import looks_before, refusal
 from flows.moving import in_force, manifest_of_cycle
-from flows.opening import digests_of, ledger_of, workspace
+from flows.opening import digests_of, workspace
 from flows.plans import Job
 from flows.progress import progress_shown
 from flows.relabeling import write_labels
 from flows.retraining import champion_job
 from flows.stages import Cycle
+from flows.stores import ledger_of, tracker_of
 from flows.training import arm_folder, planned_steps, train_jobs, training_inputs, write_ids
 from flows.workload import Workload
 from storage import checkpoints
 from storage.files import JSON
 from storage.ledger import Ledger
 from storage.points import Manifest, dataset_sha256
-from storage.tracking import Tracker
 
 ROLE = "retrained"
 
@@ -81,7 +81,7 @@ def _as_of(config: Config, workload: Workload, number: int, show: Callable[[Prog
     digest = dataset_sha256(sets.train, known.removed, known.relabeled)
     if digest != _recorded(config, ledger, number):
         raise BadInput(f"the data changed since cycle {number}: `tamis run` opens a cycle on the data as they are now")
-    digests, tracker = digests_of(workload, sets), Tracker(config.workspace, config.name)
+    digests, tracker = digests_of(workload, sets), tracker_of(config)
     run = record.mlflow_run_id or tracker.cycle_run(number, record.dataset_sha256, {})
     return Cycle(
         config, number, sets.train, known.removed, digest, digests, ledger, tracker, run, show, known.relabeled

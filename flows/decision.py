@@ -118,11 +118,11 @@ def _show(config: Config, opened: OpenProposal) -> None:
 
 
 def _said(file: Path, act: Act, opened: OpenProposal) -> str:
-    run = f"continue: tamis run {shlex.quote(str(file))}"
+    run = f"tamis run {shlex.quote(str(file))}"
     struck = len(set(act.strike))
     left = f" without {struck:,} point{'s' * (struck > 1)} is proposal {opened.short}," if struck else ""
     what = f"proposal {act.proposal[:12]}{left}"
     if opened.review is not None:
         done = "approved" if opened.review.decision == "approve" else "rejected"
-        return f"{what} {done} by {opened.review.actor}; {run}"
-    return f"{what} {opened.said}: tamis approve {opened.short} --by NAME; the report shows it after `tamis run`"
+        return f"{what} {done} by {opened.review.actor}; continue: {run}"
+    return f"{what} {opened.said}; next: tamis approve {opened.short} --by NAME, or {run} for a report that says so"

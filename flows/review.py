@@ -104,5 +104,6 @@ def _wait(cycle: Cycle, tags: ReviewTags, opened: OpenProposal) -> None:
         cycle.ledger.record_event(
             cycle.number, "reminded", detail=detail, key=f"{opened.record.hash}/{opened.reminders + 1}"
         )
-    waits_again = sum(event.state == "failed" for event in cycle.ledger.events(cycle.number)) + len(opened.approvers)
-    cycle.ledger.record_event(cycle.number, "awaiting_review", key=f"{opened.record.hash}/{waits_again}")
+    failures = sum(event.state == "failed" for event in cycle.ledger.events(cycle.number))
+    again = failures + len(opened.approvers) + opened.times - 1  # rises with whatever makes it wait anew
+    cycle.ledger.record_event(cycle.number, "awaiting_review", key=f"{opened.record.hash}/{again}")

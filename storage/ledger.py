@@ -14,9 +14,7 @@ from storage.connection import utc_now, writing
 from storage.errors import CycleConflict, NotApproved, StorageError
 from storage.files import JSON, canonical_json
 from storage.ledger_actions import apply_rows, restore_rows, undo_rows
-from storage.ledger_rows import ACTOR, marks, proposal_of, put_proposal, record
-from storage.ledger_views import (
-    LedgerViews,
+from storage.ledger_queries import (
     check_changed,
     event_of,
     is_finished,
@@ -26,6 +24,8 @@ from storage.ledger_views import (
     records,
     review_of,
 )
+from storage.ledger_rows import ACTOR, marks, proposal_of, put_proposal, record
+from storage.ledger_views import LedgerViews
 from storage.points import IdKind, Manifest, PointId
 from storage.proposals import Proposal
 from storage.records import FINAL, Applied, CycleRecord, Decision, ProposalRecord, ReviewRecord, State, Terms

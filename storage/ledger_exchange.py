@@ -18,7 +18,8 @@ from storage.connection import holding, reading
 from storage.errors import LedgerBroken, StorageError
 from storage.files import JSON, atomic_path, atomic_write_json, read_json, sync_file, sync_folder
 from storage.lake import Lake, load_rows
-from storage.ledger_views import LedgerViews, check_head
+from storage.ledger_queries import check_head
+from storage.ledger_views import LedgerViews
 from storage.migration import copy_file, schema_files
 
 Format: TypeAlias = Literal["parquet", "csv"]

@@ -7,7 +7,7 @@ import duckdb
 from storage.connection import utc_now
 from storage.errors import CycleConflict, LedgerBroken
 from storage.files import JSON, canonical_json
-from storage.ledger_views import last_cycle, review_of
+from storage.ledger_queries import last_cycle, review_of
 from storage.proposals import Proposal
 from storage.records import ProposalRecord, State, Terms
 

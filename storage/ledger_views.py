@@ -5,20 +5,28 @@ sequence. The data set that cycle c started from is therefore the manifest witho
 and with the labels of `relabeled_contents(c - 1)`, that still have the content they had then.
 """
 
-import json
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import duckdb
 
 from storage import chain, lake
 from storage.connection import reading
-from storage.errors import CycleConflict, LedgerMissing, NotRemoved, StorageError, UnknownPoint
+from storage.errors import CycleConflict, LedgerMissing, UnknownPoint
 from storage.lake import Lake
 from storage.ledger_actions import NOW
+from storage.ledger_queries import (
+    check_changed,
+    check_head,
+    is_finished,
+    last_cycle,
+    newest_action,
+    newest_proposal,
+    records,
+    review_of,
+)
 from storage.points import PointId, id_from_text, id_text
 from storage.records import (
     ASIDES,
@@ -36,14 +44,6 @@ from storage.records import (
 )
 from storage.views import Decisions
 
-T = TypeVar("T")
-HEAD = re.compile(r"[0-9a-f]{12,64}")
-
-NEWEST = """
-SELECT p.* EXCLUDE (seq) FROM proposals p JOIN events e ON e.cycle = p.cycle AND left(e.key, 64) = p.hash
-WHERE p.cycle = ? AND e.state = 'proposed' ORDER BY e.seq DESC LIMIT 1
-"""
-REVIEWS = "SELECT cycle, hash AS proposal, decision, actor, how, reason, event_at FROM reviews"
 SUPERSEDED = """
 SELECT cycle, left(key, 64) AS hash, arg_max(substr(key, 66), seq) AS left_hash, arg_max(actor, seq) AS actor
 FROM events WHERE state = 'superseded' GROUP BY ALL
@@ -56,78 +56,10 @@ CITED = """
 SELECT checkpoint_digest FROM actions WHERE checkpoint_digest IS NOT NULL
 UNION SELECT key FROM events WHERE state = 'trained'
 """
-
 CITING = """
 WITH standing AS (FROM newest_as_of($now) WHERE action <> 'restore')
 SELECT cycle FROM standing UNION SELECT p.cycle FROM proposals p SEMI JOIN standing s ON s.proposal = p.hash
 """
-
-
-def records(con: duckdb.DuckDBPyConnection, kind: type[T], query: str, parameters: Any) -> tuple[T, ...]:
-    """Rows as dataclasses whose fields carry the column names; a column `x_json` becomes the field `x`."""
-    cursor = con.execute(query, parameters)
-    names = [column[0] for column in cursor.description]
-    return tuple(
-        kind(**{n.removesuffix("_json"): json.loads(v) if n.endswith("_json") else v for n, v in zip(names, row)})
-        for row in cursor.fetchall()
-    )
-
-
-def last_cycle(con: duckdb.DuckDBPyConnection) -> CycleRecord | None:
-    """The cycle with the highest number."""
-    found = records(con, CycleRecord, "FROM cycles ORDER BY cycle DESC LIMIT 1", [])
-    return found[0] if found else None
-
-
-def is_finished(con: duckdb.DuckDBPyConnection, cycle: int) -> bool:
-    """Whether the cycle has ended for good."""
-    query = "SELECT count(*) FROM events WHERE cycle = ? AND key = '' AND list_contains(?, state)"
-    [(count,)] = con.execute(query, [cycle, list(FINAL)]).fetchall()
-    return bool(count)
-
-
-def newest_proposal(con: duckdb.DuckDBPyConnection, cycle: int) -> ProposalRecord | None:
-    """The proposal of a cycle that a review may still be of: the one that was proposed, or proposed again, last."""
-    found = records(con, ProposalRecord, NEWEST, [cycle])
-    return found[0] if found else None
-
-
-def review_of(con: duckdb.DuckDBPyConnection, cycle: int, proposal: str) -> ReviewRecord | None:
-    """The decision on a proposal, if there is one."""
-    found = records(con, ReviewRecord, f"{REVIEWS} WHERE cycle = ? AND hash = ?", [cycle, proposal])
-    return found[0] if found else None
-
-
-def event_of(con: duckdb.DuckDBPyConnection, cycle: int, state: State, key: str) -> EventRecord | None:
-    """One event of a cycle, if it was recorded."""
-    query = "FROM events WHERE cycle = ? AND state = ? AND key = ?"
-    found = records(con, EventRecord, query, [cycle, state, key])
-    return found[0] if found else None
-
-
-def newest_action(con: duckdb.DuckDBPyConnection, cycle: int) -> int:
-    """The number of the newest action as of a cycle; 0 if there is none."""
-    [(seq,)] = con.execute("SELECT coalesce(max(seq), 0) FROM actions WHERE cycle <= ?", [cycle]).fetchall()
-    return int(seq)
-
-
-def check_changed(con: duckdb.DuckDBPyConnection, points: Collection[PointId]) -> list[str]:
-    """The texts of points, sorted; raises as `LedgerViews.check_changed`."""
-    texts = sorted({id_text(point) for point in points})
-    query = "SELECT point_id FROM newest_as_of(?) WHERE action <> 'restore'"
-    changed = {text for (text,) in con.execute(query, [NOW]).fetchall()}
-    wrong = [text for text in texts if text not in changed]
-    if wrong:
-        raise NotRemoved(
-            f"neither removed nor relabelled, so not to be restored: {', '.join(wrong[:5])}; see `tamis ledger why`"
-        )
-    return texts
-
-
-def check_head(head: str | None) -> None:
-    """Refuse what is no head of a ledger."""
-    if head is not None and not HEAD.fullmatch(head):
-        raise StorageError(f"{head!r} is no head of a ledger; give 12 to 64 hex digits, as `verify` prints them")
 
 
 class LedgerViews:

@@ -16,8 +16,8 @@ import pyarrow as pa
 from storage.connection import utc_now
 from storage.errors import StaleApproval
 from storage.files import JSON
+from storage.ledger_queries import is_finished, last_cycle, newest_proposal, records, review_of
 from storage.ledger_rows import marks, proposal_of, put_proposal, record
-from storage.ledger_views import is_finished, last_cycle, newest_proposal, records, review_of
 from storage.points import PointId, id_text
 from storage.proposals import Proposal
 from storage.records import Decision, EventRecord, ProposalRecord, ReviewRecord, State, Terms
@@ -66,6 +66,11 @@ class OpenProposal:
     def approved_by(self, actor: str) -> bool:
         """Whether this person is one of them, however the name is written."""
         return _name(actor) in map(_name, self.approvers)
+
+    @property
+    def times(self) -> int:
+        """So often it was proposed: again when another one had superseded it."""
+        return len(self._of("proposed"))
 
     @property
     def expired(self) -> bool:
@@ -186,9 +191,8 @@ def expire(con: duckdb.DuckDBPyConnection, cycle: int) -> bool:
     if opened is None or opened.record.cycle != cycle or not opened.lapsed(utc_now()):
         return False
     if not opened.expired:
-        times = sum(event.state == "proposed" for event in opened.events)
         detail: dict[str, JSON] = {"proposal": opened.record.hash, "after_hours": opened.terms.expires_hours}
-        record(con, cycle, "expired", EXPIRY, detail, f"{opened.record.hash}/{times}")
+        record(con, cycle, "expired", EXPIRY, detail, f"{opened.record.hash}/{opened.times}")
     return True
 
 

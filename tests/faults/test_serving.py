@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +102,50 @@ def state_of(file: Path) -> str:
     return ledger.state(last.cycle) if last else ""
 
 
+@pytest.fixture
+def told() -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that people are told through, and what it was told."""
+    texts: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            texts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", texts
+    server.shutdown()
+    server.server_close()
+
+
+def save_block(api: str, url: str) -> None:
+    """A notification block of the team's, made as they would in the UI."""
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api}):
+        block = CustomWebhookNotificationBlock(
+            name="curation", url=url, json_data={"text": "{{body}}"}, allow_private_urls=True
+        )
+        block.save("curation")
+
+
 def test_a_due_cycle_waits_for_a_person_and_goes_on_by_itself_to_promotion(
-    tmp_path: Path, services: list[Service]
+    tmp_path: Path, services: list[Service], told: tuple[str, list[str]]
 ) -> None:
-    service_settings = {"every_hours": 0.008, "poll_seconds": 1.0}
+    url, texts = told
+    service_settings = {"every_hours": 0.008, "poll_seconds": 1.0, "notify": ["custom-webhook/curation"]}
     file = write_toml(
         tmp_path, dataset="due", orchestrator="prefect", review={"mode": "manual"}, service=service_settings
     )
     service = Service([file])
     services.append(service.start())
+    save_block(service.api, url)
     service.until(lambda: "AwaitingReview" in service.states(file), "the proposal")
     proposal = ledger_of(load(file)).proposal(1)
     assert proposal is not None
@@ -121,6 +158,8 @@ def test_a_due_cycle_waits_for_a_person_and_goes_on_by_itself_to_promotion(
     ).json()["events"]
     of_first = [event["event"] for event in events[::-1] if event["payload"]["cycle"] == 1]
     assert of_first == ["tamis.cycle.proposed", "tamis.cycle.approved", "tamis.cycle.promoted"]
+    assert texts[0].startswith(f"due, cycle 1: awaiting review. Proposal {proposal.hash[:12]}: tamis approve")
+    assert texts[1].startswith("due, cycle 1: promoted. every bound of the challenger is below its limit")
     assert service.end() == 0
     assert service.left() == []
 
@@ -128,14 +167,18 @@ def test_a_due_cycle_waits_for_a_person_and_goes_on_by_itself_to_promotion(
 def test_runs_due_at_once_all_end_a_cancelled_one_leaves_no_rank_and_a_killed_service_goes_on(
     tmp_path: Path, services: list[Service]
 ) -> None:
+    from prefect.events.schemas.events import Event
+
     shared = {"orchestrator": "prefect", "service": {"poll_seconds": 1.0}}
     slow = write_toml(tmp_path / "slow", SLOW, {"hold": str(tmp_path / "hold")}, dataset="slow", **shared)
     files = [write_toml(tmp_path / name, dataset=name, **shared) for name in ("first", "second")]
     (tmp_path / "hold").touch()
     service = Service([slow, *files], limit=3)
     services.append(service.start())
-    for file in (slow, *files, files[0]):  # two are due in one workspace
+    for file in (slow, files[0], files[0]):  # two are due in one workspace
         assert tamis("trigger", file).returncode == 0
+    changed = Event(event="tamis.data.changed", resource={"prefect.resource.id": "tamis.data.second"})
+    assert httpx.post(f"{service.api}/events", json=[changed.model_dump(mode="json")], timeout=60).is_success
     training = slow.parent / "ws" / "cycles" / "000001" / "logs" / "train-rank0.beat"
     service.until(training.exists, "the slow one to train")
 

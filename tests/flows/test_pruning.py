@@ -21,7 +21,7 @@ from storage.points import Manifest
 from storage.policies import Condition
 from storage.proposals import Proposal
 from storage.score_store import ScoreMetadata, ScoreSet
-from tests.flows.helpers import write_toml
+from tests.flows.helpers import turn, write_toml
 
 POINTS = 40
 GONE = (3, 4)
@@ -151,3 +151,19 @@ def test_every_policy_of_the_configuration_is_a_rule_over_a_column_of_its_own() 
     assert (rules["redundant"].threshold, rules["redundant"].turn) == (0.3, 1)
     assert {name for name, rule in rules.items() if rule.repeats == "copy_of"} == {"redundant"}
     assert all(rule.relabel is None for name, rule in rules.items() if name != "mislabeled")
+
+
+@pytest.mark.slow
+def test_a_cycle_proposes_the_copies_and_names_what_they_repeat(here: Path) -> None:
+    copied = f"{Path(__file__).with_name('copied_blobs.py')}:Copied"
+    training = {"epochs": 4, "checkpoints": [1.0]}
+    file = write_toml(here, copied, training=training, scoring={"probe": 0}, pruning={"policies": ["redundant"]})
+    summary = turn(file)
+    folder = here / "ws/cycles/000001"
+    ids = score_store.read(folder / "scores", [])["point_id"].to_pylist()
+    reasons = {row["point_id"]: row["reason"] for row in Proposal.read(folder).rows.to_pylist()}
+    assert {point: reasons[point] for point in ids[-10:]} == {
+        copy: f"redundant: copy of {original}" for copy, original in zip(ids[-10:], ids[:10], strict=True)
+    }
+    assert not set(ids[:10]) & set(reasons)
+    assert f"an exact copy of point {ids[0]}, which stays" in summary.report.read_text()

@@ -71,6 +71,17 @@ def test_a_cycle_that_waits_again_after_a_failure_says_so(desk: Desk) -> None:
     assert desk.ledger.state(1) == "awaiting_review"
 
 
+def test_a_proposal_that_is_open_again_waits_again(pair: Desk) -> None:
+    pair.act(pair.hash)
+    first, pair.proposed = pair.proposed, propose(pair.cycle, (7, 8), Terms())
+    pair.review()
+    pair.proposed = propose(pair.cycle, POINTS, Terms(60, 0.05))
+    assert pair.proposed == first
+    pair.review()
+    assert pair.ledger.state(1) == "awaiting_review"
+    assert pair.pending() is None
+
+
 def test_a_rule_approves_as_a_rule_where_the_configuration_lets_it(opened: Opened) -> None:
     found = opened(mode="auto").review()
     assert (found.decision, found.actor) == ("approve", "rule:auto")

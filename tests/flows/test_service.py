@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -81,6 +82,18 @@ def test_a_cron_that_is_none_is_refused_with_the_key(tmp_path: Path) -> None:
         schedule_of(load(write_toml(tmp_path, service={"cron": "61 3 * * *"})))
 
 
+@pytest.mark.parametrize(("paused", "active"), [(True, True), (False, False), (False, True)])
+def test_what_a_person_has_paused_stays_paused_when_the_service_is_started_again(
+    tmp_path: Path, paused: bool, active: bool
+) -> None:
+    from flows.deployments import deployment_of
+
+    known: Any = SimpleNamespace(paused=paused, schedules=[SimpleNamespace(active=active)])
+    deployment = deployment_of(load(write_toml(tmp_path, service={"every_hours": 6})), known)
+    assert deployment.paused is paused
+    assert [schedule.active for schedule in deployment.schedules or []] == [active]
+
+
 def test_a_workspace_is_served_by_one_process_which_says_where_its_server_is(tmp_path: Path) -> None:
     with claimed(tmp_path) as claim:
         claim.announce("http://127.0.0.1:4200/api")
@@ -121,6 +134,16 @@ def test_a_prefect_server_that_does_not_answer_ends_the_service_in_one_line(tmp_
         "tamis: Prefect's server at http://127.0.0.1:9/api does not answer; once it does, `tamis serve` goes on with "
         "what was at work\n"
     )
+@pytest.mark.parametrize(
+    ("webhooks", "secret", "said"),
+    [("4201", "s", "give HOST:PORT"), ("127.0.0.1:4201", "", "--webhooks needs TAMIS_WEBHOOK_SECRET")],
+)
+def test_webhooks_take_a_place_and_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, webhooks: str, secret: str, said: str
+) -> None:
+    monkeypatch.setenv("TAMIS_WEBHOOK_SECRET", secret)
+    with pytest.raises(BadInput, match=said):
+        serve_files([write_toml(tmp_path, orchestrator="prefect")], Extent(webhooks=webhooks), port=0)
 
 
 def test_a_trigger_without_a_service_names_the_remedy(tmp_path: Path) -> None:

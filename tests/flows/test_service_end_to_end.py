@@ -113,7 +113,7 @@ def _approved(desk: Desk) -> str:
 
     ledger = ledger_of(load(desk.file))
     points = frozenset(Proposal.read(load(desk.file).workspace / "cycles/000001").points)
-    assert desk.states(1)[-4:] == ["awaiting_review", "approved", "applied", "promoted"]
+    assert desk.states(1)[-6:] == ["awaiting_review", "approved", "applied", "retrained", "judged", "promoted"]
     assert desk.removed() == points
     assert len(points) == 150
     review = ledger.review(1, proposal)
