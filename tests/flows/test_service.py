@@ -134,6 +134,8 @@ def test_a_prefect_server_that_does_not_answer_ends_the_service_in_one_line(tmp_
         "tamis: Prefect's server at http://127.0.0.1:9/api does not answer; once it does, `tamis serve` goes on with "
         "what was at work\n"
     )
+
+
 @pytest.mark.parametrize(
     ("webhooks", "secret", "said"),
     [("4201", "s", "give HOST:PORT"), ("127.0.0.1:4201", "", "--webhooks needs TAMIS_WEBHOOK_SECRET")],
