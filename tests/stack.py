@@ -1,4 +1,4 @@
-"""What a team starts once: PostgreSQL, a Prefect server on it, MLflow's pages and `tamis serve`, as real processes."""
+"""What a team starts once: PostgreSQL, Prefect and MLflow on it, and `tamis serve`, as real processes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import psutil
 
 from flows.claims import service_url
 from flows.config import load
-from flows.opening import ledger_of
+from flows.stores import ledger_of
 from tests.faults.harness import ROOT, TAMIS, alive, command_line, wait_for
-from tests.services import HERE, Service, answers, database, free_ports, running
+from tests.services import HERE, Service, answers, composed, database, free_ports, postgres, prefect_server, running
 
 PATIENCE = 900.0  # seconds until a wait is given up; no test depends on how long anything takes
 FLOW = "tamis-cycle"
@@ -30,33 +30,34 @@ PROGRAM = {
 }
 
 
-@contextmanager
-def prefect_server(folder: Path, postgres: Service) -> Iterator[Service]:
-    """Prefect's server with its tables in PostgreSQL."""
-    (port,) = free_ports(1)
-    tables = database(postgres, "prefect").replace("postgresql:", "postgresql+asyncpg:")
-    url = f"http://{HERE}:{port}/api"
-    settings = {
-        **postgres.environment,
-        **PROGRAM,
-        "PREFECT_API_DATABASE_CONNECTION_URL": tables,
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_UI_API_URL": url,
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HERE, "--port", str(port)]
-    with running(Service("prefect", command, folder, port, lambda: answers(f"{url}/health"), settings)) as server:
-        yield server
+@dataclass
+class Servers:
+    """What everything else needs."""
+
+    postgres: Service
+    prefect: Service
+    mlflow: Service
 
 
 @contextmanager
-def mlflow_pages(file: Path) -> Iterator[Service]:
-    """`tamis ui` on the workspace of a tamis.toml in which a cycle was opened."""
+def servers(folder: Path) -> Iterator[Servers]:
+    """PostgreSQL, and Prefect and MLflow with their tables there; artifacts go through MLflow to a folder."""
     (port,) = free_ports(1)
-    command = [str(TAMIS), "ui", str(file), "--port", str(port)]
-    up = lambda: answers(f"http://{HERE}:{port}/health")  # noqa: E731
-    with running(Service("mlflow", command, file.parent, port, up, PROGRAM)) as server:
-        yield server
+    for name in ("prefect", "mlflow"):
+        (folder / name).mkdir()
+    with postgres() as tables:
+        given = {"--host": HERE, "--port": port, "--workers": 1, "--allowed-hosts": f"{HERE}:{port}"}
+        given |= {"--backend-store-uri": database(tables, "mlflow").replace("postgresql:", "postgresql+psycopg:")}
+        given |= {"--artifacts-destination": folder / "artifacts"}
+        command = [sys.executable, "-m", *composed("mlflow", given)]
+        settings = {**tables.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        up = lambda: answers(f"http://{HERE}:{port}/health")  # noqa: E731
+        pages = {**tables.environment, "PREFECT_UI_API_URL": "/api"}
+        with (
+            prefect_server(folder / "prefect", database(tables, "prefect"), pages) as prefect,
+            running(Service("mlflow", command, folder / "mlflow", port, up, settings)) as mlflow,
+        ):
+            yield Servers(tables, prefect, mlflow)
 
 
 def address(server: Service) -> str:

@@ -264,20 +264,25 @@ def proposal_hashes(workspace: Path) -> list[str]:
     return [row[1] for row in ledger(workspace)["proposals"]]
 
 
-def tracked(workspace: Path) -> dict[str, Any]:
-    """What MLflow holds: its runs with status and tags, the registered versions and the champion."""
+def tracked(workspace: Path, server: str = "", name: str = "") -> dict[str, Any]:
+    """What MLflow holds: its runs with status and tags, the registered versions and the champion.
+
+    Args:
+        workspace: Holds the store.
+        server: Holds it instead.
+        name: Of the data set, where a server has several.
+    """
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    client = MlflowClient(server or f"sqlite:///{workspace / 'mlflow.db'}")
+    runs = client.search_runs([it.experiment_id for it in client.search_experiments() if name in ("", it.name)])
     names = ("tamis.cycle", "tamis.arm", "tamis.proposal", "tamis.review", "tamis.dataset_sha256", "tamis.changed")
-    [model] = client.search_registered_models()
+    [model] = [found for found in client.search_registered_models() if name in ("", found.name)]
+    versions = client.search_model_versions(f"name = '{model.name}'")
     return {
         "runs": sorted([run.info.status, *(str(run.data.tags.get(name)) for name in names)] for run in runs),
         "metrics": sorted(sorted(run.data.metrics.items()) for run in runs),
-        "versions": sorted(
-            (int(found.version), found.tags["tamis.checkpoint"]) for found in client.search_model_versions()
-        ),
+        "versions": sorted((int(found.version), found.tags["tamis.checkpoint"]) for found in versions),
         "champion": dict(model.aliases),
     }
 

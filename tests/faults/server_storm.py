@@ -2,7 +2,7 @@
 
     python -m tests.faults.server_storm --rounds 1 --seed 7
 
-A round takes one cycle for each victim: PostgreSQL, Prefect's server, `tamis serve`. Each time that the cycle has come
+A round takes one cycle for each victim: PostgreSQL, Prefect, MLflow, `tamis serve`. Each time that the cycle has come
 a stage further, and a while later that is drawn, the victim is killed with SIGKILL and started again, as the machine's
 supervisor would do. A run that fails on the way must say so in a line, and the next run goes on with the cycle. In the
 end ledger, proposal hash, MLflow and weights are those of a workspace that was left alone.
@@ -20,16 +20,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.faults.harness import Bench, failures
 from tests.faults.storm import outcome
-from tests.services import Service, postgres
-from tests.stack import Served, ended, prefect_server, serving
+from tests.services import Service
+from tests.stack import Served, Servers, address, ended, servers, serving
 
 STAGES = ("train", "score", "propose", "preview", "retrain", "judge")
-VICTIMS = ("postgres", "prefect", "serve")
+VICTIMS = ("postgres", "prefect", "mlflow", "serve")
 LONGEST = 3.0  # seconds between the end of a stage and the blow
-SERVICE = "[service]\npoll_seconds = 1.0\n"
+SETTINGS = '[service]\npoll_seconds = 1.0\n[servers]\nmlflow = "{mlflow}"\n'
 
 
 @dataclass
@@ -37,8 +38,7 @@ class Rig:
     """The servers, and the workspaces that were run on them."""
 
     folder: Path
-    postgres: Service
-    prefect: Service
+    servers: Servers
     draw: random.Random
     say: Callable[[str], None]
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -46,9 +46,11 @@ class Rig:
     def cycle(self, name: str, blows: Sequence[tuple[str, str]] = ()) -> Bench:
         """Run a cycle to its end; each blow names a stage, and which victim is killed after it."""
         bench = Bench(self.folder / name, orchestrator="prefect", attempts=2, heartbeat=60.0)
-        bench.file.write_text(f'dataset = "{name}"\n{bench.file.read_text()}{SERVICE}')
-        served = Served([bench.file], self.prefect)
-        victims = {"postgres": self.postgres, "prefect": self.prefect, "serve": served.service}
+        bench.file.write_text(
+            f'dataset = "{name}"\n{bench.file.read_text()}{SETTINGS.format(mlflow=address(self.servers.mlflow))}'
+        )
+        served = Served([bench.file], self.servers.prefect)
+        victims = {**vars(self.servers), "serve": served.service}
         with serving(served):
             served.begin(bench.file)
             for stage, victim in blows:
@@ -65,6 +67,10 @@ class Rig:
             self.say(f"{name}: failed: {detail['reason']}")
         assert served.left() == []
         return bench
+
+    def outcome(self, bench: Bench) -> dict[str, Any]:
+        """What a cycle has come to: ledger, proposals, MLflow and weights."""
+        return outcome(bench, address(self.servers.mlflow), bench.folder.name)
 
     def _await(self, served: Served, bench: Bench, there: Callable[[], bool]) -> None:
         """Wait for something; what has failed is run again."""
@@ -99,8 +105,8 @@ def _came_to(bench: Bench, stage: str) -> bool:
 @contextmanager
 def rig(folder: Path, seed: int, say: Callable[[str], None]) -> Iterator[Rig]:
     """The servers, from their start to their end."""
-    with postgres() as tables, prefect_server(folder, tables) as prefect:
-        yield Rig(folder, tables, prefect, random.Random(seed), say)
+    with servers(folder) as started:
+        yield Rig(folder, started, random.Random(seed), say)
 
 
 def storm(rig: Rig, rounds: int) -> None:
@@ -109,11 +115,11 @@ def storm(rig: Rig, rounds: int) -> None:
     Raises:
         AssertionError: A cycle ended otherwise than an undisturbed one, or something of it was left.
     """
-    expected = outcome(rig.cycle("calm"))
+    expected = rig.outcome(rig.cycle("calm"))
     for number in range(rounds):
         for victim in VICTIMS:
             bench = rig.cycle(f"{victim}-{number}", [(stage, victim) for stage in STAGES])
-            assert outcome(bench) == expected, f"{bench.folder} ended otherwise than the undisturbed one"
+            assert rig.outcome(bench) == expected, f"{bench.folder} ended otherwise than the undisturbed one"
 
 
 def main() -> None:

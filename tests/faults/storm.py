@@ -123,7 +123,7 @@ def _kind(process: psutil.Process) -> str:
     return next((kind for part, kind in KINDS.items() if part in line), "other")
 
 
-def outcome(bench: Bench) -> dict[str, Any]:
+def outcome(bench: Bench, server: str = "", name: str = "") -> dict[str, Any]:
     """What a cycle has come to: ledger, proposals, MLflow and weights."""
     weights = {
         path.relative_to(bench.workspace).as_posix(): found[2] for path, found in models(bench.workspace).items()
@@ -133,7 +133,7 @@ def outcome(bench: Bench) -> dict[str, Any]:
         "weights": weights,
         "ledger": ledgers,
         "proposals": proposal_hashes(bench.workspace),
-        "mlflow": tracked(bench.workspace),
+        "mlflow": tracked(bench.workspace, server, name),
     }
 
 

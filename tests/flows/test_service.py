@@ -126,6 +126,16 @@ def test_files_that_cannot_be_served_together_are_refused_before_anything_is_sta
     assert not list(tmp_path.rglob("service.json"))
 
 
+def test_a_prefect_server_that_does_not_answer_ends_the_service_in_one_line(tmp_path: Path) -> None:
+    file = write_toml(tmp_path, orchestrator="prefect")
+    done = tamis("serve", file, PREFECT_API_URL="http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES="0")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "tamis: Prefect's server at http://127.0.0.1:9/api does not answer; once it does, `tamis serve` goes on with "
+        "what was at work\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("webhooks", "secret", "said"),
     [("4201", "s", "give HOST:PORT"), ("127.0.0.1:4201", "", "--webhooks needs TAMIS_WEBHOOK_SECRET")],

@@ -17,7 +17,7 @@ class RunPage:
     """The page of one run on a server of MLflow."""
 
     def __init__(self, browser: Browser, server: str, experiment: str, run: str) -> None:
-        self.page: Page = browser.open(f"{server}/#/experiments/{experiment}/runs/{run}")
+        self.page: Page = browser.open(f"{server}/#/experiments/{experiment}/runs/{run}", height=1200)
         self._wait(f"document.querySelector('{EDIT}')", "the tags of the run")
 
     def set_tag(self, key: str, value: str, shot: Path | None = None) -> None:
@@ -37,6 +37,14 @@ class RunPage:
         self.page.evaluate(f"({save}).id = 'save-tags'")
         self.page.click("#save-tags")
         self._wait(f"!document.querySelector('{DIALOG}')", "the form to close")
+
+    def unfold(self) -> None:
+        """Show the whole description, of which the page shows the first lines."""
+        more = "[...document.querySelectorAll('button')].find(b => b.innerText.trim() == 'Show more')"
+        self._wait(more, "the rest of the description")
+        self.page.evaluate(f"({more}).id = 'show-more'")
+        self.page.click("#show-more")
+        self._wait(f"!({more})", "the description to unfold")
 
     def says(self, text: str) -> None:
         """Wait until the page shows a text."""
