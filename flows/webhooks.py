@@ -23,6 +23,9 @@ SECRET = "TAMIS_WEBHOOK_SECRET"
 SECONDS = 300
 """A message that is older, or from the future by as much, is refused."""
 LARGEST = 2**20
+DIGITS = len(str(LARGEST))  # int() of a long text is slow, or refused
+PATIENCE = 10.0
+"""Seconds of silence after which whoever asks is left: a thread waits for each."""
 
 
 class Gate:
@@ -71,9 +74,11 @@ def receiver(host: str, port: int, gate: Gate, wake: Callable[[], None]) -> Iter
     """
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = PATIENCE
+
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
-            if not length.isdigit() or int(length) > LARGEST:
+            if not (length.isascii() and length.isdigit() and len(length) <= DIGITS) or int(length) > LARGEST:
                 self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
                 return
             admitted = gate.admits(dict(self.headers.items()), self.rfile.read(int(length)))

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import socket
 from http.client import HTTPConnection
 from typing import Any
 
@@ -78,13 +79,24 @@ def test_over_http_a_good_message_wakes_and_a_bad_one_or_a_replay_does_not() -> 
         assert (
             httpx.post(url, content=BODY, headers={k.lower(): v for k, v in signed("two").items()}).status_code == 204
         )
-        connection = HTTPConnection("127.0.0.1", port)
-        connection.putrequest("POST", "/")
-        connection.putheader("Content-Length", str(LARGEST + 1))
-        connection.endheaders()
-        assert connection.getresponse().status == 413
-        connection.close()
+        for length in (str(LARGEST + 1), "9" * 5000, "\u00b2", "-1"):
+            connection = HTTPConnection("127.0.0.1", port)
+            connection.putrequest("POST", "/")
+            connection.putheader("Content-Length", length)
+            connection.endheaders()
+            assert connection.getresponse().status == 413
+            connection.close()
         assert httpx.get(url).status_code == 501
     assert woken == [True, True]
     with pytest.raises(httpx.ConnectError):
         httpx.post(url, content=BODY)
+
+
+def test_whoever_connects_and_says_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.webhooks.PATIENCE", 0.05)
+    said = (b"", b"POST / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf")
+    with receiver("127.0.0.1", 0, gate(), lambda: None) as port:
+        for begun in said:
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as caller:
+                caller.sendall(begun)
+                assert caller.recv(1) == b"", "closed, and nothing answered"
