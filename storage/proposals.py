@@ -78,7 +78,8 @@ class Proposal:
         return points
 
     def write(self, folder: Path) -> None:
-        """Write to a cycle's folder, each file whole or not at all."""
+        """Write to a cycle's folder, each file whole or not at all, and the seal last."""
+        (folder / SEAL).unlink(missing_ok=True)  # of another table: whoever is killed here leaves no proposal
         with atomic_path(folder / TABLE) as temporary:
             pq.write_table(self.rows, temporary)
         seal: dict[str, JSON] = {

@@ -57,6 +57,20 @@ def test_a_proposal_reads_back_as_written(tmp_path: Path) -> None:
     assert again.rows.equals(ROWS)
 
 
+def test_a_write_that_is_ended_between_table_and_seal_leaves_no_proposal_to_be_read_as_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PROPOSAL.write(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("storage.proposals.atomic_write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        replace(PROPOSAL, rows=ROWS.slice(1)).write(tmp_path)
+    assert not Proposal.exists(tmp_path)
+
+
 def test_a_proposal_changed_on_disk_is_refused(tmp_path: Path) -> None:
     PROPOSAL.write(tmp_path)
     pq.write_table(ROWS.slice(1), tmp_path / "proposal.parquet")
