@@ -1,4 +1,4 @@
-"""The form of a reviewer in the Prefect UI: `tamis serve` registers this flow as the deployment `approve`.
+"""The form of a reviewer in the Prefect UI: `tamis serve` registers the deployment `approve-NAME`, by data set.
 
 It decides as `tamis approve` and `tamis reject` do, by the same function. What is refused is a failed run whose message
 is the line that says why. Prefect knows no users: a name is what somebody typed in, and the ledger says so.

@@ -11,10 +11,10 @@ from flows.config import Config, load
 from flows.errors import BadInput
 from flows.inspection import open_ledger
 from flows.stores import tracker_of
-from storage.errors import StaleApproval, UnknownPoint
+from storage.errors import StaleApproval, StorageError, UnknownPoint
 from storage.ledger import Ledger
 from storage.points import PointId, id_from_text
-from storage.reviews import UNNAMED, OpenProposal, is_named
+from storage.reviews import UNNAMED, OpenProposal, is_named, plain_name
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,12 @@ def decide(file: Path, act: Act) -> str:
         raise StaleApproval(
             f"proposal {act.proposal[:12]} was decided, and its cycle has ended since; see `tamis status`"
         )
-    _show(config, opened)
-    return _said(file, act, opened)
+    said = _said(file, act, opened)
+    try:
+        _show(config, opened)
+    except StorageError as error:  # the decision stands, and whoever took it must not think otherwise
+        return f"{said}; its pages in MLflow show it once the cycle goes on, now: {error}"
+    return said
 
 
 def named(by: str) -> str:
@@ -73,7 +77,7 @@ def named(by: str) -> str:
         BadInput: It is empty, or reads like a rule's or a page's.
     """
     name = " ".join(by.split())
-    if not name:
+    if not plain_name(name):
         raise BadInput("--by is empty: name the person who decides")
     if not is_named(name):
         raise BadInput(f"--by {name!r}: names that begin with {', '.join(UNNAMED)} are no person's; name who decides")

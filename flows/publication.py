@@ -110,8 +110,8 @@ def describe(summary: Summary) -> str:
         tag += "`reject:…`); the cycle goes on when it is run again, which `tamis serve` does by itself. Or "
         lines += [
             "",
-            f"To approve, {tag if summary.tag else ''}use the form of the Prefect deployment `approve`, or the command "
-            "line, where `--strike ID` leaves points out:",
+            f"To approve, {tag if summary.tag else ''}use the form of the Prefect deployment "
+            f"`tamis-review/approve-{summary.dataset}`, or the command line, where `--strike ID` leaves points out:",
             *[f"    {command}" for command in summary.next_commands],
         ]
     for arm, outcome in summary.arms.items():

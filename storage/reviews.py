@@ -6,6 +6,7 @@ strikes points out makes a new proposal in the same act, and approves that one; 
 """
 
 import re
+import unicodedata
 from collections.abc import Collection
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timedelta
@@ -65,7 +66,7 @@ class OpenProposal:
 
     def approved_by(self, actor: str) -> bool:
         """Whether this person is one of them, however the name is written."""
-        return _name(actor) in map(_name, self.approvers)
+        return plain_name(actor) in map(plain_name, self.approvers)
 
     @property
     def times(self) -> int:
@@ -122,7 +123,8 @@ class OpenProposal:
 
 def is_named(actor: str) -> bool:
     """Whether an actor is a person by name, not a rule and not whoever could reach a page."""
-    return not actor.startswith(UNNAMED)
+    name = plain_name(actor)
+    return bool(name) and not name.startswith(UNNAMED)
 
 
 def open_proposal(con: duckdb.DuckDBPyConnection) -> OpenProposal | None:
@@ -154,8 +156,8 @@ def decide(
                 f"proposal {opened.short} takes two named persons, and {actor} names none: `tamis approve "
                 f"{opened.short} --by NAME`, or the form with the field `by`"
             )
-        others = [name for name in opened.approvers if _name(name) != _name(actor)]
-        record(con, proposal.cycle, "endorsed", actor, detail, f"{proposal.hash}/{_name(actor)}")
+        others = [name for name in opened.approvers if plain_name(name) != plain_name(actor)]
+        record(con, proposal.cycle, "endorsed", actor, detail, f"{proposal.hash}/{plain_name(actor)}")
         if not others:
             return None
         by = f"{others[0]} and {actor}"
@@ -289,6 +291,8 @@ def _without(whole: Proposal, texts: Collection[str]) -> Proposal:
     return replace(whole, rows=whole.rows.filter(pa.array(kept)))
 
 
-def _name(actor: str) -> str:
-    """One text for a name however it is written."""
-    return " ".join(actor.casefold().split())
+def plain_name(actor: str) -> str:
+    """One text for a name however it is written; empty where nothing of it can be seen."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", actor).casefold())
+    seen = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")  # e.g. zero-width spaces
+    return " ".join(seen.split())

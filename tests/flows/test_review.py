@@ -11,8 +11,9 @@ import pytest
 from flows.decision import Act, decide, named
 from flows.errors import BadInput
 from flows.inspection import status_of
-from storage.errors import StaleApproval, StorageError
+from storage.errors import ServerUnusable, StaleApproval, StorageError
 from storage.records import Terms
+from storage.reviews import is_named
 from tests.flows.desk import POINTS, Desk, copied, open_desk, propose
 from tests.flows.helpers import tamis
 
@@ -240,7 +241,7 @@ def test_two_persons_above_the_share_and_one_below(pair: Desk) -> None:
     assert pair.ledger.verify().holds
 
 
-@pytest.mark.parametrize("again", ["ada", "ADA", " Ada "])
+@pytest.mark.parametrize("again", ["ADA", " Ada ", "\uff21da", "a\u200bda", "\u2066ada\u2069"])
 def test_the_same_person_counts_once(pair: Desk, again: str) -> None:
     pair.act(pair.hash, by="ada")
     with pytest.raises(StaleApproval, match=r"has approved proposal \w{12} before and counts once"):
@@ -248,6 +249,34 @@ def test_the_same_person_counts_once(pair: Desk, again: str) -> None:
     assert pair.ledger.add_review(pair.hash, "approve", again, "cli") is None, "nor in the ledger"
     assert len(pair.events("endorsed")) == 1
     assert pair.review().decision == "awaiting"
+
+
+@pytest.mark.parametrize("by", ["rule:auto", "Rule:auto", "\uff52ule:auto", "r\u200bule:auto", "prefect\uff1ax"])
+def test_a_name_that_reads_like_a_rules_or_a_pages_is_no_persons_however_it_is_written(by: str) -> None:
+    with pytest.raises(BadInput, match="are no person's"):
+        named(by)
+    assert not is_named(by)
+
+
+@pytest.mark.parametrize("by", ["", "  ", "\u200b", "\u2060 \ufeff"])
+def test_a_name_of_which_nothing_can_be_seen_is_none(by: str) -> None:
+    with pytest.raises(BadInput, match="--by is empty"):
+        named(by)
+    assert not is_named(by)
+
+
+def test_a_decision_stands_and_is_said_to_although_mlflow_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise ServerUnusable("MLflow does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.decision.tracker_of", away)
+        line = desk.act(desk.hash)
+    assert f"proposal {desk.hash[:12]} approved by ada; continue: tamis run" in line
+    assert line.endswith("its pages in MLflow show it once the cycle goes on, now: MLflow does not answer")
+    assert "tamis.review" not in desk.run_tags
+    assert desk.review().decision == "approve"
+    assert desk.run_tags["tamis.review"] == desk.version_tags["tamis.review"] == f"approve:{desk.hash[:12]}"
 
 
 def test_a_tag_is_no_second_person_and_no_first_one_but_it_can_reject(pair: Desk) -> None:
