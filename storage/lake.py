@@ -213,7 +213,7 @@ def _attached(lake: Lake, read_only: bool) -> Iterator[tuple[duckdb.DuckDBPyConn
             open_data(con, lake.data)
             options = f"DATA_PATH '{errors.quoted(lake.data)}', METADATA_SCHEMA '{lake.name}'"
             options += ", READ_ONLY" if read_only else ""
-            con.execute(f"ATTACH 'ducklake:postgres:{_reached(lake)}' AS {name} ({options})")
+            con.execute(f"ATTACH 'ducklake:postgres:{errors.quoted(_reached(lake))}' AS {name} ({options})")
         yield con, name
     finally:
         _detach(con, name)
@@ -247,7 +247,7 @@ def _locked(lake: Lake, patience: float) -> Iterator[None]:
     take = f"FROM postgres_query('{name}', 'SELECT pg_try_advisory_xact_lock({lake.lock})')"
     try:
         with errors.named(lake):
-            con.execute(f"ATTACH '{_reached(lake)}' AS {name} (TYPE postgres, READ_ONLY)")
+            con.execute(f"ATTACH '{errors.quoted(_reached(lake))}' AS {name} (TYPE postgres, READ_ONLY)")
             con.begin()
             while not con.execute(take).fetchall()[0][0]:
                 if time.monotonic() >= deadline:

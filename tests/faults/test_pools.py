@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from flows.config import load
-from flows.opening import ledger_of
+from flows.stores import ledger_of
 from tests.faults.harness import ROOT
 from tests.flows.helpers import write_toml
 

@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.config import load
+from flows.decision import Act, decide
 from flows.doctor import examine
 from flows.evidence import account_of
-from flows.inspection import decide, open_ledger
+from flows.inspection import open_ledger
 from storage.tracking import Tracker
 from tests.flows.helpers import turn, write_toml
 
@@ -50,7 +51,7 @@ def test_a_lost_workspace_comes_back_from_a_copy_of_its_ledger_as_far_as_the_hea
     summary = turn(file)  # the open cycle is computed again, to the same proposal
     assert summary.cycle == 2
     assert summary.proposal == ledger.proposal(2).hash  # type: ignore[union-attr]
-    decide(file, summary.proposal, "reject", "ada", "")
+    decide(file, Act(summary.proposal, "reject", "ada", "tamis reject"))
     assert turn(file).cycle == 2
     assert ledger.unfinished_cycle() is None
     assert all(finding.ok for finding in examine(config))

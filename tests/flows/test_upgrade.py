@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from flows.config import load
+from flows.decision import Act, decide
 from flows.doctor import examine
 from flows.evidence import account_of
 from flows.export import export_file
-from flows.inspection import decide, open_ledger
+from flows.inspection import open_ledger
 from tests.flows.helpers import run_here, turn
 
 ARCHIVE = Path(__file__).with_name("fixtures") / "workspace-0.1.0.tar.xz"
@@ -73,7 +74,7 @@ def test_its_next_cycle_opens_on_the_same_data_and_ends(file: Path) -> None:
     ledger = open_ledger(file)
     assert ledger.verify().holds
     assert ledger.removed_contents(2) == before
-    decide(file, summary.proposal, "approve", "ada", "")
+    decide(file, Act(summary.proposal, "approve", "ada", "tamis approve"))
     assert turn(file).state in ("promoted", "rolled_back")
     assert ledger.verify().holds
     told = account_of(file, "train-001")
