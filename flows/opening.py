@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from flows.announcements import forget
-from flows.config import Config
+from flows.config import Config, dataset_name
 from flows.dataset import DataSets, read_sets
 from flows.errors import BadInput
 from flows.holding import lock_of
@@ -31,6 +31,7 @@ from flows.workload import Workload, seeded_model
 from storage import checkpoints
 from storage.errors import StorageError
 from storage.files import JSON, atomic_write_json, sha256_json
+from storage.lake import Lake
 from storage.ledger import Ledger
 from storage.points import Manifest, dataset_sha256
 from storage.tracking import Tracker
@@ -94,13 +95,15 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     """Continue the unfinished cycle, or open the next one on the data as they are now.
 
     Raises:
-        BadInput: A set is empty or malformed, or points are relabelled and the workload cannot be.
+        BadInput: A set is empty or malformed, points are relabelled and the workload cannot be, or a shared ledger is
+            another data set's.
         storage.errors.StorageError: Sets that overlap, duplicate ids, a locked or newer ledger, points decided on
             meanwhile.
     """
     show(Progress("reading the data", 0, 1))
     sets = read_sets(workload)
     ledger = ledger_of(config)
+    _check_owner(ledger, config)
     tracker = tracker_of(config)
     number, parent = _number(ledger, tracker, sets.train)
     known = in_force(ledger, number - 1, sets.train)
@@ -126,6 +129,19 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     return Cycle(
         config, number, sets.train, known.removed, digest, digests, ledger, tracker, run, show, known.relabeled, moved
     )
+
+
+def _check_owner(ledger: Ledger, config: Config) -> None:
+    """To the data set of this TOML another one's cycle looks like its own on data that moved: it would be undone."""
+    if not isinstance(ledger.path, Lake) or not ledger.exists or (last := ledger.last_cycle()) is None:
+        return
+    entry = last.config.get("workload", {}).get("class")
+    owner = dataset_name(last.config.get("dataset", ""), entry) if entry else config.name
+    if owner != config.name:
+        raise BadInput(
+            f"the ledger {ledger.path} is that of data set {owner!r}, and this file's is {config.name!r}: give "
+            "servers.ledger a `name` of its own, or `dataset` that name if the data are the same"
+        )
 
 
 def _number(ledger: Ledger, tracker: Tracker, train: Manifest) -> tuple[int, int | None]:

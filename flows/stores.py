@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def ledger_of(config: Config) -> Ledger:
     """The workspace's ledger."""
     given = config.servers.ledger
-    return Ledger(Lake(given.catalog, given.data, given.name) if given else config.workspace / "ledger.duckdb")
+    return Ledger(Lake(given.catalog, given.data, given.schema_of(config.name)) if given else config.workspace / "ledger.duckdb")
 
 
 def store_uri(config: Config) -> str | None:

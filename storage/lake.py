@@ -47,7 +47,7 @@ class Lake:
 
     catalog: str
     data: str
-    name: str = "tamis"
+    name: str
 
     def __str__(self) -> str:
         return f"{self.name} in {self.catalog}"

@@ -165,7 +165,7 @@ def test_a_catalog_that_is_not_there_or_refuses_is_one_line(
         Ledger(place).last_cycle()
     opened(Ledger(place), 1)
     elsewhere = Lake(place.catalog, str(tmp_path / "elsewhere"), place.name)
-    gone = Lake(f"postgresql://tamis@127.0.0.1:{free_ports(1)[0]}/x", str(tmp_path))
+    gone = Lake(f"postgresql://tamis@127.0.0.1:{free_ports(1)[0]}/x", str(tmp_path), "gone")
     keyless = Lake(place.catalog, "s3://tamis/keyless", "keyless")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     for wrong, said in (
