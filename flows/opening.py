@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
@@ -21,12 +20,13 @@ from flows.config import Config, dataset_name
 from flows.dataset import DataSets, read_sets
 from flows.errors import BadInput
 from flows.holding import lock_of
+from flows.installed import version_of
 from flows.launch import Progress
 from flows.moving import in_force, manifest_of_cycle, record_moves
 from flows.redaction import redacted
 from flows.relabeling import check_relabeling
 from flows.stages import Cycle, cycle_folder
-from flows.stores import ledger_of, tracker_of
+from flows.stores import identity_of, ledger_of, tracker_of
 from flows.workload import Workload, seeded_model
 from storage import checkpoints
 from storage.errors import StorageError
@@ -105,6 +105,12 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     ledger = ledger_of(config)
     _check_owner(ledger, config)
     tracker = tracker_of(config)
+    if tracker.is_anothers():
+        raise BadInput(
+            f"the MLflow server {config.servers.mlflow} has cycles of another workspace under the name "
+            f"{config.name!r}, whose champion this one would replace: give `dataset` a name of its own, or work in "
+            "that workspace"
+        )
     number, parent = _number(ledger, tracker, sets.train)
     known = in_force(ledger, number - 1, sets.train)
     if known.relabeled:
@@ -115,6 +121,8 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     digests = digests_of(workload, sets)
     run = tracker.cycle_run(number, digest, _parameters(config))
     settings = redacted(config.model_dump(mode="json", by_alias=True))
+    if identity := identity_of(config):
+        settings["identity"] = identity
     ids = sets.train.id_kind
     ledger.open_cycle(number, digest, settings, versions, ids, parent, mlflow_run_id=run, decided=known.decided)
     folder = cycle_folder(config, number)
@@ -176,7 +184,7 @@ def _check_champion(tracker: Tracker, config: Config, workload: Workload) -> Non
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES}
+    return {name: version_of(name) for name in PACKAGES}
 
 
 def digests_of(workload: Workload, sets: DataSets) -> dict[str, str]:

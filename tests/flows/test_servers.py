@@ -73,7 +73,7 @@ def test_a_ledger_that_is_another_data_sets_is_left_as_it_is(postgres: Service, 
     ledger = ledger_of(load(write_toml(tmp_path, dataset="digits", servers={"ledger": lake})))
     settings = {"dataset": "", "workload": {"class": "shop.py:digits"}}
     ledger.open_cycle(1, "a" * 64, settings, {}, "int")
-    with pytest.raises(BadInput, match="is that of data set 'digits', and this file's is 'blobs': give servers.ledger"):
+    with pytest.raises(BadInput, match=r"that of data set 'digits', and this file's is 'blobs': give servers\.ledger"):
         turn(write_toml(tmp_path / "other", dataset="blobs", servers={"ledger": lake}))
     assert ledger.unfinished_cycle() is not None
 
