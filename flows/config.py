@@ -105,7 +105,12 @@ class Config(Section):
     @property
     def name(self) -> str:
         """The data set's name."""
-        return self.dataset or self.workload.entry.rsplit(":", 1)[-1]
+        return dataset_name(self.dataset, self.workload.entry)
+
+
+def dataset_name(dataset: str, entry: str) -> str:
+    """The data set's name by the two keys that say it."""
+    return dataset or entry.rsplit(":", 1)[-1]
 
 
 def load(path: Path) -> Config:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import psutil
+
 from flows.config import Config
 from flows.diagnosis import installation, processes, records, servers
 from flows.errors import BadInput
@@ -33,4 +35,7 @@ def examine(config: Config) -> list[Finding]:
             findings.append(Finding(name, True, diagnose(config)))
         except (BadInput, StorageError) as error:
             findings.append(Finding(name, False, str(error)))
+        except (OSError, psutil.Error) as error:  # a process at work takes away what is being looked at
+            said = " ".join(str(error).split())
+            findings.append(Finding(name, False, f"could not be looked at ({said}): look again"))
     return findings

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from flows.config import Config
-from flows.stores import ledger_of, store_uri
+from flows.stores import identity_of, ledger_of, store_uri
 from storage.connection import is_current
 from storage.files import TEMPORARY
 from storage.journal import journal_of
@@ -33,9 +33,8 @@ def torn_files(workspace: Path) -> list[Path]:
 
 def is_readable(ledger: Ledger) -> bool:
     """Whether it can be read without putting it back or bringing it up to date."""
-    if isinstance(ledger.path, Lake):
-        return True
-    return not journal_of(ledger.path).exists() and is_current(ledger.path, ledger.patience)
+    whole = isinstance(ledger.path, Lake) or not journal_of(ledger.path).exists()
+    return whole and is_current(ledger.path, ledger.patience)
 
 
 def remove(path: Path) -> None:
@@ -49,9 +48,10 @@ def remove(path: Path) -> None:
 def unended(config: Config) -> tuple[Unended, ...]:
     """MLflow runs that say they are running, though the cycle has ended or nobody is at work on them."""
     store, ledger = store_uri(config), ledger_of(config)
-    if store is None:
+    if store is None or (ledger.exists and not is_readable(ledger)):
         return ()
-    if ledger.exists and not is_readable(ledger):
+    identity = identity_of(config)
+    if config.servers.mlflow and not identity:
         return ()
     current = ledger.unfinished_cycle() if ledger.exists else None
-    return unended_runs(store, config.name, [str(current.cycle)] if current else [])
+    return unended_runs(store, config.name, [str(current.cycle)] if current else [], identity)

@@ -12,25 +12,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
 from flows.announcements import forget
-from flows.config import Config
+from flows.config import Config, dataset_name
 from flows.dataset import DataSets, read_sets
 from flows.errors import BadInput
 from flows.holding import lock_of
+from flows.installed import version_of
 from flows.launch import Progress
 from flows.moving import in_force, manifest_of_cycle, record_moves
 from flows.redaction import redacted
 from flows.relabeling import check_relabeling
 from flows.stages import Cycle, cycle_folder
-from flows.stores import ledger_of, tracker_of
+from flows.stores import identity_of, ledger_of, tracker_of
 from flows.workload import Workload, seeded_model
 from storage import checkpoints
 from storage.errors import StorageError
 from storage.files import JSON, atomic_write_json, sha256_json
+from storage.lake import Lake
 from storage.ledger import Ledger
 from storage.points import Manifest, dataset_sha256
 from storage.tracking import Tracker
@@ -94,14 +95,22 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     """Continue the unfinished cycle, or open the next one on the data as they are now.
 
     Raises:
-        BadInput: A set is empty or malformed, or points are relabelled and the workload cannot be.
+        BadInput: A set is empty or malformed, points are relabelled and the workload cannot be, or a shared ledger is
+            another data set's.
         storage.errors.StorageError: Sets that overlap, duplicate ids, a locked or newer ledger, points decided on
             meanwhile.
     """
     show(Progress("reading the data", 0, 1))
     sets = read_sets(workload)
     ledger = ledger_of(config)
+    _check_owner(ledger, config)
     tracker = tracker_of(config)
+    if tracker.is_anothers():
+        raise BadInput(
+            f"the MLflow server {config.servers.mlflow} has cycles of another workspace under the name "
+            f"{config.name!r}, whose champion this one would replace: give `dataset` a name of its own, or work in "
+            "that workspace"
+        )
     number, parent = _number(ledger, tracker, sets.train)
     known = in_force(ledger, number - 1, sets.train)
     if known.relabeled:
@@ -112,6 +121,8 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     digests = digests_of(workload, sets)
     run = tracker.cycle_run(number, digest, _parameters(config))
     settings = redacted(config.model_dump(mode="json", by_alias=True))
+    if identity := identity_of(config):
+        settings["identity"] = identity
     ids = sets.train.id_kind
     ledger.open_cycle(number, digest, settings, versions, ids, parent, mlflow_run_id=run, decided=known.decided)
     folder = cycle_folder(config, number)
@@ -126,6 +137,19 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     return Cycle(
         config, number, sets.train, known.removed, digest, digests, ledger, tracker, run, show, known.relabeled, moved
     )
+
+
+def _check_owner(ledger: Ledger, config: Config) -> None:
+    """To the data set of this TOML another one's cycle looks like its own on data that moved: it would be undone."""
+    if not isinstance(ledger.path, Lake) or not ledger.exists or (last := ledger.last_cycle()) is None:
+        return
+    entry = last.config.get("workload", {}).get("class")
+    owner = dataset_name(last.config.get("dataset", ""), entry) if entry else config.name
+    if owner != config.name:
+        raise BadInput(
+            f"the ledger {ledger.path} is that of data set {owner!r}, and this file's is {config.name!r}: give "
+            "servers.ledger a `name` of its own, or `dataset` that name if the data are the same"
+        )
 
 
 def _number(ledger: Ledger, tracker: Tracker, train: Manifest) -> tuple[int, int | None]:
@@ -160,7 +184,7 @@ def _check_champion(tracker: Tracker, config: Config, workload: Workload) -> Non
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES}
+    return {name: version_of(name) for name in PACKAGES}
 
 
 def digests_of(workload: Workload, sets: DataSets) -> dict[str, str]:

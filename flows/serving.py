@@ -154,16 +154,21 @@ async def _register(configs: Sequence[Config], extent: Extent, cycles: Runner, f
 
 
 async def _until(stop: asyncio.Event, running: dict[Any, asyncio.Task[None]], watcher: Watcher) -> None:
-    stopping = asyncio.create_task(stop.wait())
+    stopping, watching = asyncio.create_task(stop.wait()), asyncio.create_task(asyncio.to_thread(watcher.join))
+    blind = False
     try:
-        await asyncio.wait({stopping, *running.values()}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, watching, *running.values()}, return_when=asyncio.FIRST_COMPLETED)
+        blind = watching.done() and not stop.is_set()
     finally:
         stopping.cancel()
         await asyncio.to_thread(watcher.stop)
         for runner, task in running.items():
             if not task.done():
                 await runner.astop()
+        await watching
     await asyncio.gather(*running.values())
+    if blind:
+        raise StageFailed("the watcher of reviews ended by an error of its own (above); `tamis serve` starts it again")
 
 
 def _webhooks(extent: Extent, watcher: Watcher) -> AbstractContextManager[Any]:

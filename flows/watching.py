@@ -16,9 +16,11 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import PrefectException
 
 from flows.config import Config
 from flows.deployments import UNDER_WAY, runs_of
+from flows.errors import BadInput
 from flows.orchestration import SKIPPED
 from flows.stores import ledger_of
 from flows.waiting import Reason, pending
@@ -29,6 +31,7 @@ SHUT_DOWN = "Runner is shutting down."
 """What Prefect's runner says of a run that it cancels because the service ends."""
 RESTARTS = 3
 """How often in a row a cycle is begun again whose run was killed."""
+HINDERING = (BadInput, StorageError, OSError, PrefectException, httpx.HTTPError)
 SAID: dict[Reason, str] = {
     "approved": "the proposal was approved",
     "rejected": "the proposal was rejected",
@@ -127,7 +130,7 @@ class Watcher(threading.Thread):
         try:
             self._begin(client, deployment, config)
             said = ""
-        except (StorageError, httpx.HTTPError) as error:  # the next look may succeed
+        except HINDERING as error:  # the next look may succeed
             said = " ".join(str(error).split())
         if said != self._said.get(deployment, ""):
             self._said[deployment] = said

@@ -56,8 +56,10 @@ def reading(path: Path | Lake, patience: float) -> Iterator[duckdb.DuckDBPyConne
         yield con
 
 
-def is_current(path: Path, patience: float) -> bool:
+def is_current(path: Path | Lake, patience: float) -> bool:
     """Whether a ledger has the schema of this version; it is opened, and left as it is; raises as `reading`."""
+    if isinstance(path, Lake):
+        return lake.is_current(path)
     with closing(_connect(path, patience, read_only=True)) as con:
         return not missing_steps(con, path)
 

@@ -47,7 +47,7 @@ class Lake:
 
     catalog: str
     data: str
-    name: str = "tamis"
+    name: str
 
     def __str__(self) -> str:
         return f"{self.name} in {self.catalog}"
@@ -62,9 +62,16 @@ def exists(lake: Lake) -> bool:
     """Whether there is a ledger."""
     try:
         with _attached(lake, read_only=True) as (con, name):
-            return _schema_of(con, name) > 0
+            return _schema_of(con, lake, name) > 0
     except LedgerMissing:
         return False
+
+
+def is_current(lake: Lake) -> bool:
+    """Whether a ledger has the schema of this version; it is opened, and left as it is; raises as `reading`."""
+    with _attached(lake, read_only=True) as (con, name):
+        schema = _schema_of(con, lake, name)
+        return schema == newest_schema(lake, schema)
 
 
 @contextmanager
@@ -80,7 +87,7 @@ def reading(lake: Lake, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
         ServerUnusable: the catalog or the object store does not answer, or refuses.
     """
     with _attached(lake, read_only=True) as (con, name):
-        schema = _schema_of(con, name)
+        schema = _schema_of(con, lake, name)
         if not schema:
             raise LedgerMissing(errors.missing(lake))
         if schema == newest_schema(lake, schema):
@@ -102,6 +109,7 @@ def _viewed(con: duckdb.DuckDBPyConnection, lake: Lake, name: str, schema: int) 
             con.execute(f"DROP TABLE {table}")
             con.execute(f"CREATE VIEW {table} AS FROM {name}.{table}")
         con.begin()
+        _check_same(con, lake, name, schema)
         yield
 
 
@@ -137,6 +145,8 @@ def copy(lake: Lake, target: Path) -> None:
     """Write the ledger as of now to a DuckDB file, whole or not at all."""
     with atomic_path(target) as draft, _attached(lake, read_only=True) as (con, name), _staged(con, str(draft)):
         _load(con, lake, name)
+        with errors.named(lake):
+            con.execute("CHECKPOINT")  # here, since what fails when it is detached is not said
 
 
 def _write_anew(con: duckdb.DuckDBPyConnection, name: str, schema: int, create: str) -> None:
@@ -162,15 +172,18 @@ def _told(con: duckdb.DuckDBPyConnection, before: int) -> tuple[str, str]:
 
 def _load(con: duckdb.DuckDBPyConnection, lake: Lake, name: str) -> tuple[int, int]:
     """Copy the lake's rows into the stage, under the schema they have; returns its number and the last one drawn."""
-    schema = _schema_of(con, name)
+    schema = _schema_of(con, lake, name)
     if not schema:
         return 0, 0
     newest_schema(lake, schema)
     run_steps(con, lake, 0, schema)
     with errors.named(lake):
+        con.begin()
+        _check_same(con, lake, name, schema)
         for table in tables(schema):
             load_rows(con, table, f"{name}.{table}")
         [(drawn,)] = con.execute(f"FROM {name}.writer").fetchall()
+        con.commit()
     con.execute("SELECT max(nextval('ledger_seq')) FROM range(?)", [drawn - _drawn(con)]).fetchall()
     return schema, drawn
 
@@ -195,12 +208,19 @@ def _count(con: duckdb.DuckDBPyConnection, table: str) -> int:
     return int(count)
 
 
-def _schema_of(con: duckdb.DuckDBPyConnection, name: str) -> int:
-    try:  # to ask for the tables would ask every table of PostgreSQL's
-        [(version,)] = con.execute(f"SELECT max(version) FROM {name}.schema_version").fetchall()
-    except duckdb.CatalogException:
-        return 0
+def _schema_of(con: duckdb.DuckDBPyConnection, lake: Lake, name: str) -> int:
+    with errors.named(lake):
+        try:  # to ask for the tables would ask every table of PostgreSQL's
+            [(version,)] = con.execute(f"SELECT max(version) FROM {name}.schema_version").fetchall()
+        except duckdb.CatalogException:
+            return 0
     return int(version)
+
+
+def _check_same(con: duckdb.DuckDBPyConnection, lake: Lake, name: str, schema: int) -> None:
+    """Begin the snapshot that a transaction reads, and see that the schema is what it was before."""
+    if _schema_of(con, lake, name) != schema:
+        raise LedgerLocked(errors.overtaken(lake))
 
 
 @contextmanager
@@ -233,10 +253,11 @@ def _staged(con: duckdb.DuckDBPyConnection, file: str) -> Iterator[None]:
 
 
 def _detach(con: duckdb.DuckDBPyConnection, name: str) -> None:
-    with suppress(duckdb.TransactionException):  # of a block that failed in one
+    with suppress(duckdb.Error):  # of a block that failed in a transaction, if its server still hears it
         con.rollback()
-    con.execute("USE memory")
-    con.execute(f"DETACH DATABASE IF EXISTS {name}")
+    with suppress(duckdb.Error):  # what cannot be detached goes with the connection
+        con.execute("USE memory")
+        con.execute(f"DETACH DATABASE IF EXISTS {name}")
 
 
 @contextmanager
@@ -284,8 +305,9 @@ def _committed(
                     raise LedgerLocked(errors.overtaken(lake))
             yield
             con.execute(f"CALL {name}.set_commit_message(?, ?)", [who, what])
-            con.commit()
+            with errors.committing(lake):
+                con.commit()
     except BaseException:
-        with suppress(duckdb.TransactionException):  # a commit that failed has ended it
+        with suppress(duckdb.Error):  # a commit that failed has ended it
             con.rollback()
         raise

@@ -24,6 +24,22 @@ def named(lake: object) -> Iterator[None]:
         raise _said(lake, error) from error
 
 
+@contextmanager
+def committing(lake: object) -> Iterator[None]:
+    """Like `named`, around a commit: one whose answer is lost may have been made."""
+    try:
+        yield
+    except duckdb.Error as error:
+        said = _said(lake, error)
+        if isinstance(said, LedgerLocked):
+            raise said from error
+        text = _secretless(error)[:200]
+        raise WriteFailed(
+            f"the answer to a commit of the ledger {lake} is lost ({text}): it may or may not have been recorded; look "
+            "with `tamis ledger log`, or run again"
+        ) from error
+
+
 def quoted(text: str) -> str:
     """Text for a SQL literal."""
     return text.replace("'", "''")
@@ -40,10 +56,7 @@ def overtaken(lake: object) -> str:
 
 
 def _said(lake: object, error: duckdb.Error) -> StorageError:
-    text = " ".join(str(error).split())
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if os.environ.get(name):
-            text = text.replace(os.environ[name], "…")
+    text = _secretless(error)
     if "does not exist" in text and "Existing DuckLake" in text:
         return LedgerMissing(missing(lake))
     if any(sign in text for sign in PASSWORD):
@@ -68,3 +81,11 @@ def _said(lake: object, error: duckdb.Error) -> StorageError:
     if "Transaction conflict" in text:
         return LedgerLocked(overtaken(lake))
     return WriteFailed(f"the ledger {lake} cannot be opened or written: {text[:300]}; nothing was recorded")
+
+
+def _secretless(error: duckdb.Error) -> str:
+    text = " ".join(str(error).split())
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        if os.environ.get(name):
+            text = text.replace(os.environ[name], "…")
+    return text

@@ -2,17 +2,22 @@
 
 A server is asked over HTTP, and artifacts go where it says: through it, or straight to its object store. Credentials
 are MLflow's own variables of the environment (MLFLOW_TRACKING_USERNAME, …; AWS_ACCESS_KEY_ID, …) and stand nowhere
-else. `storage.tracking` imports this, once it has told MLflow to be quiet.
+else.
 """
 
 import functools
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+import storage.mlflow_quiet  # noqa: F401
+
+# isort: split
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.credentials import get_default_host_creds
@@ -44,6 +49,14 @@ class Store:
     uri: str
     artifacts: str | None
     server: bool
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Say in one line what the store refuses."""
+        try:
+            yield
+        except store_errors() as error:
+            raise self.said(error) from error
 
     def said(self, error: Exception) -> StorageError:
         """What went wrong, in one line."""

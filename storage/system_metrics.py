@@ -1,18 +1,19 @@
 """What a machine spends while a run goes on, which MLflow shows on a tab of its own."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import storage.mlflow_quiet  # noqa: F401
+
+# isort: split
 from mlflow import MlflowClient
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 PREFIX = "system/"
 SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 """MLflow's own; what it calls off by default is on here."""
-logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # it announces its start and end
 
 
 @contextmanager

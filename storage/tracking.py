@@ -9,13 +9,12 @@ every call.
                           (storage/review_tags.py)
     tags of an arm's run:  tamis.arm, tamis.seed, mlflow.parentRunId
     tags of a validation's run: tamis.study, tamis.validation
+    of the first and the last on a server, which several workspaces may share: tamis.workspace
 """
 
 import functools
 import inspect
 import json
-import logging
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,24 +23,20 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import pyarrow as pa
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
-os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a command's output is its own
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+import storage.mlflow_quiet  # noqa: F401
 
+# isort: split
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from storage.checkpoints import Checkpoint
 from storage.errors import StorageError
-from storage.mlflow_store import Store, file_store, server_store, store_errors, weights
+from storage.mlflow_store import Store, file_store, server_store, weights
 from storage.score_store import ScoreSet
 from storage.system_metrics import PREFIX
 
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the errors that it raises
-logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
-
 CHAMPION = "champion"
+OWNER = "tamis.workspace"
 MOST_METRICS = 15
 MOST_ROWS = 1000
 NAME = re.compile(r"\w[\w .-]*")
@@ -81,10 +76,8 @@ def _named(method: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         tracker: Any = args[0]
-        try:
+        with tracker.store.named():
             return method(*args, **kwargs)
-        except store_errors() as error:
-            raise tracker.store.said(error) from error
 
     return call
 
@@ -103,21 +96,29 @@ class Tracker:
         workspace: The folder that holds mlflow.db and mlartifacts, or copies of what a server has.
         experiment: Name of the data set (`check_name`).
         server: URI of an MLflow server; empty: the store in the workspace.
+        identity: Tells the workspace's runs on a server from those of another one that gave the experiment's name.
     """
 
     store = Store("", None, server=False)
 
-    def __init__(self, workspace: Path, experiment: str, server: str = "") -> None:
+    def __init__(self, workspace: Path, experiment: str, server: str = "", identity: str = "") -> None:
         check_name(experiment)
         self.workspace = workspace.resolve()
         self.workspace.mkdir(parents=True, exist_ok=True)
         self.store = server_store(server) if server else file_store(self.workspace)
         self.uri = self.store.uri
+        self._own = {OWNER: identity} if identity else {}
         self._client = MlflowClient(self.uri)
         found = self._client.get_experiment_by_name(experiment)
         self._experiment: str = (
             found.experiment_id if found else self._client.create_experiment(experiment, self.store.artifacts)
         )
+
+    def is_anothers(self) -> bool:
+        """Whether the first cycle under the experiment's name was that of another workspace."""
+        cycles = f"tags.`tamis.cycle` LIKE '%' AND tags.`{OWNER}` LIKE '%'"
+        found = self._client.search_runs([self._experiment], cycles, max_results=1, order_by=["start_time ASC"])
+        return bool(self._own and found) and found[0].data.tags[OWNER] != self._own[OWNER]
 
     def cycle_run(self, cycle: int, dataset_sha256: str, parameters: Mapping[str, Value]) -> str:
         """The run of a cycle, made at the first call.
@@ -129,14 +130,15 @@ class Tracker:
         Returns:
             Its run id.
         """
-        tags = {"tamis.cycle": str(cycle)}
+        tags = {"tamis.cycle": str(cycle), **self._own}
         run = self._run(tags, {"mlflow.runName": f"cycle {cycle}"}, parameters)
         self._client.set_tag(run, "tamis.dataset_sha256", dataset_sha256)
         return run
 
     def run_of(self, cycle: int) -> str | None:
         """The run of a cycle; None where there is none, e.g. because the store was lost since."""
-        found = self._client.search_runs([self._experiment], f"tags.`tamis.cycle` = '{cycle}'", max_results=1)
+        where = _where({"tamis.cycle": str(cycle), **self._own})
+        found = self._client.search_runs([self._experiment], where, max_results=1)
         return str(found[0].info.run_id) if found else None
 
     def arm_run(
@@ -159,12 +161,11 @@ class Tracker:
         Returns:
             Its run id.
         """
-        tags = {"tamis.study": study, "tamis.validation": inputs_sha256}
+        tags = {"tamis.study": study, "tamis.validation": inputs_sha256, **self._own}
         return self._run(tags, {"mlflow.runName": f"validation, {study}"}, parameters)
 
     def _run(self, identity: Mapping[str, str], more: Mapping[str, str], parameters: Mapping[str, Value]) -> str:
-        where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-        found = self._client.search_runs([self._experiment], where, max_results=1)
+        found = self._client.search_runs([self._experiment], _where(identity), max_results=1)
         run = found[0] if found else self._client.create_run(self._experiment, tags={**identity, **more})
         given, known = {key: str(value) for key, value in parameters.items()}, run.data.params
         self._client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in given.items() if k not in known])
@@ -319,6 +320,10 @@ class Tracker:
             CheckpointDamaged: what the server has is not what was registered.
         """
         return weights(self.store, version.source, version.digest, self.workspace / "champion")
+
+
+def _where(tags: Mapping[str, str]) -> str:
+    return " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
 
 
 def _version(found: Any) -> ModelVersion:

@@ -6,10 +6,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import storage.mlflow_quiet  # noqa: F401
+
+# isort: split
 from mlflow import MlflowClient
 from mlflow.store.db import utils
 
 from storage.errors import StorageError
+from storage.mlflow_store import Store
 
 newest_schema: Callable[[], str] = utils._get_latest_schema_revision
 
@@ -43,25 +47,34 @@ def check_schema(store: Path) -> str:
     return expected
 
 
-def unended_runs(store: str, experiment: str, open_cycles: Collection[str]) -> tuple[Unended, ...]:
-    """Runs that are left running: every one of the experiment but those of open cycles.
+def unended_runs(store: str, experiment: str, open_cycles: Collection[str], identity: str) -> tuple[Unended, ...]:
+    """Runs that are left running: every one of the workspace in the experiment but those of open cycles.
 
     Args:
         store: URI of a server, or of a file of the current schema.
         experiment: Name of the data set.
         open_cycles: Numbers of the cycles that will end their run themselves.
+        identity: Of the workspace, where it shares a server with others; else empty.
+
+    Raises:
+        StorageError: The store does not answer, or refuses.
     """
-    client = MlflowClient(store)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return ()
-    runs = client.search_runs([found.experiment_id], "attributes.status = 'RUNNING'")
+    running = "attributes.status = 'RUNNING'" + (f" AND tags.`tamis.workspace` = '{identity}'" if identity else "")
+    with _store(store).named():
+        client = MlflowClient(store)
+        found = client.get_experiment_by_name(experiment)
+        runs = client.search_runs([found.experiment_id], running) if found else []
     seen = (Unended(run.info.run_id, run.info.run_name, run.data.tags.get("tamis.cycle", "")) for run in runs)
     return tuple(run for run in seen if run.cycle not in open_cycles)
 
 
 def end_runs(store: str, runs: Collection[Unended]) -> None:
-    """Let runs that nothing will end show that they failed."""
-    client = MlflowClient(store)
-    for run in runs:
-        client.set_terminated(run.run, "FAILED")
+    """Let runs that nothing will end show that they failed; raises as `unended_runs`."""
+    with _store(store).named():
+        client = MlflowClient(store)
+        for run in runs:
+            client.set_terminated(run.run, "FAILED")
+
+
+def _store(uri: str) -> Store:
+    return Store(uri, None, server=uri.startswith("http"))

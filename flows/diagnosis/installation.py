@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.config import Config
 from flows.errors import BadInput
+from flows.installed import version_of
 
 NAMED = ("tamis", "torch", "deepspeed", "prefect", "fastapi", "mlflow", "duckdb")
 
@@ -23,13 +24,13 @@ def versions(config: Config) -> str:
         wrong.append(f"Python {platform.python_version()}, Tamis asks for {python}: make an environment of such a one")
     if wrong:
         raise BadInput("; ".join(wrong))
-    here = ", ".join(f"{name} {version(name)}" for name in NAMED)
+    here = ", ".join(f"{name} {version_of(name)}" for name in NAMED)
     return f"Python {platform.python_version()}, {here}; all {len(asked)} packages are within what Tamis asks for"
 
 
 def _fault(asked: Requirement) -> str:
     try:
-        found = version(asked.name)
+        found = version_of(asked.name)
     except PackageNotFoundError:
         return f"{asked.name} is not installed: pip install '{asked}'"
     if asked.specifier.contains(found, prereleases=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -10,6 +11,9 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from flows.sections.base import SECRET, Section
+
+UNFIT = re.compile(r"[^a-z0-9_]")
+LONGEST = 40
 
 
 def _without_secret(uri: str, users: bool, where: str) -> None:
@@ -40,8 +44,12 @@ class LakeConfig(Section):
     """The database, as `postgresql://USER@HOST:PORT/DATABASE`."""
     data: str
     """A folder beside the TOML that every machine sees, or `s3://BUCKET/PREFIX`."""
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")] = "tamis"
-    """Of the catalog's schema; one for each workspace."""
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")] | None = None
+    """Of the catalog's schema, one for each data set; default: `tamis_` and the data set's name."""
+
+    def schema_of(self, dataset: str) -> str:
+        """The name of the schema with the ledger of a data set."""
+        return self.name or f"tamis_{UNFIT.sub('_', dataset.lower())}"[:LONGEST]
 
     @field_validator("data")
     @classmethod

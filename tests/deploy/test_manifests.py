@@ -1,5 +1,6 @@
 """What stands in deploy/, without a container engine: by the tools' own validators, and for what they do not ask."""
 
+import json
 import os
 import re
 import subprocess
@@ -75,6 +76,21 @@ def test_every_pod_is_watched_limited_unprivileged_and_has_its_secrets_from_one_
                 assert variable["valueFrom"]["secretKeyRef"]["name"] == "tamis"
 
 
+def test_the_pods_of_cycles_are_unprivileged_and_have_their_secrets_from_one_that_is_not_here() -> None:
+    pool = json.loads((DEPLOY / "kubernetes" / "work-pool.json").read_text())
+    job = pool["job_configuration"]["job_manifest"]
+    assert pool["variables"]["properties"]["secret"]["default"] == "tamis"
+    for found in (job, documents("cycle.yaml")[1]):
+        pod = found["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        assert pod["enableServiceLinks"] is pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        given = {it["name"]: it["valueFrom"]["secretKeyRef"]["name"] for it in container["env"] if "valueFrom" in it}
+        assert given.keys() == {"PGPASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert set(given.values()) <= {"tamis", "{{ secret }}"}
+
+
 def test_no_address_in_the_folder_holds_a_password() -> None:
     for path in DEPLOY.rglob("*"):
         if path.is_file():
@@ -83,7 +99,7 @@ def test_no_address_in_the_folder_holds_a_password() -> None:
 
 def test_both_platforms_start_the_same_servers_with_the_same_commands() -> None:
     ours = {pod["containers"][0]["name"]: pod["containers"][0] for pod in pods()}
-    for name in ("mlflow", "prefect", "worker", "s3"):
+    for name in ("mlflow", "prefect", "worker", "reviews", "s3"):
         theirs = COMPOSE["services"][name]["command"]
         found = ours[name].get("command") or ours[name]["args"]
         vary = ("--allowed-hosts", "-ip=")

@@ -176,4 +176,4 @@ def test_the_data_of_a_lake_lie_beside_the_file_or_in_a_bucket(tmp_path: Path) -
         text = f"[servers]\nledger = {{ catalog = 'postgresql://ada@host/db', data = '{given}' }}"
         ledger = load(written(tmp_path, text)).servers.ledger
         assert ledger is not None
-        assert (ledger.data, ledger.name) == (found, "tamis")
+        assert (ledger.data, ledger.schema_of("My data")) == (found, "tamis_my_data")

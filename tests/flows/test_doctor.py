@@ -27,9 +27,12 @@ from flows.garbage import torn_files
 from flows.server import MARK
 from storage import checkpoints, score_store
 from storage.checkpoints import Metadata
+from storage.errors import ServerUnusable
 from storage.journal import journal_of
 from storage.tracking import Tracker
+from storage.tracking_health import unended_runs
 from tests.flows.helpers import write_toml
+from tests.services import free_ports
 from tests.storage.ledgers import full_ledger
 from tests.storage.score_tables import Row, write
 
@@ -261,6 +264,25 @@ def test_a_run_that_nothing_will_end_is_found_and_that_of_the_open_cycle_is_not(
     assert wrong(config)["runs"].startswith(
         f"1 seem to go on in MLflow, and nothing will end them: cycle 1 ({run[:8]})"
     )
+
+
+def test_what_vanishes_while_it_is_looked_at_keeps_nothing_else_from_being_looked_at(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: Path) -> int:
+        raise FileNotFoundError(2, "No such file or directory", "step-000010")
+
+    monkeypatch.setattr("flows.diagnosis.records.size_of", gone)
+    said = wrong(config)
+    assert list(said) == ["disk"]
+    assert "step-000010" in said["disk"]
+
+
+def test_an_mlflow_server_that_ends_meanwhile_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (port,) = free_ports(1)
+    with pytest.raises(ServerUnusable, match=r"does not answer: start it or correct servers\.mlflow"):
+        unended_runs(f"http://127.0.0.1:{port}", "digits", [], "")
 
 
 def test_room_for_less_than_a_cycle_is_wrong(config: Config) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.config import load
+from flows.errors import BadInput
 from flows.stores import ledger_of
 from storage import checkpoints
 from storage.tracking import Tracker
@@ -65,6 +66,16 @@ def test_a_cycle_leaves_its_runs_its_model_and_its_ledger_on_the_servers_and_no_
     kept += [(run.to_dictionary().__repr__() + str(summary) + str(shown)).encode()]
     kept += [bucket.get_object(Bucket="tamis", Key=key)["Body"].read() for key in objects]
     assert not [secret for secret in secrets if any(secret.encode() in data for data in kept)]
+
+
+def test_a_ledger_that_is_another_data_sets_is_left_as_it_is(postgres: Service, tmp_path: Path) -> None:
+    lake = {"catalog": services.database(postgres, "two"), "data": str(tmp_path / "rows"), "name": "shared"}
+    ledger = ledger_of(load(write_toml(tmp_path, dataset="digits", servers={"ledger": lake})))
+    settings = {"dataset": "", "workload": {"class": "shop.py:digits"}}
+    ledger.open_cycle(1, "a" * 64, settings, {}, "int")
+    with pytest.raises(BadInput, match=r"that of data set 'digits', and this file's is 'blobs': give servers\.ledger"):
+        turn(write_toml(tmp_path / "other", dataset="blobs", servers={"ledger": lake}))
+    assert ledger.unfinished_cycle() is not None
 
 
 def test_prefect_keeps_what_it_knows_in_the_same_postgresql(postgres: Service, tmp_path: Path) -> None:

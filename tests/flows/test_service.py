@@ -1,5 +1,6 @@
 """The rules of a service that need no server: what comes too late, what goes on, who may serve what."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 
 from flows.claims import claimed, service_url
 from flows.config import load
-from flows.errors import BadInput
+from flows.errors import BadInput, StageFailed
 from flows.sections.service import ServiceConfig
 from flows.serving import Extent, serve_files
 from tests.flows.desk import Desk, open_desk
@@ -153,6 +154,31 @@ def test_a_trigger_without_a_service_names_the_remedy(tmp_path: Path) -> None:
     done = tamis("trigger", file, PREFECT_API_URL="")
     assert done.returncode == 2
     assert done.stderr == f"tamis: nobody serves {file}: start `tamis serve {file}`, or set PREFECT_API_URL\n"
+
+
+def test_a_service_whose_watcher_has_ended_ends_with_a_line_and_one_that_is_stopped_without(tmp_path: Path) -> None:
+    from flows.serving import _until
+    from flows.watching import Watcher
+
+    class Ended(Watcher):
+        def run(self) -> None:
+            pass
+
+    async def serve(watcher: Watcher, stopped: bool) -> None:
+        stop = asyncio.Event()
+        watcher.start()
+        if stopped:
+            stop.set()
+        await _until(stop, {}, watcher)
+
+    class Waiting(Watcher):
+        def run(self) -> None:
+            self._wake.wait()
+
+    watched = {uuid4(): load(write_toml(tmp_path))}
+    with pytest.raises(StageFailed, match="the watcher of reviews ended by an error of its own"):
+        asyncio.run(serve(Ended(watched, print), stopped=False))
+    asyncio.run(serve(Waiting(watched, print), stopped=True))
 
 
 @pytest.fixture

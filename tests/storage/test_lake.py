@@ -5,13 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
+import duckdb
 import pytest
 
-from storage import lake, migration
-from storage.errors import LedgerLocked, LedgerMissing, ServerUnusable, StorageError, WorkspaceTooNew
+from storage import lake, lake_errors, migration
+from storage.errors import LedgerLocked, LedgerMissing, ServerUnusable, StorageError, WorkspaceTooNew, WriteFailed
 from storage.lake import Lake
 from storage.ledger import Ledger
 from tests.services import Service, free_ports
@@ -165,7 +166,7 @@ def test_a_catalog_that_is_not_there_or_refuses_is_one_line(
         Ledger(place).last_cycle()
     opened(Ledger(place), 1)
     elsewhere = Lake(place.catalog, str(tmp_path / "elsewhere"), place.name)
-    gone = Lake(f"postgresql://tamis@127.0.0.1:{free_ports(1)[0]}/x", str(tmp_path))
+    gone = Lake(f"postgresql://tamis@127.0.0.1:{free_ports(1)[0]}/x", str(tmp_path), "gone")
     keyless = Lake(place.catalog, "s3://tamis/keyless", "keyless")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     for wrong, said in (
@@ -181,3 +182,34 @@ def test_a_catalog_that_is_not_there_or_refuses_is_one_line(
     with pytest.raises(ServerUnusable, match="refuses the password: set PGPASSWORD or PGPASSFILE") as got:
         Ledger(place).last_cycle()
     assert secret not in str(got.value)
+
+
+def test_a_catalog_that_ends_while_it_is_read_is_one_line(new_lake: NewLake, tmp_path: Path) -> None:
+    place = new_lake(tmp_path)
+    opened(Ledger(place), 1)
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename IS NOT NULL"
+    with ExitStack() as held:
+        con = held.enter_context(lake.reading(place, 1))
+        subprocess.run(["psql", "--quiet", "--output=/dev/null", place.catalog, "--command", end], check=True)
+        with pytest.raises(ServerUnusable, match="does not answer: start PostgreSQL"), lake_errors.named(place):
+            con.execute("FROM events").fetchall()
+    assert Ledger(place).state(1) == "opened"
+
+
+def test_a_commit_whose_answer_is_lost_is_not_said_to_have_failed() -> None:
+    lost = duckdb.IOException("server closed the connection unexpectedly")
+    with pytest.raises(WriteFailed, match="may or may not have been recorded; look with"), lake_errors.committing("l"):
+        raise lost
+    with pytest.raises(LedgerLocked, match="by another process meanwhile"), lake_errors.committing("l"):
+        raise duckdb.TransactionException("Transaction conflict - attempting to insert")
+
+
+def test_an_older_schema_is_seen_and_left_as_it_is(
+    new_lake: NewLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = new_lake(tmp_path)
+    opened(Ledger(place), 1)
+    assert lake.is_current(place)
+    steps = migration.schema_files()
+    monkeypatch.setattr(migration, "schema_files", lambda: [*steps, (steps[-1][0] + 1, "")])
+    assert not lake.is_current(place)

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from storage import checkpoints, score_store
 from storage.errors import StorageError
 from storage.tracking import Tracker, check_name
+from storage.tracking_health import unended_runs
 
 
 @pytest.fixture(scope="module", params=["file", pytest.param("server", marks=pytest.mark.slow)])
@@ -42,6 +43,19 @@ def checkpoint(folder: Path, value: float) -> checkpoints.Checkpoint:
     temporary = checkpoints.begin(folder, 1)
     checkpoints.write_tensors(temporary, {"w": np.full(3, value)})
     return checkpoints.commit(temporary, checkpoints.Metadata("baseline", 0, 1, "m", 1))
+
+
+def test_workspaces_that_share_a_server_do_not_take_over_each_others_runs(tracker: Tracker) -> None:
+    uri = tracker.uri if tracker.store.server else ""
+    first, second = (Tracker(tracker.workspace, "shared", uri, identity) for identity in ("first", "second"))
+    assert not first.is_anothers()
+    run = first.cycle_run(1, "a", {})
+    assert (first.run_of(1), second.run_of(1)) == (run, None)
+    assert second.cycle_run(1, "a", {}) != run
+    assert first.validation_run("lds", "b", {}) != second.validation_run("lds", "b", {})
+    assert (first.is_anothers(), second.is_anothers()) == (False, True)
+    left = [unended_runs(tracker.uri, "shared", ["1"], identity) for identity in ("first", "second", "third")]
+    assert [len(runs) for runs in left] == [1, 1, 0], "the validations"
 
 
 def test_the_runs_of_a_cycle_are_found_again_not_made_twice(tracker: Tracker, client: MlflowClient) -> None:
