@@ -60,6 +60,7 @@ def review(cycle: Cycle, trained: Trained, proposed: Proposed) -> Reviewed:
     if known is None:
         _offer(cycle, trained, tags, opened)
         known, refused = _asked(cycle, tags, opened)
+        known = known or cycle.ledger.review(cycle.number, proposed.hash)  # decided on while the pages were written
     if known is None:
         _wait(cycle, tags, opened)
         tag = f"approve:{opened.short}" if opened.persons == 1 else ""

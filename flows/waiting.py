@@ -39,7 +39,7 @@ class Pending:
 def pending(config: Config) -> Pending | None:
     """What the open proposal of a workspace has to go on with; None where nothing, or nothing waits.
 
-    A cycle that is at work, or failed, waits for no person: that is not said here.
+    A cycle that is at work, or failed before it asked, waits for no person: that is not said here.
 
     Raises:
         storage.errors.StorageError: The ledger is held for too long, or MLflow does not answer; ask again.
@@ -48,14 +48,17 @@ def pending(config: Config) -> Pending | None:
     opened = ledger.open_proposal() if ledger.exists else None
     if opened is None:
         return None
-    reason = _reason(config, opened, ledger.state(opened.record.cycle))
+    state: str = ledger.state(opened.record.cycle)
+    if state == "failed" and opened.asked and opened.review is None:
+        state = "awaiting_review"  # of a run that was to remind, or to read a tag: the question stands
+    reason = _reason(config, opened, state)
     return None if reason is None else Pending(opened.record.cycle, opened.record.hash, reason)
 
 
 def _reason(config: Config, opened: OpenProposal, state: str) -> Reason | None:
     if opened.review is not None:
         decided: Reason = "approved" if opened.review.decision == "approve" else "rejected"
-        return decided if state == decided else None
+        return decided if state in (decided, "awaiting_review") else None  # which may have been asked meanwhile
     if state not in ("awaiting_review", "proposed", "expired"):
         return None
     if opened.lapsed(utc_now()):

@@ -8,9 +8,10 @@ seen, and a run that somebody cancelled is not begun again by the same act.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from uuid import UUID
 
 import httpx
@@ -30,7 +31,7 @@ ENDED = (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CAN
 SHUT_DOWN = "Runner is shutting down."
 """What Prefect's runner says of a run that it cancels because the service ends."""
 RESTARTS = 3
-"""How often in a row a cycle is begun again whose run was killed."""
+"""How often in a row a cycle is begun again whose run was killed or failed."""
 HINDERING = (BadInput, StorageError, OSError, PrefectException, httpx.HTTPError)
 SAID: dict[Reason, str] = {
     "approved": "the proposal was approved",
@@ -51,8 +52,22 @@ class Wanted:
     cycle: int | None
 
 
+def wanted(config: Config, ended: list[FlowRun]) -> Iterator[Wanted]:
+    """What there is to begin, the next one where Prefect has had the one before.
+
+    A killed run comes first: what it was to act on asks under the key that the run itself was begun by.
+
+    Args:
+        config: The settings.
+        ended: The runs that have ended, newest first.
+    """
+    for found in (interrupted, acted_on):
+        if (one := found(config, ended)) is not None:
+            yield one
+
+
 def acted_on(config: Config, ended: list[FlowRun]) -> Wanted | None:
-    """What the open proposal has to go on with.
+    """What the open proposal has to go on with; asked for again, but not for ever, where the run for it failed.
 
     Args:
         config: The settings.
@@ -61,9 +76,12 @@ def acted_on(config: Config, ended: list[FlowRun]) -> Wanted | None:
     found = pending(config)
     if found is None:
         return None
-    [newest] = ledger_of(config).log(limit=1)
-    seen = next((str(run.id) for run in ended if run.state is not None and run.state.is_completed()), "")
-    return Wanted(f"{newest.seq} {found.reason} {seen}", f"cycle {found.cycle}: {SAID[found.reason]}", found.cycle)
+    newest = [event.seq for event in ledger_of(config).events(found.cycle) if event.state != "failed"][-1]
+    since = list(takewhile(lambda run: not _is(run, StateType.COMPLETED), ended))
+    seen = str(ended[len(since)].id) if len(since) < len(ended) else ""
+    failed = min(RESTARTS, sum(_is(run, StateType.FAILED) for run in since))
+    key = f"{newest} {found.reason} {seen} {failed}"
+    return Wanted(key, f"cycle {found.cycle}: {SAID[found.reason]}", found.cycle)
 
 
 def interrupted(config: Config, ended: list[FlowRun]) -> Wanted | None:
@@ -73,7 +91,7 @@ def interrupted(config: Config, ended: list[FlowRun]) -> Wanted | None:
         config: The settings.
         ended: The runs that have ended, newest first.
     """
-    if not ended or not _killed(ended[0]):
+    if not ended or not _killed(ended[0]) or worn_out(ended):
         return None
     ledger = ledger_of(config)
     cycle = ledger.unfinished_cycle() if ledger.exists else None
@@ -86,9 +104,18 @@ def _began(run: FlowRun) -> datetime:
     return run.start_time or datetime.max.replace(tzinfo=UTC)
 
 
+def worn_out(ended: list[FlowRun]) -> bool:
+    """Whether one run after the other was killed, those aside that ended with the service."""
+    return sum(_is(run, StateType.CRASHED) for run in takewhile(_killed, ended)) > RESTARTS
+
+
 def _killed(run: FlowRun) -> bool:
-    state = run.state
-    return state is not None and (state.is_crashed() or (state.is_cancelled() and state.message == SHUT_DOWN))
+    shut_down = _is(run, StateType.CANCELLED) and run.state is not None and run.state.message == SHUT_DOWN
+    return _is(run, StateType.CRASHED) or shut_down
+
+
+def _is(run: FlowRun, kind: StateType) -> bool:
+    return run.state is not None and run.state.type == kind
 
 
 class Watcher(threading.Thread):
@@ -105,7 +132,7 @@ class Watcher(threading.Thread):
         self._seconds = min(config.service.poll_seconds for config in watched.values())
         self._wake, self._over = threading.Event(), False
         self._said: dict[UUID, str] = {}
-        self._begun = set[str]()
+        self._told = set[str]()
 
     def wake(self) -> None:
         """Look now."""
@@ -140,14 +167,18 @@ class Watcher(threading.Thread):
         if runs_of(client, deployment, *UNDER_WAY) or runs_of(client, deployment, StateType.SCHEDULED, due=True):
             return  # which does what there is to do
         ended = [run for run in runs_of(client, deployment, *ENDED) if run.state_name != SKIPPED]
-        if len(ended) > RESTARTS and all(_killed(run) for run in ended[: RESTARTS + 1]):
-            return
-        wanted = acted_on(config, ended) or interrupted(config, ended)
-        if wanted is None:
-            return
-        parameters = {} if wanted.cycle is None else {"cycle": wanted.cycle}
-        key = f"tamis {deployment} {wanted.key}"
-        run = client.create_flow_run_from_deployment(deployment, parameters=parameters, idempotency_key=key)
-        if key not in self._begun and run.state is not None and run.state.is_scheduled():
-            self._begun.add(key)
-            self._say(f"{config.name}: {wanted.why}; run {run.name!r} goes on")
+        for one in wanted(config, ended):
+            parameters = {} if one.cycle is None else {"cycle": one.cycle}
+            key = f"tamis {deployment} {one.key}"
+            run = client.create_flow_run_from_deployment(deployment, parameters=parameters, idempotency_key=key)
+            if run.state is not None and run.state.is_scheduled():
+                self._say_once(key, f"{config.name}: {one.why}; run {run.name!r} goes on")
+                return
+        if worn_out(ended):
+            gave_up = f"its last {RESTARTS + 1} runs were killed, {ended[0].name!r} is not begun again"
+            self._say_once(f"{ended[0].id}", f"{config.name}: {gave_up}; `tamis trigger {config.file}` begins one")
+
+    def _say_once(self, key: str, line: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self._say(line)

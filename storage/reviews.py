@@ -98,6 +98,11 @@ class OpenProposal:
         return len(self._of("reminded"))
 
     @property
+    def asked(self) -> bool:
+        """Whether the cycle has asked for a decision on it."""
+        return bool(self._of("awaiting_review"))
+
+    @property
     def unshown(self) -> bool:
         """Whether somebody has approved since the cycle last asked, so that its page does not say so."""
         return self._last("endorsed") > self._last("awaiting_review")

@@ -220,6 +220,84 @@ def test_a_killed_run_is_asked_for_again_one_that_failed_or_was_cancelled_by_a_p
     assert interrupted(desk.config, []) is None
 
 
+def test_a_run_that_failed_is_asked_for_again_so_often_until_another_act(desk: Desk) -> None:
+    from prefect.states import Completed, Failed
+
+    from flows.watching import RESTARTS, acted_on
+
+    desk.tag(run=f"approve:{desk.hash[:12]}")
+    runs, keys = [ended(Completed())], []
+    for place in range(RESTARTS + 3):
+        wanted = acted_on(desk.config, runs)
+        assert wanted is not None
+        keys.append(wanted.key)
+        runs = [ended(Failed()), *runs]
+        desk.ledger.record_event(1, "failed", key=str(place))
+    assert len(set(keys)) == 1 + RESTARTS
+    desk.act(desk.hash)
+    wanted = acted_on(desk.config, runs)
+    assert wanted is not None
+    assert wanted.key not in keys
+
+
+class Prefect:
+    """A server that knows these runs, and begins others once under each key."""
+
+    def __init__(self, *runs: Any) -> None:
+        self.runs, self.keys = list(runs), list[str]()
+
+    def read_flow_runs(self, flow_run_filter: Any, **_: Any) -> list[Any]:
+        return [run for run in self.runs if run.state.type in flow_run_filter.state.type.any_]
+
+    def create_flow_run_from_deployment(self, _: Any, idempotency_key: str, **__: Any) -> Any:
+        from prefect.states import Completed, Scheduled
+
+        fresh = idempotency_key not in self.keys
+        self.keys.append(idempotency_key)
+        return ended(Scheduled() if fresh else Completed())
+
+
+def look(desk: Desk, prefect: Any) -> list[str]:
+    """What a watcher says who looks twice."""
+    from flows.watching import Watcher
+
+    said = list[str]()
+    deployment = uuid4()
+    watcher = Watcher({deployment: desk.config}, said.append)
+    for _ in range(2):
+        watcher._look(prefect, deployment, desk.config)
+    return said
+
+
+def test_a_run_that_was_killed_while_it_acted_on_a_decision_is_begun_again(desk: Desk) -> None:
+    from prefect.states import Completed, Crashed
+
+    waits, killed = ended(Completed()), ended(Crashed())
+    desk.act(desk.hash)
+    first, again = Prefect(waits), Prefect(killed, waits)
+    look(desk, first)
+    look(desk, again)
+    assert again.keys[0].endswith(f"after {killed.id}")
+    assert again.keys[0] not in first.keys
+
+
+def test_a_cycle_whose_runs_are_killed_is_given_up_in_one_line_but_an_act_begins_it(desk: Desk) -> None:
+    from prefect.states import Cancelled, Crashed
+
+    from flows.watching import RESTARTS, SHUT_DOWN
+
+    killed = [ended(Crashed()) for _ in range(RESTARTS + 1)]
+    prefect = Prefect(*killed)
+    [line] = look(desk, prefect)
+    assert line.endswith(f"`tamis trigger {desk.file}` begins one")
+    assert prefect.keys == []
+    desk.act(desk.hash)
+    assert "the proposal was approved" in look(desk, prefect)[0]
+
+    shut_down = Prefect(*(ended(Cancelled(message=SHUT_DOWN)) for _ in killed))
+    assert "was killed" in look(desk, shut_down)[0]
+
+
 def test_a_run_that_was_killed_when_its_cycle_had_ended_is_not_begun_again(desk: Desk) -> None:
     from prefect.states import Crashed
 

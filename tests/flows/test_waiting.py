@@ -59,10 +59,27 @@ def test_a_tag_that_does_not_count_is_told_until_its_writer_knows(desk: Desk) ->
     assert desk.pending() == "tag", "written anew"
 
 
-def test_a_cycle_that_failed_or_is_at_work_waits_for_nobody(desk: Desk) -> None:
+def test_a_cycle_that_failed_before_it_asked_waits_for_nobody(tmp_path: Path, mlflow_store: Path) -> None:
+    desk = open_desk(tmp_path, mlflow_store)
     desk.tag(run=f"approve:{desk.hash[:12]}")
     desk.ledger.record_event(1, "failed", key="1")
     assert desk.pending() is None
+
+
+def test_a_run_that_failed_after_the_cycle_had_asked_leaves_the_question_open(desk: Desk) -> None:
+    desk.ledger.record_event(1, "failed", key="1")
+    assert desk.pending() is None
+    desk.tag(run=f"approve:{desk.hash[:12]}")
+    assert desk.pending() == "tag"
+    desk.act(desk.hash)
+    desk.ledger.record_event(1, "failed", key="2")
+    assert desk.pending() is None, "it failed at what it was told"
+
+
+def test_a_decision_taken_while_the_cycle_asks_is_told(desk: Desk) -> None:
+    desk.act(desk.hash)
+    desk.ledger.record_event(1, "awaiting_review", key="late")
+    assert desk.pending() == "approved"
 
 
 def test_a_proposal_that_expired_is_told_once_it_has(tmp_path: Path, mlflow_store: Path) -> None:
