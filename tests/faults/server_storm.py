@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.faults.harness import Bench, failures
+from tests.faults.harness import Bench, failures, wait_for
 from tests.faults.storm import outcome
 from tests.services import Service
 from tests.stack import Served, Servers, address, ended, servers, serving
@@ -45,7 +45,7 @@ class Rig:
 
     def cycle(self, name: str, blows: Sequence[tuple[str, str]] = ()) -> Bench:
         """Run a cycle to its end; each blow names a stage, and which victim is killed after it."""
-        bench = Bench(self.folder / name, orchestrator="prefect", attempts=2, heartbeat=60.0)
+        bench = Bench(self.folder / name, orchestrator="prefect", attempts=2)
         bench.file.write_text(
             f'dataset = "{name}"\n{bench.file.read_text()}{SETTINGS.format(mlflow=address(self.servers.mlflow))}'
         )
@@ -88,14 +88,22 @@ class Rig:
 
 
 def strike(victim: Service) -> None:
-    """Kill a server, or the service's own process alone, and start it again."""
+    """Kill a server, or the service's own process alone, and start it again until it stays, as a supervisor does."""
     if victim.name == "serve":
         assert victim.process is not None
         victim.process.kill()
         victim.process.wait()
     else:
         victim.kill()
-    victim.start()
+
+    def started() -> bool:
+        try:
+            victim.start()
+        except RuntimeError:  # what the dead one has started holds its place for a moment
+            return False
+        return True
+
+    wait_for(started, f"{victim.name} to start again")
 
 
 def _came_to(bench: Bench, stage: str) -> bool:
