@@ -10,7 +10,7 @@ from tests.storage.browser import Browser, Page
 EDIT, DIALOG = 'button[aria-label="Edit tags"]', '[role="dialog"]'
 KEY, VALUE = f"{DIALOG} input[role=combobox]", f"{DIALOG} input[name=value]"
 ADD = f'{DIALOG} button[aria-label="Add tag"]'
-PATIENCE, PAUSE = 60.0, 0.2
+PATIENCE, PAUSE = 300.0, 0.2
 
 
 class RunPage:
@@ -27,6 +27,7 @@ class RunPage:
         self.page.type(KEY, key)
         self._wait(f"document.querySelector('{KEY}').value == '{key}'", "the key")
         self.page.press("Enter")
+        self.page.evaluate(f"document.querySelector('{VALUE}').select()")  # a key that is there brings its old value
         self.page.type(VALUE, value)
         self._wait(f"!document.querySelector('{ADD}').disabled", "the button that adds the tag")
         self.page.click(ADD)
