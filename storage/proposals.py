@@ -79,6 +79,7 @@ class Proposal:
 
     def write(self, folder: Path) -> None:
         """Write to a cycle's folder, each file whole or not at all."""
+        (folder / SEAL).unlink(missing_ok=True)  # of another table
         with atomic_path(folder / TABLE) as temporary:
             pq.write_table(self.rows, temporary)
         seal: dict[str, JSON] = {

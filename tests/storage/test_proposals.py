@@ -57,6 +57,19 @@ def test_a_proposal_reads_back_as_written(tmp_path: Path) -> None:
     assert again.rows.equals(ROWS)
 
 
+def test_a_kill_while_a_proposal_is_written_over_another_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    PROPOSAL.write(tmp_path)
+    monkeypatch.setattr("storage.proposals.atomic_write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        replace(PROPOSAL, rows=ROWS.slice(1)).write(tmp_path)
+    assert not Proposal.exists(tmp_path)
+
+
 def test_a_proposal_changed_on_disk_is_refused(tmp_path: Path) -> None:
     PROPOSAL.write(tmp_path)
     pq.write_table(ROWS.slice(1), tmp_path / "proposal.parquet")
