@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.errors import BadInput
 from flows.webhooks import LARGEST, SECONDS, Gate, receiver
 
 SECRET, NOW = "a secret of 32 letters or digits", 1_800_000_000
@@ -88,3 +89,13 @@ def test_over_http_a_good_message_wakes_and_a_bad_one_or_a_replay_does_not() -> 
     assert woken == [True, True]
     with pytest.raises(httpx.ConnectError):
         httpx.post(url, content=BODY)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "198.51.100.1", "no such host"])
+def test_a_place_where_nobody_can_listen_is_refused_in_one_line(host: str) -> None:
+    with (
+        receiver("127.0.0.1", 0, gate(), lambda: None) as taken,
+        pytest.raises(BadInput, match="give an address of this machine and a free port"),
+        receiver(host, taken, gate(), lambda: None),
+    ):
+        pass
