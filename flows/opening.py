@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import inspect
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from flows.announcements import forget
 from flows.config import Config, dataset_name
 from flows.dataset import DataSets, read_sets
 from flows.errors import BadInput
-from flows.holding import lock_of
+from flows.holding import lock_of, locked
 from flows.installed import version_of
 from flows.launch import Progress
 from flows.moving import in_force, manifest_of_cycle, record_moves
@@ -36,7 +33,6 @@ from storage.ledger import Ledger
 from storage.points import Manifest, dataset_sha256
 from storage.tracking import Tracker
 
-TRIES = 5
 TRIAL = "trial"
 """In the workspace: what `tamis check` tries, and removes."""
 PACKAGES = ("tamis", "torch", "deepspeed", "prefect", "mlflow", "duckdb")
@@ -61,7 +57,7 @@ def workspace(config: Config, *, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"workspace {config.workspace}: cannot be written ({error.strerror}); give another") from error
     with lock:
-        while not _locked(lock):
+        while not locked(lock):
             if wait:
                 continue
             lock.seek(0)
@@ -77,18 +73,6 @@ def workspace(config: Config, *, wait: bool = False) -> Iterator[None]:
         if ledger.exists:
             ledger.last_cycle()  # opens it, and so refuses a newer one before anything else is touched
         yield
-
-
-def _locked(lock: IO[str]) -> bool:
-    """Lock the workspace; several tries, since a node that looks whether it is held holds it for a moment."""
-    for _ in range(TRIES):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-        else:
-            return True
-    return False
 
 
 def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], None]) -> Cycle:

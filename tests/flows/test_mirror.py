@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from storage.errors import LedgerLocked
 from storage.files import atomic_write_json, read_json
 from tests.flows.desk import Desk, open_desk
 
@@ -60,3 +61,26 @@ def test_a_failure_that_another_attempt_follows_is_not_told(desk: Desk, sent: li
     desk.ledger.record_event(1, "failed", {"reason": "a rank died again"}, key="2")
     EventMirror(desk.config)()
     assert [event for event, _ in sent] == ["tamis.cycle.failed"]
+
+
+def test_a_ledger_that_does_not_answer_delays_the_telling_and_undoes_no_stage(
+    desk: Desk, sent: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.mirror import EventMirror
+
+    mirror = EventMirror(desk.config)
+    mirror()
+    desk.act(desk.hash)
+    with monkeypatch.context() as away:
+        away.setattr("storage.ledger.Ledger.since", raising(LedgerLocked("held")))
+        mirror()
+    assert sent == []
+    mirror()
+    assert [event for event, _ in sent] == ["tamis.cycle.approved"]
+
+
+def raising(error: Exception) -> Any:
+    def call(*_: object) -> None:
+        raise error
+
+    return call

@@ -1,6 +1,8 @@
 """The rules of a service that need no server: what comes too late, what goes on, who may serve what."""
 
 import asyncio
+import fcntl
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +108,77 @@ def test_a_workspace_is_served_by_one_process_which_says_where_its_server_is(tmp
         pass
 
 
+def test_a_workspace_that_somebody_only_looks_at_can_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "service.json").open("w") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        monkeypatch.setattr("flows.holding.time.sleep", lambda _: fcntl.flock(look, fcntl.LOCK_UN))
+        with claimed(tmp_path):
+            pass
+
+
+class Answers:
+    """A Prefect server that keeps what it is asked to write."""
+
+    def __init__(self) -> None:
+        self.asked = list[tuple[str, Any]]()
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def update_deployment(self, _: Any, deployment: Any) -> None:
+        self.asked.append(("update", deployment.model_dump(exclude_unset=True)))
+
+    async def delete_resource_owned_automations(self, owner: str) -> None:
+        self.asked.append(("delete", owner))
+
+    async def create_automation(self, automation: Any) -> None:
+        self.asked.append(("create", automation.name))
+
+
+def test_a_service_of_a_pool_leaves_what_was_deployed_but_for_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.deployments import apply_to_pool, deployment_of
+
+    server = Answers()
+    monkeypatch.setattr("flows.deployments.get_client", lambda: server)
+    deployed: Any = SimpleNamespace(id=uuid4(), work_pool_name="pods", paused=True, schedules=[])
+    wanted = deployment_of(load(write_toml(tmp_path, service={"every_hours": 6})), deployed)
+    assert asyncio.run(apply_to_pool(wanted, deployed, "pods")) == deployed.id
+    (_, update), *others = server.asked
+    assert update.keys() == {"paused", "schedules"}
+    assert update["paused"] is True
+    assert update["schedules"][0]["schedule"]["interval"] == timedelta(hours=6)
+    assert others == [("delete", f"prefect.deployment.{deployed.id}"), ("create", f"{wanted.name}: data changed")]
+
+
+def test_a_run_that_a_person_was_cancelling_is_cancelled_when_its_service_was_killed() -> None:
+    from prefect.states import Cancelling, Running
+
+    from flows.deployments import clear
+
+    prefect, said = Prefect(ended(Cancelling()), ended(Running())), dict[Any, str]()
+    prefect.set_flow_run_state = lambda run, state, force: said.update({run: state.type.value})
+    known: Any = SimpleNamespace(id=uuid4(), global_concurrency_limit=None)
+    clear(prefect, known)
+    assert [said[run.id] for run in prefect.runs] == ["CANCELLED", "CRASHED"]
+
+
+def test_a_watcher_that_broke_ends_the_service() -> None:
+    from flows.serving import _until
+
+    async def served() -> None:
+        broken = threading.Thread(target=lambda: None)
+        broken.stop = lambda: None  # type: ignore[attr-defined]
+        broken.start()
+        await _until(asyncio.Event(), {}, broken)  # type: ignore[arg-type]
+
+    with pytest.raises(StageFailed, match="the watcher of the reviews broke"):
+        asyncio.run(served())
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -139,7 +212,12 @@ def test_a_prefect_server_that_does_not_answer_ends_the_service_in_one_line(tmp_
 
 @pytest.mark.parametrize(
     ("webhooks", "secret", "said"),
-    [("4201", "s", "give HOST:PORT"), ("127.0.0.1:4201", "", "--webhooks needs TAMIS_WEBHOOK_SECRET")],
+    [
+        ("4201", "s", "give HOST:PORT"),
+        ("here:99999", "s", "give HOST:PORT"),
+        ("here:\u00b2", "s", "give HOST:PORT"),
+        ("127.0.0.1:4201", "", "--webhooks needs TAMIS_WEBHOOK_SECRET"),
+    ],
 )
 def test_webhooks_take_a_place_and_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, webhooks: str, secret: str, said: str
