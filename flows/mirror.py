@@ -9,6 +9,7 @@ noting it tells again, under the same event id, by which Prefect knows it.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -60,6 +61,8 @@ class EventMirror:
 
     def _tell(self, event: EventRecord) -> None:
         name = self._config.name
+        if event.state == "judged" and event.detail.get("by") and event.detail["promoted"]:  # `tamis retrain`
+            event = replace(event, state="promoted")
         if event.state in EVENTS:
             resource = {"prefect.resource.id": f"tamis.cycle.{name}.{event.cycle}"}
             payload = {"cycle": event.cycle, "actor": event.actor, **event.detail}

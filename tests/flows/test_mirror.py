@@ -53,6 +53,17 @@ def test_a_flow_that_is_killed_before_it_notes_what_it_told_tells_it_again_under
     assert first == again
 
 
+def test_a_promotion_by_hand_is_told_as_one_and_no_other_judgement_is(desk: Desk, sent: list[tuple[str, Any]]) -> None:
+    from flows.mirror import EventMirror
+
+    EventMirror(desk.config)()
+    desk.ledger.record_event(1, "judged", {"reason": "of a cycle"}, key="1")
+    desk.ledger.record_event(1, "judged", {"reason": "worse", "by": "ada", "promoted": False}, key="2")
+    desk.ledger.record_event(1, "judged", {"reason": "better", "by": "ada", "promoted": True}, key="3")
+    EventMirror(desk.config)()
+    assert [event for event, _ in sent] == ["tamis.cycle.promoted"]
+
+
 def test_a_failure_that_another_attempt_follows_is_not_told(desk: Desk, sent: list[tuple[str, Any]]) -> None:
     from flows.mirror import EventMirror
 
