@@ -99,7 +99,7 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     known = in_force(ledger, number - 1, sets.train)
     if known.relabeled:
         check_relabeling(workload, seeded_model(workload, 0), workload.points())
-    _check_champion(tracker, config, workload)
+    check_champion(tracker, config, workload)
     digest = dataset_sha256(sets.train, known.removed, known.relabeled)
     versions = _versions()
     digests = digests_of(workload, sets)
@@ -153,8 +153,12 @@ def _number(ledger: Ledger, tracker: Tracker, train: Manifest) -> tuple[int, int
     return unfinished.cycle + 1, unfinished.cycle
 
 
-def _check_champion(tracker: Tracker, config: Config, workload: Workload) -> None:
-    """A champion of another architecture could not be judged: better said before a cycle is spent."""
+def check_champion(tracker: Tracker, config: Config, workload: Workload) -> None:
+    """Check that the champion is of the workload's model: another could not be judged, better said before a training.
+
+    Raises:
+        BadInput: It is of another one.
+    """
     champion = tracker.champion(config.name)
     if champion is None:
         return
