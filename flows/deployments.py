@@ -7,12 +7,13 @@ first imported.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun, StateType
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun, State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
@@ -155,7 +156,7 @@ def clear(client: SyncPrefectClient, known: DeploymentResponse) -> None:
     """Say of runs that a killed service left how they ended, and free what they held; nothing of it lives."""
     for run in runs_of(client, known.id, *UNDER_WAY):
         asked = run.state is not None and run.state.is_cancelling()
-        left = Cancelled(message=LEFT) if asked else Crashed(message=LEFT)
+        left: State[Any] = Cancelled(message=LEFT) if asked else Crashed(message=LEFT)
         client.set_flow_run_state(run.id, left, force=True)
     if known.global_concurrency_limit is not None:
         name = known.global_concurrency_limit.name
