@@ -152,18 +152,6 @@ def test_a_service_of_a_pool_leaves_what_was_deployed_but_for_its_schedule(
     assert others == [("delete", f"prefect.deployment.{deployed.id}"), ("create", f"{wanted.name}: data changed")]
 
 
-def test_a_run_that_a_person_was_cancelling_is_cancelled_when_its_service_was_killed() -> None:
-    from prefect.states import Cancelling, Running
-
-    from flows.deployments import clear
-
-    prefect, said = Prefect(ended(Cancelling()), ended(Running())), dict[Any, str]()
-    prefect.set_flow_run_state = lambda run, state, force: said.update({run: state.type.value})
-    known: Any = SimpleNamespace(id=uuid4(), global_concurrency_limit=None)
-    clear(prefect, known)
-    assert [said[run.id] for run in prefect.runs] == ["CANCELLED", "CRASHED"]
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -1,8 +1,9 @@
 """The watcher of a service: which runs it begins, and which it does not."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -174,3 +175,15 @@ def test_a_run_that_was_killed_when_its_cycle_had_ended_is_not_begun_again(desk:
     later = interrupted(desk.config, [ended(Crashed(), datetime.now(UTC) + timedelta(days=1))])
     assert later is not None, "it was killed before it opened the next"
     assert later.cycle is None
+
+
+def test_a_run_that_a_person_was_cancelling_is_cancelled_when_its_service_was_killed() -> None:
+    from prefect.states import Cancelling, Running
+
+    from flows.deployments import clear
+
+    prefect, said = Prefect(ended(Cancelling()), ended(Running())), dict[Any, str]()
+    prefect.set_flow_run_state = lambda run, state, force: said.update({run: state.type.value})
+    known: Any = SimpleNamespace(id=uuid4(), global_concurrency_limit=None)
+    clear(prefect, known)
+    assert [said[run.id] for run in prefect.runs] == ["CANCELLED", "CRASHED"]
