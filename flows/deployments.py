@@ -155,8 +155,8 @@ def clear(client: SyncPrefectClient, known: DeploymentResponse) -> None:
     """Say of runs that a killed service left how they ended, and free what they held; nothing of it lives."""
     for run in runs_of(client, known.id, *UNDER_WAY):
         asked = run.state is not None and run.state.is_cancelling()
-        left = Cancelled(message=LEFT) if asked else Crashed(message=LEFT)
-        client.set_flow_run_state(run.id, left, force=True)
+        left = Cancelled if asked else Crashed
+        client.set_flow_run_state(run.id, left(message=LEFT), force=True)
     if known.global_concurrency_limit is not None:
         name = known.global_concurrency_limit.name
         client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
