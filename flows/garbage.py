@@ -40,12 +40,15 @@ def torn_files(workspace: Path) -> list[Path]:
 
 def _in_use(draft: Path) -> bool:
     """Whether the process that a draft is named after lives; without a name, whether it was just written to."""
-    if (found := PID.search(draft.name)) is not None:
-        return bool(psutil.pid_exists(int(found[1])))
     try:
-        return time.time() - draft.stat().st_mtime < DRAFT_SECONDS
+        written = draft.stat().st_mtime
+        if (found := PID.search(draft.name)) is None:
+            return time.time() - written < DRAFT_SECONDS
+        return bool(psutil.Process(int(found[1])).create_time() <= written)  # else the number went to another one
     except FileNotFoundError:  # it has become what it was a draft of
         return True
+    except psutil.NoSuchProcess:
+        return False
 
 
 def is_readable(ledger: Ledger) -> bool:
