@@ -6,7 +6,7 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data browser postgres test test-all matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
+.PHONY: demo data browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
 	storm bench bench-peers clean
 
 demo: $(STAMP)
@@ -29,7 +29,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not matrix"
+	$(BIN)/python -m pytest -m "not matrix and not service"
+
+test-service: $(STAMP) data browser postgres
+	$(BIN)/python -m pytest -m service --verbose
 
 matrix: $(STAMP)
 	$(BIN)/python -m pytest -m matrix --verbose

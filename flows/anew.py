@@ -2,12 +2,13 @@
 
 It is trained and judged as a baseline is, and becomes champion by the rule that a baseline becomes it by: if there is
 none, or if the upper bound of its loss against the champion's is below `guardrail.tolerance`. No point is removed or
-restored by that. The look at the holdout set counts, as the look of a cycle does.
+restored by that. The look at the holdout set counts, as the look of a cycle does. The ledger comes first, then the
+alias; a model that was judged against a champion is not judged against it again: what the ledger says is carried out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from flows.config import Config, load
 from flows.dataset import read_sets
 from flows.decision import named
 from flows.errors import BadInput
-from flows.guardrail import Verdict, compare, read_outcome
+from flows.guardrail import compare, read_outcome
 from flows.launch import Progress
-from flows.looks import looks_before, refusal
+from flows.logs import logged, phases_logged, stage_logged
+from flows.looks import ALL, looks_before, refusal
 from flows.moving import in_force, manifest_of_cycle
-from flows.opening import digests_of, workspace
+from flows.opening import check_champion, digests_of, workspace
 from flows.plans import Job
 from flows.progress import progress_shown
+from flows.redaction import secrets_in
 from flows.relabeling import write_labels
 from flows.retraining import champion_job
 from flows.stages import Cycle
@@ -33,6 +36,7 @@ from storage import checkpoints
 from storage.files import JSON
 from storage.ledger import Ledger
 from storage.points import Manifest, dataset_sha256
+from storage.tracking import ModelVersion
 
 ROLE = "retrained"
 
@@ -62,11 +66,10 @@ def retrain_file(file: Path, number: int, by: str) -> Retrained:
     """
     config, by = load(file), named(by)
     workload = require(config)
-    with workspace(config), progress_shown() as show:
-        cycle = _as_of(config, workload, number, show)
-        if refused := refusal(cycle, by_hand=True):
-            raise BadInput(refused)
-        return _retrain(cycle, by)
+    secrets = secrets_in(config.model_dump(mode="json", by_alias=True))
+    with workspace(config), logged(config.workspace, secrets), progress_shown() as show:
+        cycle = _as_of(config, workload, number, phases_logged(show))
+        return stage_logged(retrain, number, secrets)(cycle, by)
 
 
 def _as_of(config: Config, workload: Workload, number: int, show: Callable[[Progress], None]) -> Cycle:
@@ -82,6 +85,7 @@ def _as_of(config: Config, workload: Workload, number: int, show: Callable[[Prog
     if digest != _recorded(config, ledger, number):
         raise BadInput(f"the data changed since cycle {number}: `tamis run` opens a cycle on the data as they are now")
     digests, tracker = digests_of(workload, sets), tracker_of(config)
+    check_champion(tracker, config, workload)
     run = record.mlflow_run_id or tracker.cycle_run(number, record.dataset_sha256, {})
     return Cycle(
         config, number, sets.train, known.removed, digest, digests, ledger, tracker, run, show, known.relabeled
@@ -94,15 +98,21 @@ def _recorded(config: Config, ledger: Ledger, number: int) -> str:
     return dataset_sha256(train, known.removed, known.relabeled)
 
 
-def _retrain(cycle: Cycle, by: str) -> Retrained:
+def retrain(cycle: Cycle, by: str) -> Retrained:
+    """Train, judge and promote; what an earlier call judged is finished, without another look at the holdout set.
+
+    Args:
+        cycle: The data set after it.
+        by: Who asked for it.
+    """
     champion = cycle.tracker.champion(cycle.config.name)
     job = _job(cycle)
-    against = champion_job(cycle, champion) if champion else None
-    train_jobs(cycle, tuple(one for one in (job, against) if one and not one.done), cycle.folder / "logs" / ROLE)
-    theirs = read_outcome((against.folder,)) if against else None
-    seed = cycle.config.training.seed
-    verdict = compare({"baseline": read_outcome((job.folder,))}, theirs, cycle.config.guardrail, seed)
-    return _conclude(cycle, job, verdict, by, champion.version if champion else 0)
+    judged = _judged(cycle, job, champion) if job.done else None
+    if judged is None:
+        if refused := refusal(cycle, by_hand=True):
+            raise BadInput(refused)
+        judged = _judge(cycle, job, by, champion)
+    return _conclude(cycle, job, judged, champion)
 
 
 def _job(cycle: Cycle) -> Job:
@@ -120,22 +130,50 @@ def _job(cycle: Cycle) -> Job:
     )
 
 
-def _conclude(cycle: Cycle, job: Job, verdict: Verdict, by: str, champion: int) -> Retrained:
-    """Ledger first, then the alias: a second call with the same model and champion changes nothing."""
-    model = checkpoints.verify(job.last)
-    loss, accuracy = verdict.arms["baseline"].loss.mean, verdict.arms["baseline"].accuracy.mean
-    metrics = {"holdout_loss": loss, "holdout_accuracy": accuracy}
-    run = cycle.tracker.arm_run(cycle.run, ROLE, job.seed, {"steps": job.ended}, metrics)
-    key = f"by hand/{model.digest}/{champion}"
-    promoted = bool(verdict.promote)
-    detail: dict[str, JSON] = {"reason": verdict.reason, "by": by, "checkpoint": model.digest, "promoted": promoted}
+def _judged(cycle: Cycle, job: Job, champion: ModelVersion | None) -> Mapping[str, JSON] | None:
+    """What the ledger says of this very model, judged on this holdout set against this champion, or promoted to it."""
+    digest = checkpoints.verify(job.last).digest
+    serves = champion is not None and champion.digest == digest
+    for event in cycle.ledger.log(ALL):
+        known = event.state == "judged" and event.key.startswith(f"by hand/{digest}/")
+        if known and (event.key == _key(cycle, digest, champion) or (serves and event.detail["promoted"])):
+            return event.detail
+    return None
+
+
+def _judge(cycle: Cycle, job: Job, by: str, champion: ModelVersion | None) -> Mapping[str, JSON]:
+    against = champion_job(cycle, champion) if champion else None
+    train_jobs(cycle, tuple(one for one in (job, against) if one and not one.done), cycle.folder / "logs" / ROLE)
+    judged = _judged(cycle, job, champion)  # its files were deleted since
+    if judged is not None:
+        return judged
+    theirs = read_outcome((against.folder,)) if against else None
+    verdict = compare({"baseline": read_outcome((job.folder,))}, theirs, cycle.config.guardrail, job.seed)
+    arm = verdict.arms["baseline"]
+    _run(cycle, job, {"holdout_loss": arm.loss.mean, "holdout_accuracy": arm.accuracy.mean})
+    digest, promoted = checkpoints.verify(job.last).digest, bool(verdict.promote)
+    detail: dict[str, JSON] = {"reason": verdict.reason, "by": by, "checkpoint": digest, "promoted": promoted}
     detail |= {"dataset_sha256": cycle.dataset_sha256, "holdout": cycle.digests["holdout"]}
     detail |= {"look": looks_before(cycle, by_hand=True) + 1}
-    cycle.ledger.record_event(cycle.number, "judged", detail=detail, key=key)
-    if promoted:
-        version = cycle.tracker.register(run, model, cycle.config.name)
-        cycle.tracker.set_champion(version)
-        champion = version.version
+    cycle.ledger.record_event(cycle.number, "judged", detail=detail, key=_key(cycle, digest, champion))
+    return detail
+
+
+def _key(cycle: Cycle, digest: str, champion: ModelVersion | None) -> str:
+    return f"by hand/{digest}/{champion.version if champion else 0}/{cycle.digests['holdout'][:12]}"
+
+
+def _run(cycle: Cycle, job: Job, metrics: Mapping[str, float]) -> str:
+    return cycle.tracker.arm_run(cycle.run, ROLE, job.seed, {"steps": job.ended}, metrics)
+
+
+def _conclude(cycle: Cycle, job: Job, judged: Mapping[str, JSON], champion: ModelVersion | None) -> Retrained:
+    """Move the alias where the ledger says so and it has not moved."""
+    model = checkpoints.verify(job.last)
+    if judged["promoted"] and (champion is None or champion.digest != model.digest):
+        champion = cycle.tracker.register(_run(cycle, job, {}), model, cycle.config.name)
+        cycle.tracker.set_champion(champion)
     cycle.tracker.anchor(cycle.run, cycle.ledger.head())
     points = len(cycle.manifest) - len(cycle.removed)
-    return Retrained(cycle.number, points, promoted, champion, verdict.reason)
+    serves = champion.version if champion else 0
+    return Retrained(cycle.number, points, bool(judged["promoted"]), serves, str(judged["reason"]))

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from flows.errors import BadInput
+from flows.holding import locked
 
 MARK = "TAMIS_SERVICE"
 """Names the process id of the service and its workspaces to what it starts: `PID:WORKSPACE:…`."""
@@ -52,10 +53,8 @@ def claimed(workspace: Path) -> Iterator[Claim]:
     except OSError as error:
         raise BadInput(f"workspace {workspace}: cannot be written ({error.strerror}); give another") from error
     with note:
-        try:
-            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"workspace {workspace}: process {_read(path).get('pid')} serves it; end it first") from None
+        if not locked(note):
+            raise BadInput(f"workspace {workspace}: process {_read(path).get('pid')} serves it; end it first")
         note.truncate(0)
         yield Claim(workspace)
         note.truncate(0)

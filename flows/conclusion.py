@@ -6,9 +6,11 @@ that ends the cycle is the last write of all: until it is there, the same comman
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from flows.guardrail import Verdict
+from flows.launch import Progress
 from flows.pruning import Proposed
 from flows.retention import discard, outdated
 from flows.retraining import Retrained
@@ -17,9 +19,12 @@ from flows.scoring import Scored
 from flows.stages import Cycle
 from flows.training import Trained
 from storage import checkpoints
+from storage.errors import StorageError
 from storage.records import Applied, State
 from storage.retention import retire
 from storage.tracking import ModelVersion
+
+logger = logging.getLogger("tamis")
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,15 @@ def close(cycle: Cycle, verdict: Verdict, concluded: Concluded) -> None:
         detail = {"reason": concluded.reason, "promoted": verdict.promote, "champion": concluded.champion}
         cycle.ledger.record_event(cycle.number, concluded.state, detail=detail)
     cycle.tracker.anchor(cycle.run, cycle.ledger.head())
-    keep = cycle.config.training.keep.model_dump()
-    retire(cycle.folder.parent, keep, cycle.ledger.cited_checkpoints())
-    discard(outdated(cycle.config))
+    _make_room(cycle)
+
+
+def _make_room(cycle: Cycle) -> None:
+    """Remove what older cycles no longer need; the cycle has ended, so what cannot be removed must not fail it."""
+    try:
+        keep = cycle.config.training.keep.model_dump()
+        retire(cycle.folder.parent, keep, cycle.ledger.cited_checkpoints())
+        discard(outdated(cycle.config))
+    except (OSError, StorageError) as error:
+        logger.warning("files of older cycles stay: %s; the next cycle or `tamis gc` removes them", error)
+        cycle.show(Progress(f"files of older cycles stay ({error})", 0, 1))

@@ -23,11 +23,12 @@ from flows.publication import publish
 from flows.redaction import secrets_in
 from flows.retraining import retrain
 from flows.review import review
-from flows.scoring import score
+from flows.scoring import Scored, score
 from flows.stages import Cycle
 from flows.summary import Progression, Summary
-from flows.training import train
+from flows.training import Trained, train
 from flows.workload import Workload
+from storage.errors import StaleApproval
 from storage.system_metrics import watched
 
 P = ParamSpec("P")
@@ -80,15 +81,26 @@ def run_cycle(
         raise
 
 
+def _offered(cycle: Cycle, trained: Trained, scored: Scored, step: Step) -> Progression:
+    """The proposal as reviewers have left it, and what it is foretold to do."""
+    proposed = step(propose, cycle, scored)
+    return Progression(trained, scored, proposed, step(preview, cycle, trained, scored, proposed))
+
+
 def _turn(cycle: Cycle, workload: Workload, step: Step, dry_run: bool) -> Summary:
     trained = step(train, cycle)
     scored = step(score, cycle, trained)
-    proposed = step(propose, cycle, scored)
-    done = Progression(trained, scored, proposed, step(preview, cycle, trained, scored, proposed))
+    done = _offered(cycle, trained, scored, step)
     if dry_run:
         return step(publish, cycle, workload, done)
+    proposed = done.proposed
     if proposed.size:
-        reviewed = step(review, cycle, trained, proposed)
+        try:
+            reviewed = step(review, cycle, trained, proposed)
+        except StaleApproval:  # a reviewer struck points out of it meanwhile: what is left is read back
+            done = _offered(cycle, trained, scored, step)
+            proposed = done.proposed
+            reviewed = step(review, cycle, trained, proposed)
         done = replace(done, reviewed=reviewed)
         if reviewed.decision == "awaiting":
             return step(publish, cycle, workload, done)

@@ -7,19 +7,20 @@ first imported.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate, GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun, StateType
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun, State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Cron, Interval, Schedule
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 from prefect.types.entrypoint import EntrypointType
 
 from flows.approval import approve
@@ -32,6 +33,7 @@ DATA_CHANGED = "tamis.data.changed"
 """The event of the resource `tamis.data.NAME` that begins a cycle."""
 ANCHOR = datetime(2024, 1, 1)
 """What intervals count from: a fixed moment, or every new start of the service would move them."""
+LEFT = "The service that ran it was killed."
 UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
@@ -84,6 +86,29 @@ def deployment_of(config: Config, known: DeploymentResponse | None) -> RunnerDep
     )
 
 
+async def apply_to_pool(deployment: RunnerDeployment, known: DeploymentResponse | None, pool: str) -> UUID:
+    """Have a pool run a deployment; of one that is there, only what `[service]` says is written.
+
+    Its job variables, pull steps and the like are of whoever deployed it.
+
+    Args:
+        deployment: As `deployment_of` gives it.
+        known: As Prefect has it.
+        pool: Its name.
+    """
+    if known is None or known.work_pool_name != pool:
+        return await deployment.aapply(work_pool_name=pool)
+    said = deployment.model_dump(mode="json", include={"paused", "schedules"})
+    owned = f"prefect.deployment.{known.id}"
+    async with get_client() as client:
+        await client.update_deployment(known.id, DeploymentUpdate.model_validate(said))
+        await client.delete_resource_owned_automations(owned)
+        for trigger in deployment.triggers:
+            trigger.set_deployment_id(known.id)
+            await client.create_automation(trigger.as_automation())
+    return known.id
+
+
 def form_of(config: Config) -> RunnerDeployment:
     """The form in which a reviewer of a tamis.toml decides."""
     return RunnerDeployment.from_flow(
@@ -128,9 +153,11 @@ def check_pool(client: SyncPrefectClient, pool: str) -> None:
 
 
 def clear(client: SyncPrefectClient, known: DeploymentResponse) -> None:
-    """Say of runs that a killed service left that they have crashed, and free what they held; nothing of it lives."""
+    """Say of runs that a killed service left how they ended, and free what they held; nothing of it lives."""
     for run in runs_of(client, known.id, *UNDER_WAY):
-        client.set_flow_run_state(run.id, Crashed(message="The service that ran it was killed."), force=True)
+        asked = run.state is not None and run.state.is_cancelling()
+        left: State[Any] = Cancelled(message=LEFT) if asked else Crashed(message=LEFT)
+        client.set_flow_run_state(run.id, left, force=True)
     if known.global_concurrency_limit is not None:
         name = known.global_concurrency_limit.name
         client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))

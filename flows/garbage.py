@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 from pathlib import Path
+
+import psutil
 
 from flows.config import Config
 from flows.stores import identity_of, ledger_of, store_uri
@@ -17,7 +21,10 @@ from storage.tracking_health import Unended, unended_runs
 FOREIGN = ("mlartifacts", "prefect")
 """Folders of a workspace whose files are others' to name."""
 LOOSE = (f".*{TEMPORARY}", ".ledger.duckdb.new-*", ".ledger.duckdb.import*")
-"""Names, beside the ledger, of what was about to become a file."""
+"""Names, beside the ledger, of drafts; commands that do not hold the workspace make them, too."""
+PID = re.compile(rf"\.(?:new-)?(\d+)(?:{re.escape(TEMPORARY)})?$")
+DRAFT_SECONDS = 60.0
+"""So long a draft that names no process may be in use."""
 
 
 def torn_files(workspace: Path) -> list[Path]:
@@ -25,10 +32,23 @@ def torn_files(workspace: Path) -> list[Path]:
     rooms = [path for path in workspace.glob("*") if path.is_dir() and path.name not in FOREIGN]
     named = [path for room in rooms for path in room.rglob(f".*{TEMPORARY}")]
     for pattern in LOOSE:
-        named += workspace.glob(pattern)
+        named += [path for path in workspace.glob(pattern) if not _in_use(path)]
     steps = (workspace / "cycles").glob("*/checkpoints/**/step-*")
     named += [path for path in steps if path.is_dir() and not (path / "MANIFEST.json").is_file()]
     return sorted(path for path in set(named) if not any(parent in named for parent in path.parents))
+
+
+def _in_use(draft: Path) -> bool:
+    """Whether the process that a draft is named after lives; without a name, whether it was just written to."""
+    try:
+        written = draft.stat().st_mtime
+        if (found := PID.search(draft.name)) is None:
+            return time.time() - written < DRAFT_SECONDS
+        return bool(psutil.Process(int(found[1])).create_time() <= written)  # else the number went to another one
+    except FileNotFoundError:  # it has become what it was a draft of
+        return True
+    except psutil.NoSuchProcess:
+        return False
 
 
 def is_readable(ledger: Ledger) -> bool:

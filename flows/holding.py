@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from pathlib import Path
+from typing import IO
+
+TRIES = 5
 
 
 def lock_of(workspace: Path) -> Path:
     """The file that the process locks."""
     return workspace / ".lock"
+
+
+def locked(lock: IO[str]) -> bool:
+    """Lock a file; several tries, since whoever looks whether it is held holds it for a moment."""
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
 
 
 def is_held(workspace: Path) -> bool:

@@ -23,6 +23,7 @@ from typing import ParamSpec, TypeVar
 from flows.errors import BadInput, StageFailed
 from flows.launch import Progress
 from flows.redaction import hide
+from storage.errors import StorageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,15 +105,29 @@ def stage_logged(stage: Callable[P, R], cycle: int | None, secrets: frozenset[st
             return result
         except Exception as error:
             logger.error("failed: %s: %s", type(error).__name__, error)
-            said = hide(str(error), secrets)
-            if said != str(error) and isinstance(error, BadInput | StageFailed):
-                raise type(error)(said) from None
+            if any(hide(text, secrets) != text for text in _texts(error)):
+                raise _hidden(error, secrets) from None
             raise
         finally:
             _cycle.reset(known)
             _stage.reset(named)
 
     return call
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    """What a traceback says of an error: also of those that led to it."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _hidden(error: Exception, secrets: frozenset[str]) -> Exception:
+    """An error without secrets, and without what led to it; one that is not ours says of which kind it was."""
+    said = hide(str(error), secrets)
+    if isinstance(error, BadInput | StageFailed | StorageError):
+        return type(error)(said)
+    return StageFailed(f"{type(error).__name__}: {said}")
 
 
 def phases_logged(show: Callable[[Progress], None]) -> Callable[[Progress], None]:

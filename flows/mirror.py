@@ -8,6 +8,8 @@ noting it tells again, under the same event id, by which Prefect knows it.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -18,13 +20,14 @@ from prefect.events import emit_event
 
 from flows.config import Config
 from flows.stores import ledger_of
+from storage.errors import StorageError
 from storage.files import atomic_write_json, read_json
 from storage.records import EventRecord
 
 REVIEW_EVENTS = ("proposed", "approved", "rejected", "endorsed", "superseded", "reminded", "expired")
 EVENTS = (*REVIEW_EVENTS, "promoted", "rolled_back", "nothing_to_do", "failed")
 NOTIFIED = ("awaiting_review", "reminded", "promoted", "failed")
-MANY = 1000
+logger = logging.getLogger("tamis")
 
 
 class EventMirror:
@@ -38,12 +41,16 @@ class EventMirror:
             self._told(newest[0].seq if newest else 0)
 
     def __call__(self) -> None:
-        """Tell what is new."""
+        """Tell what is new; what cannot be told now is told by the next call."""
+        try:
+            self._tell_new()
+        except (StorageError, OSError) as error:  # a stage is not undone by it
+            logger.warning("events were not told to Prefect: %s", error)
+
+    def _tell_new(self) -> None:
         if not self._ledger.exists:
             return
-        told = int(read_json(self._note)["seq"])
-        fresh = [event for event in self._ledger.log(limit=MANY) if event.seq > told]
-        for event in reversed(fresh):
+        for event in self._ledger.since(int(read_json(self._note)["seq"])):
             again = event.state == "expired" and not event.key  # of the cycle, after that of its proposal
             if not again and "attempt" not in event.detail:  # which another attempt follows
                 self._tell(event)
@@ -54,6 +61,8 @@ class EventMirror:
 
     def _tell(self, event: EventRecord) -> None:
         name = self._config.name
+        if event.state == "judged" and event.detail.get("by") and event.detail["promoted"]:  # `tamis retrain`
+            event = replace(event, state="promoted")
         if event.state in EVENTS:
             resource = {"prefect.resource.id": f"tamis.cycle.{name}.{event.cycle}"}
             payload = {"cycle": event.cycle, "actor": event.actor, **event.detail}

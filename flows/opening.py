@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import inspect
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from flows.announcements import forget
 from flows.config import Config, dataset_name
 from flows.dataset import DataSets, read_sets
 from flows.errors import BadInput
-from flows.holding import lock_of
+from flows.holding import lock_of, locked
 from flows.installed import version_of
 from flows.launch import Progress
 from flows.moving import in_force, manifest_of_cycle, record_moves
@@ -36,7 +33,6 @@ from storage.ledger import Ledger
 from storage.points import Manifest, dataset_sha256
 from storage.tracking import Tracker
 
-TRIES = 5
 TRIAL = "trial"
 """In the workspace: what `tamis check` tries, and removes."""
 PACKAGES = ("tamis", "torch", "deepspeed", "prefect", "mlflow", "duckdb")
@@ -61,7 +57,7 @@ def workspace(config: Config, *, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"workspace {config.workspace}: cannot be written ({error.strerror}); give another") from error
     with lock:
-        while not _locked(lock):
+        while not locked(lock):
             if wait:
                 continue
             lock.seek(0)
@@ -77,18 +73,6 @@ def workspace(config: Config, *, wait: bool = False) -> Iterator[None]:
         if ledger.exists:
             ledger.last_cycle()  # opens it, and so refuses a newer one before anything else is touched
         yield
-
-
-def _locked(lock: IO[str]) -> bool:
-    """Lock the workspace; several tries, since a node that looks whether it is held holds it for a moment."""
-    for _ in range(TRIES):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-        else:
-            return True
-    return False
 
 
 def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], None]) -> Cycle:
@@ -115,7 +99,7 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     known = in_force(ledger, number - 1, sets.train)
     if known.relabeled:
         check_relabeling(workload, seeded_model(workload, 0), workload.points())
-    _check_champion(tracker, config, workload)
+    check_champion(tracker, config, workload)
     digest = dataset_sha256(sets.train, known.removed, known.relabeled)
     versions = _versions()
     digests = digests_of(workload, sets)
@@ -169,8 +153,12 @@ def _number(ledger: Ledger, tracker: Tracker, train: Manifest) -> tuple[int, int
     return unfinished.cycle + 1, unfinished.cycle
 
 
-def _check_champion(tracker: Tracker, config: Config, workload: Workload) -> None:
-    """A champion of another architecture could not be judged: better said before a cycle is spent."""
+def check_champion(tracker: Tracker, config: Config, workload: Workload) -> None:
+    """Check that the champion is of the workload's model: another could not be judged, better said before a training.
+
+    Raises:
+        BadInput: It is of another one.
+    """
     champion = tracker.champion(config.name)
     if champion is None:
         return

@@ -32,11 +32,13 @@ from flows.config import Config, load
 from flows.cycle import run_cycle
 from flows.lateness import overtaken
 from flows.launch import Progress
+from flows.logs import logged
 from flows.mirror import EventMirror
 from flows.opening import workspace
 from flows.progress import progress_shown
 from flows.publication import describe
 from flows.ranks.lifeline import die_with_parent
+from flows.redaction import secrets_in
 from flows.server import let_interrupts_in
 from flows.stores import ledger_of
 from flows.summary import Summary
@@ -75,7 +77,8 @@ def curate(file: str, dry_run: bool = False, cycle: int | None = None) -> Summar
         die_with_parent(service)
     if reason := overtaken(config.service):
         return _left_out(reason)
-    with workspace(config, wait=True):
+    secrets = secrets_in(config.model_dump(mode="json", by_alias=True))
+    with workspace(config, wait=True), logged(config.workspace, secrets):
         if cycle is not None and not _goes_on(config, cycle):
             return _left_out(f"cycle {cycle} has ended")
         summary = _turn(config, dry_run)

@@ -1,4 +1,4 @@
-"""What must not be written down: texts of options that are named like secrets, and passwords in addresses.
+"""What must not be written down: values of options that are named like secrets, and passwords in addresses.
 
 The ledger, MLflow, cycle.json and the log show `***` in their place. Stages are keyed by digests of the configuration
 as it is, so another secret still counts as another configuration. The plans of the ranks hold it as it is, too, and are
@@ -13,8 +13,12 @@ from typing import Any
 
 HIDDEN = "***"
 NAMED = re.compile(
-    r"(passw(or)?ds?|passphrase|secrets?|token|credentials?|(^|[_-]|api|access|private|secret)key)$", re.IGNORECASE
+    r"(passw(or)?ds?|passphrase|secrets?|credentials?"
+    r"|(api|access|private|secret|account|signing|encryption)[_-]?key"
+    r"|(^|(access|auth|api|bearer|refresh|session|hf)[_-]?)token)$",
+    re.IGNORECASE,
 )
+"""Neither `label_key` nor `pad_token` is a secret's: of keys and tokens only those of an access are."""
 ADDRESS = re.compile(r"(?<=://)([^\s/@:]*):([^\s/@]+)@")
 SHORTEST = 4
 """A secret of fewer characters is not looked for in texts, half of which it would hide."""
@@ -30,27 +34,29 @@ def redacted(value: Any, named: bool = False) -> Any:
 
     Args:
         value: A section, or whatever stands in one.
-        named: Whether it stands under a name that makes every text in it a secret.
+        named: Whether it stands under a name that makes every text and number in it a secret.
     """
     if isinstance(value, Mapping):
         return {key: redacted(item, named or bool(NAMED.search(str(key)))) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redacted(item, named) for item in value]
-    if not isinstance(value, str):
+    if value is None or isinstance(value, bool):
         return value
-    return HIDDEN if named and value else without_password(value)
+    if named:
+        return value if value == "" else HIDDEN
+    return without_password(value) if isinstance(value, str) else value
 
 
 def secrets_in(value: Any, named: bool = False) -> frozenset[str]:
-    """Every text that `redacted` hides; its arguments."""
+    """Every text that `redacted` hides, long enough to be looked for; its arguments."""
     if isinstance(value, Mapping):
         parts = [secrets_in(item, named or bool(NAMED.search(str(key)))) for key, item in value.items()]
         return frozenset().union(*parts)
     if isinstance(value, list | tuple):
         return frozenset().union(*(secrets_in(item, named) for item in value))
-    if not isinstance(value, str):
+    if value is None or isinstance(value, bool):
         return frozenset()
-    found = [value] if named else [match[2] for match in ADDRESS.finditer(value)]
+    found = [str(value)] if named else [match[2] for match in ADDRESS.finditer(str(value))]
     return frozenset(text for text in found if len(text) >= SHORTEST)
 
 

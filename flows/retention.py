@@ -18,6 +18,9 @@ from storage.records import FINAL
 from storage.score_store import MANIFEST
 from storage.tracking_health import end_runs
 
+BULKY = ("logs", "plans", "scores")
+"""Folders of a cycle that may go."""
+
 
 @dataclass(frozen=True)
 class Gone:
@@ -76,8 +79,8 @@ def outdated(config: Config) -> list[Path]:
     found = []
     for cycle in old:
         folder = root / f"{cycle:06d}"
-        if ledger.state(cycle) not in FINAL:
-            continue
+        if not any((folder / name).exists() for name in BULKY) or ledger.state(cycle) not in FINAL:
+            continue  # the ledger is asked last: almost every old cycle has nothing left
         found += [folder / "logs", folder / "plans", *_copies(config.workspace, folder)]
         if cycle not in cited and folder.name != newest:
             found.append(folder / "scores")
@@ -85,10 +88,11 @@ def outdated(config: Config) -> list[Path]:
 
 
 def _copies(workspace: Path, folder: Path) -> list[Path]:
-    """MLflow's copy of a cycle's scores."""
+    """MLflow's copy of a cycle's scores, and what a killed process has left of it."""
     if not (folder / "cycle.json").exists():
         return []
-    return [workspace / "mlartifacts" / str(read_json(folder / "cycle.json")["mlflow_run"]) / "artifacts" / "scores"]
+    artifacts = workspace / "mlartifacts" / str(read_json(folder / "cycle.json")["mlflow_run"]) / "artifacts"
+    return [*artifacts.glob(f".scores*{TEMPORARY}"), artifacts / "scores"]
 
 
 def _validations(workspace: Path, oldest_kept: Path) -> list[Path]:

@@ -16,7 +16,9 @@ app = typer.Typer()
 def serve(
     files: Annotated[list[Path] | None, typer.Argument(help="The settings, one file of each data set.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Cycles at once.")] = 1,
-    port: Annotated[int, typer.Option(help="Of the Prefect server it starts; 0 takes a free one.")] = 4200,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the Prefect server it starts; 0 takes a free one.")
+    ] = 4200,
     pool: Annotated[
         str | None, typer.Option(help="A Prefect work pool: its workers run the cycles, this process watches.")
     ] = None,

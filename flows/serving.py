@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from flows.watching import Watcher
 
 
+LAST_PORT = 65535
+
+
 @dataclass(frozen=True)
 class Extent:
     """How the cycles of a service are run.
@@ -128,28 +131,34 @@ async def _serve(configs: Sequence[Config], claims: Sequence[Claim], extent: Ext
     )
     served = await _register(configs, extent, cycles, forms)
     loop.add_signal_handler(signal.SIGINT, stop.set)
-    runners = [forms] if extent.pool else [cycles, forms]
-    running = [asyncio.create_task(runner.start()) for runner in runners]
-    for config, claim in zip(configs, claims):
-        claim.announce(url)
-        say(f"{config.name}: {schedule_said(config)}; {config.file}")
-    say(f"Prefect: {url.removesuffix('/api')}; Ctrl-C ends the service and what it runs")
     watcher = Watcher(served, say)
     with _webhooks(extent, watcher):
+        runners = [forms] if extent.pool else [cycles, forms]
+        running = [asyncio.create_task(runner.start()) for runner in runners]
+        for config, claim in zip(configs, claims):
+            claim.announce(url)
+            say(f"{config.name}: {schedule_said(config)}; {config.file}")
+        say(f"Prefect: {url.removesuffix('/api')}; Ctrl-C ends the service and what it runs")
         watcher.start()
         await _until(stop, dict(zip(runners, running)), watcher)
 
 
 async def _register(configs: Sequence[Config], extent: Extent, cycles: Runner, forms: Runner) -> dict[UUID, Config]:
     """Tell Prefect of the files; gives the ids of their deployments."""
-    from flows.deployments import deployment_of, form_of
+    from prefect.deployments.runner import DeploymentApplyError
+
+    from flows.deployments import apply_to_pool, deployment_of, form_of
 
     served: dict[UUID, Config] = {}
     for config, known in zip(configs, await asyncio.to_thread(_known, configs, extent.pool)):
         deployment, pool = deployment_of(config, known), extent.pool
-        applied = deployment.aapply(work_pool_name=pool) if pool else cycles.aadd_deployment(deployment)
-        served[await applied] = config
-        await forms.aadd_deployment(form_of(config))
+        try:
+            applied = apply_to_pool(deployment, known, pool) if pool else cycles.aadd_deployment(deployment)
+            served[await applied] = config
+            await forms.aadd_deployment(form_of(config))
+        except DeploymentApplyError as error:
+            said = " ".join(str(error).split())
+            raise StageFailed(f"Prefect's server does not take the deployment of {config.file}: {said}") from error
     return served
 
 
@@ -182,8 +191,8 @@ def _check_webhooks(extent: Extent) -> None:
     if extent.webhooks is None:
         return
     host, _, port = extent.webhooks.rpartition(":")
-    if not host or not port.isdigit():
-        raise BadInput(f"--webhooks {extent.webhooks}: give HOST:PORT, e.g. 127.0.0.1:4201")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > LAST_PORT:
+        raise BadInput(f"--webhooks {extent.webhooks}: give HOST:PORT, e.g. 127.0.0.1:4201; ports end at {LAST_PORT}")
     if not os.environ.get(SECRET):
         raise BadInput(f"--webhooks needs {SECRET}, the secret that the webhook is registered with in MLflow")
 

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from flows.errors import BadInput
+
 SECRET = "TAMIS_WEBHOOK_SECRET"
 """Names the secret that the webhook was registered with."""
 SECONDS = 300
@@ -71,6 +73,9 @@ def receiver(host: str, port: int, gate: Gate, wake: Callable[[], None]) -> Iter
         port: 0 takes a free one.
         gate: Which messages count.
         wake: Called for each that does.
+
+    Raises:
+        BadInput: Nobody can listen there.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -93,7 +98,10 @@ def receiver(host: str, port: int, gate: Gate, wake: Callable[[], None]) -> Iter
         def log_message(self, *_: object) -> None:
             """Say nothing of who asks: the service's log is for its own words."""
 
-    server = ThreadingHTTPServer((host, port), Handler)
+    try:
+        server = ThreadingHTTPServer((host, port), Handler)
+    except (OSError, UnicodeError) as error:  # taken, privileged, or of another machine
+        raise BadInput(f"--webhooks {host}:{port}: {error}; give an address of this machine and a free port") from error
     thread = threading.Thread(target=server.serve_forever, name="webhooks", daemon=True)
     thread.start()
     try:

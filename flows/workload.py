@@ -11,8 +11,8 @@ import importlib
 import importlib.util
 import inspect
 import os
+import site
 import sys
-import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -149,15 +149,40 @@ def _module(where: str, root: Path) -> ModuleType:
 def _check_home(where: str, root: Path) -> None:
     """Refuse a package that only the current folder or PYTHONPATH offers: another start would run other code."""
     name = where.split(".")[0]
-    spec = importlib.util.find_spec(name)
-    places = spec.submodule_search_locations or [spec.origin or ""] if spec is not None else []
     accidental = {Path(entry or ".").resolve() for entry in ("", *os.environ.get("PYTHONPATH", "").split(os.pathsep))}
-    accidental -= {root.resolve(), Path(__file__).resolve().parents[1], Path(sysconfig.get_path("purelib")).resolve()}
-    if found := [place for place in places if Path(place).resolve().parent in accidental]:
+    accidental -= {root.resolve(), Path(__file__).resolve().parents[1], *_installed()}
+    found = _places(name, sys.path)
+    if found != _places(name, [entry for entry in sys.path if Path(entry or ".").resolve() not in accidental]):
         raise BadInput(
             f"workload.class = {where!r}: {found[0]} is found through the current folder or PYTHONPATH alone; put it "
             "beside the TOML, install it, or name the file: 'path/to/file.py:Class'"
         )
+
+
+def _installed() -> set[Path]:
+    """Folders that every start looks in: those of packages, and of editable installs, which `.pth` files name."""
+    homes = {Path(home).resolve() for home in (*site.getsitepackages(), site.getusersitepackages())}
+    named = {
+        (home / line).resolve()
+        for home in homes
+        for file in home.glob("*.pth")
+        for line in map(str.strip, file.read_text(encoding="utf-8", errors="replace").splitlines())
+        if line and not line.startswith(("#", "import "))
+    }
+    return homes | named
+
+
+def _places(name: str, path: list[str]) -> list[Path]:
+    """Where a search path, or a finder of an editable install, has a package; asked anew, were it imported already."""
+    before = sys.path[:]
+    sys.path[:] = path
+    try:
+        specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+        spec = next((spec for spec in specs if spec is not None), None)
+        places = [] if spec is None else list(spec.submodule_search_locations or [spec.origin or ""])
+    finally:
+        sys.path[:] = before
+    return [Path(place).resolve() for place in places]
 
 
 def _file(path: Path) -> ModuleType:

@@ -152,6 +152,11 @@ class LedgerViews:
         with self._open() as con:
             return records(con, EventRecord, "FROM events ORDER BY seq DESC LIMIT ?", [limit])
 
+    def since(self, seq: int) -> tuple[EventRecord, ...]:
+        """The events of all cycles after one, in order."""
+        with self._open() as con:
+            return records(con, EventRecord, "FROM events WHERE seq > ? ORDER BY seq", [seq])
+
     def head(self) -> str:
         """The last link of the hash chain: kept elsewhere, it shows that nothing before it was changed since."""
         with self._open() as con:

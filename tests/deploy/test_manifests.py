@@ -104,3 +104,15 @@ def test_both_platforms_start_the_same_servers_with_the_same_commands() -> None:
         found = ours[name].get("command") or ours[name]["args"]
         vary = ("--allowed-hosts", "-ip=")
         assert [it for it in found if not it.startswith(vary)] == [it for it in theirs if not it.startswith(vary)]
+
+
+def test_a_run_that_ended_by_any_name_is_not_called_lost() -> None:
+    from prefect.client.schemas.objects import TERMINAL_STATES
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger
+
+    from flows.orchestration import AWAITING, SKIPPED
+
+    lost = AutomationCore.model_validate(yaml.safe_load((DEPLOY / "lost-runs.yaml").read_text()))
+    assert isinstance(lost.trigger, EventTrigger)
+    ends = {*(state.value.capitalize() for state in TERMINAL_STATES), AWAITING, SKIPPED}
+    assert lost.trigger.expect == {f"prefect.flow-run.{name}" for name in {*ends, "heartbeat"}}

@@ -1,4 +1,4 @@
-"""Blobs whose training holds for as long as there is a file."""
+"""Blobs whose training holds after some steps for as long as there is a file."""
 
 import time
 from pathlib import Path
@@ -11,9 +11,10 @@ from tests.flows.blobs import Batch, Blobs
 class SlowBlobs(Blobs):
     def __init__(self, hold: str) -> None:
         super().__init__()
-        self.hold = Path(hold)
+        self.hold, self.calls = Path(hold), 0
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        while model.training and self.hold.exists():
+        self.calls += model.training
+        while self.calls > 5 and model.training and self.hold.exists():
             time.sleep(0.1)
         return super().loss(model, batch)

@@ -24,6 +24,7 @@ POOLS = {
         str(ROOT / "deploy" / "kubernetes" / "work-pool.json"),
     ],
 }
+pytestmark = pytest.mark.service
 
 
 def prefect(*arguments: str, cwd: Path) -> str:

@@ -24,6 +24,8 @@ from tests.flows.helpers import tamis, write_toml
 SLOW = f"{Path(__file__).with_name('slow_blobs.py')}:SlowBlobs"
 PROCESSES = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "COLUMNS": "200"}
 
+pytestmark = pytest.mark.service
+
 
 @dataclass
 class Service:

@@ -1,6 +1,7 @@
 """A cycle of 60 points that waits for a review, without the stages before it: the ledger, MLflow and a checkpoint."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ class Desk:
 
     def events(self, state: str) -> list[EventRecord]:
         return [event for event in self.ledger.events(1) if event.state == state]
+
+
+Opened = Callable[..., Desk]
 
 
 def copied(desk: Desk, folder: Path) -> Desk:

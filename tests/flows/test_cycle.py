@@ -10,7 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from flows.check import require
 from flows.config import Config, load
+from flows.cycle import run_cycle
 from flows.dataset import manifest_of
 from flows.decision import Act, decide
 from flows.inspection import status_of
@@ -252,6 +254,23 @@ def test_a_manual_cycle_waits_then_an_approval_that_carries_the_hash_continues_i
     assert removal.actor == "ada"
     with pytest.raises(StaleApproval):
         decided(file, proposal)
+
+
+def test_points_struck_out_while_the_cycle_is_at_work_leave_it_to_go_on_with_the_others(here: Path) -> None:
+    file = write_toml(here, review={"mode": "manual"})
+    config, struck = load(file), list[str]()
+
+    def step(stage: Any, *args: Any) -> Any:
+        if stage.__name__ == "review" and not struck:
+            proposal = Proposal.read(config.workspace / "cycles/000001")
+            struck.append(str(proposal.points[0]))
+            decide(file, Act(proposal.hash, "approve", "ada", "tamis approve", "", tuple(struck)))
+        return stage(*args)
+
+    summary = run_cycle(config, require(config), step, lambda _: None)
+    assert summary.proposed == 11
+    assert "failed" not in [event.state for event in ledger_of(config).events(1)]
+    assert ledger_of(config).state(1) in ("promoted", "rolled_back")
 
 
 def test_a_rejected_proposal_removes_nothing_and_rests(waiting: tuple[Path, str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import stat
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from flows.config import load
 from flows.errors import StageFailed
 from flows.inspection import open_ledger
 from flows.launch import _explain
-from flows.logs import LOG, JsonLines
+from flows.logs import LOG, JsonLines, stage_logged
 from flows.redaction import hide, redacted, secrets_in
 from flows.running import run_file
+from storage.errors import StorageError
 from storage.files import atomic_write_json
 from storage.tracking import MOST_METRICS
 from tests.flows.helpers import run_here, write_toml
@@ -139,10 +141,11 @@ def test_system_metrics_of_the_machine_have_a_tab_and_leave_the_page_of_the_run_
     assert found.info.status == "FINISHED"
 
 
-def test_texts_under_names_of_secrets_and_passwords_in_addresses_are_hidden_and_nothing_else() -> None:
+def test_what_stands_under_names_of_secrets_and_passwords_in_addresses_are_hidden_and_nothing_else() -> None:
     given = {
         "api_key": KEY,
         "options": {"Password": PASSWORD, "token": {"value": "abcd"}, "max_tokens": 5, "tokenizer": "words"},
+        "db": {"password": 12345678, "secret": 1.5, "refresh_token": None, "credentials": False},
         "keep": {"baseline": 3},
         "command": ["python", "train.py", ADDRESS],
         "secret": "",
@@ -150,12 +153,63 @@ def test_texts_under_names_of_secrets_and_passwords_in_addresses_are_hidden_and_
     assert redacted(given) == {
         "api_key": "***",
         "options": {"Password": "***", "token": {"value": "***"}, "max_tokens": 5, "tokenizer": "words"},
+        "db": {"password": "***", "secret": "***", "refresh_token": None, "credentials": False},
         "keep": {"baseline": 3},
         "command": ["python", "train.py", "https://ada:***@example.org/data"],
         "secret": "",
     }
-    assert secrets_in(given) == {KEY, PASSWORD, "abcd"}
-    assert hide(f"{KEY} at {ADDRESS}", secrets_in({"key": KEY})) == "*** at https://ada:***@example.org/data"
+    assert secrets_in(given) == {KEY, PASSWORD, "abcd", "12345678"}, "1.5 is too short to be looked for"
+    assert hide(f"{KEY} at {ADDRESS}", secrets_in({"api_key": KEY})) == "*** at https://ada:***@example.org/data"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("token", "hf_token", "accessToken", "BEARER-TOKEN", "apikey", "aws_secret_access_key", "private_key"),
+        *("db_passwd", "client_secret", "credential"),
+    ],
+)
+def test_a_name_of_a_secret_is_known(name: str) -> None:
+    assert redacted({name: "abcd"}) == {name: "***"}
+
+
+@pytest.mark.parametrize("name", ["key", "label_key", "pad_token", "tokenizer", "max_tokens", "monkey", "token_id"])
+def test_other_keys_and_tokens_are_no_secrets(name: str) -> None:
+    assert redacted({name: "abcd"}) == {name: "abcd"}
+
+
+class Refused(StorageError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (Refused(f"{KEY} is refused"), Refused, "*** is refused"),
+        (ValueError(f"no such key: {KEY}"), StageFailed, "ValueError: no such key: ***"),
+        (KeyError("weights"), KeyError, "'weights'"),
+    ],
+)
+def test_no_error_leaves_a_stage_with_a_secret(error: Exception, kind: type[Exception], said: str) -> None:
+    def stage() -> None:
+        raise error
+
+    with pytest.raises(kind) as raised:
+        stage_logged(stage, 1, frozenset([KEY]))()
+    assert str(raised.value) == said
+    assert KEY not in "".join(traceback.format_exception(raised.value))
+
+
+def test_nor_with_one_in_what_led_to_it() -> None:
+    def stage() -> None:
+        try:
+            raise OSError(f"{ADDRESS} does not answer")
+        except OSError as error:
+            raise StageFailed("the data cannot be read") from error
+
+    with pytest.raises(StageFailed, match=r"^the data cannot be read$") as raised:
+        stage_logged(stage, 1, frozenset())()
+    assert PASSWORD not in "".join(traceback.format_exception(raised.value))
 
 
 def test_stages_are_keyed_by_the_secret_as_it_is(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from storage.errors import LedgerLocked
 from storage.files import atomic_write_json, read_json
 from tests.flows.desk import Desk, open_desk
 
@@ -52,6 +53,17 @@ def test_a_flow_that_is_killed_before_it_notes_what_it_told_tells_it_again_under
     assert first == again
 
 
+def test_a_promotion_by_hand_is_told_as_one_and_no_other_judgement_is(desk: Desk, sent: list[tuple[str, Any]]) -> None:
+    from flows.mirror import EventMirror
+
+    EventMirror(desk.config)()
+    desk.ledger.record_event(1, "judged", {"reason": "of a cycle"}, key="1")
+    desk.ledger.record_event(1, "judged", {"reason": "worse", "by": "ada", "promoted": False}, key="2")
+    desk.ledger.record_event(1, "judged", {"reason": "better", "by": "ada", "promoted": True}, key="3")
+    EventMirror(desk.config)()
+    assert [event for event, _ in sent] == ["tamis.cycle.promoted"]
+
+
 def test_a_failure_that_another_attempt_follows_is_not_told(desk: Desk, sent: list[tuple[str, Any]]) -> None:
     from flows.mirror import EventMirror
 
@@ -60,3 +72,26 @@ def test_a_failure_that_another_attempt_follows_is_not_told(desk: Desk, sent: li
     desk.ledger.record_event(1, "failed", {"reason": "a rank died again"}, key="2")
     EventMirror(desk.config)()
     assert [event for event, _ in sent] == ["tamis.cycle.failed"]
+
+
+def test_a_ledger_that_does_not_answer_delays_the_telling_and_undoes_no_stage(
+    desk: Desk, sent: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.mirror import EventMirror
+
+    mirror = EventMirror(desk.config)
+    mirror()
+    desk.act(desk.hash)
+    with monkeypatch.context() as away:
+        away.setattr("storage.ledger.Ledger.since", raising(LedgerLocked("held")))
+        mirror()
+    assert sent == []
+    mirror()
+    assert [event for event, _ in sent] == ["tamis.cycle.approved"]
+
+
+def raising(error: Exception) -> Any:
+    def call(*_: object) -> None:
+        raise error
+
+    return call

@@ -1,11 +1,13 @@
 """`tamis gc` and `[retention]`: room is made, and what explains a removal stays."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from mlflow import MlflowClient
@@ -24,6 +26,8 @@ from storage.tracking import Tracker
 from tests.flows.helpers import write_toml
 from tests.storage.ledgers import applied, opened, proposal, removed
 
+NO_PID = 2**22 + 1
+"""More than Linux gives out."""
 SCORED = ("scores", "logs", "plans")
 
 
@@ -98,17 +102,59 @@ def test_a_second_time_there_is_nothing_to_remove(file: Path) -> None:
     assert not collect(file).gone
 
 
-def test_the_end_of_a_cycle_makes_the_room(file: Path) -> None:
-    config, ledger = load(file), open_ledger(file)
-    opened(ledger, 7)
-    tracker = SimpleNamespace(anchor=lambda *_: None)
+def end(file: Path, number: int) -> list[str]:
+    """End a cycle in which nothing was done; returns what it showed."""
+    config, ledger, shown = load(file), open_ledger(file), list[str]()
+    opened(ledger, number)
     cycle: Any = SimpleNamespace(
-        config=config, ledger=ledger, tracker=tracker, number=7, run="run", folder=cycle_folder(config, 7)
+        config=config,
+        ledger=ledger,
+        tracker=SimpleNamespace(anchor=lambda *_: None),
+        number=number,
+        run="run",
+        folder=cycle_folder(config, number),
+        show=lambda progress: shown.append(progress.phase),
     )
     verdict: Any = SimpleNamespace(promote=None)
     close(cycle, verdict, Concluded("nothing_to_do", "no point is a candidate", None, None))
+    return shown
+
+
+def test_the_end_of_a_cycle_makes_the_room(file: Path) -> None:
+    assert end(file, 7) == []
     assert cycles_with(file, "scores") == [1, 6]
     assert cycles_with(file, "logs") == [6]
+
+
+def test_files_that_cannot_be_removed_do_not_fail_the_cycle_that_has_ended_and_go_the_next_time(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tamis"), "propagate", True)
+    with monkeypatch.context() as refused:
+        refused.setattr("flows.retention.remove", Mock(side_effect=PermissionError(13, "Permission denied")))
+        [shown] = end(file, 7)
+    assert "Permission denied" in shown
+    assert "the next cycle or `tamis gc` removes them" in caplog.text
+    assert open_ledger(file).state(7) == "nothing_to_do"
+    collect(file)
+    assert cycles_with(file, "logs") == [6]
+    assert list((file.parent / "ws" / "cycles").glob("*/.*.tmp")) == []
+
+
+def test_the_ledger_is_asked_for_no_cycle_that_has_nothing_left(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect(file)
+    state, asked = Ledger.state, list[int]()
+    monkeypatch.setattr(Ledger, "state", lambda ledger, cycle: asked.append(cycle) or state(ledger, cycle))
+    outdated(load(file))
+    assert asked == [1], "of which the scores stay"
+
+
+def test_a_copy_of_scores_that_was_being_removed_goes(file: Path) -> None:
+    [*_, newest] = sorted((file.parent / "ws" / "cycles").glob("*/cycle.json"))[:4]
+    artifacts = file.parent / "ws" / "mlartifacts" / json.loads(newest.read_text())["mlflow_run"] / "artifacts"
+    shutil.copytree(artifacts / "scores", artifacts / ".scores.tmp")
+    collect(file)
+    assert [path.name for path in artifacts.iterdir()] == ["review"]
 
 
 def test_a_removal_that_is_made_again_by_a_roll_back_keeps_the_scores_of_its_first_time(file: Path) -> None:
@@ -154,12 +200,18 @@ def test_what_killed_processes_have_left_goes_and_their_runs_end(file: Path) -> 
     workspace = file.parent / "ws"
     torn = workspace / "cycles" / "000006" / "checkpoints" / "baseline-seed0" / ".step-000010.tmp"
     torn.mkdir(parents=True)
-    (workspace / ".mlflow.db.77.tmp").touch()
+    dead, alive = workspace / f".mlflow.db.{NO_PID}.tmp", workspace / f".ledger.duckdb.new-{os.getpid()}"
+    old, new = workspace / ".ledger.duckdb.import", workspace / ".ledger.duckdb.import.wal"
+    for path in (dead, alive, old, new):
+        path.touch()
+    os.utime(old, (0, 0))
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     run = json.loads((workspace / "cycles" / "000002" / "cycle.json").read_text())["mlflow_run"]
     client.update_run(run, status="RUNNING")
     collected = collect(file)
-    assert {workspace / ".mlflow.db.77.tmp", torn} <= {one.path for one in collected.gone}
+    gone = {one.path for one in collected.gone}
+    assert {dead, old, torn} <= gone
+    assert not {alive, new} & gone, "they may be of a command on the ledger that is at work"
     assert collected.runs == ("cycle 2",)
     assert not torn.exists()
     assert client.get_run(run).info.status == "FAILED"

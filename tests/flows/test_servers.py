@@ -18,7 +18,7 @@ from tests import services
 from tests.flows.helpers import run_here, turn, write_toml
 from tests.services import Service
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.service
 
 
 def test_a_cycle_leaves_its_runs_its_model_and_its_ledger_on_the_servers_and_no_secret_anywhere(

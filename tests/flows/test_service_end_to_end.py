@@ -17,7 +17,7 @@ from tests.stack import Served, address, ended, servers, serving, state_of
 from tests.storage.browser import Browser, browser, installed
 from tests.storage.mlflow_page import RunPage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.service, pytest.mark.timeout(3000)]
 
 EVERY_MINUTE = 1 / 60
 SECONDS = 1 / 3600

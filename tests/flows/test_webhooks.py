@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.errors import BadInput
 from flows.webhooks import LARGEST, SECONDS, Gate, receiver
 
 SECRET, NOW = "a secret of 32 letters or digits", 1_800_000_000
@@ -100,3 +101,13 @@ def test_whoever_connects_and_says_nothing_is_left(monkeypatch: pytest.MonkeyPat
             with socket.create_connection(("127.0.0.1", port), timeout=30) as caller:
                 caller.sendall(begun)
                 assert caller.recv(1) == b"", "closed, and nothing answered"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "198.51.100.1", "no such host"])
+def test_a_place_where_nobody_can_listen_is_refused_in_one_line(host: str) -> None:
+    with (
+        receiver("127.0.0.1", 0, gate(), lambda: None) as taken,
+        pytest.raises(BadInput, match="give an address of this machine and a free port"),
+        receiver(host, taken, gate(), lambda: None),
+    ):
+        pass

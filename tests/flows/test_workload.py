@@ -1,5 +1,8 @@
+import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +55,30 @@ def test_a_package_that_only_the_current_folder_or_pythonpath_offers_is_refused(
         with pytest.raises(BadInput, match=refused):
             loaded(tmp_path, "stray_module:Blobs")
         assert type(loaded(elsewhere, "stray_module:Blobs")).__name__ == "Blobs", "beside the TOML it is meant"
+
+
+@pytest.mark.parametrize("how", ["pth", "finder"])
+def test_an_editable_install_of_the_project_in_the_current_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    project, packages = tmp_path / "project", tmp_path / "packages"
+    project.mkdir()
+    packages.mkdir()
+    name = f"editable_by_{how}"
+    (project / f"{name}.py").write_text(Path(BLOBS.rpartition(":")[0]).read_text())
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(packages)])
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend("")
+    with pytest.raises(BadInput, match="through the current folder or PYTHONPATH alone"):
+        loaded(tmp_path / "toml", f"{name}:Blobs")
+    if how == "pth":
+        (packages / "editable.pth").write_text(f"import os\n{project}\n")
+    else:
+        spec = importlib.util.spec_from_file_location(name, project / f"{name}.py")
+        finder = SimpleNamespace(find_spec=lambda asked, *_: spec if asked == name else None)
+        monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, finder])
+    assert type(loaded(tmp_path / "toml", f"{name}:Blobs")).__name__ == "Blobs"
 
 
 def test_a_built_in_is_loaded_by_its_name_and_given_its_options(tmp_path: Path) -> None:

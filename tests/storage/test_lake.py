@@ -18,7 +18,7 @@ from storage.ledger import Ledger
 from tests.services import Service, free_ports
 from tests.storage.ledgers import another_hand, applied, full_ledger, opened, proposal, removed
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.service
 NewLake = Callable[[str | Path], Lake]
 ROOT = Path(__file__).parents[2]
 

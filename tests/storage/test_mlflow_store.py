@@ -70,21 +70,21 @@ def registered(tracker: Tracker) -> ModelVersion:
     return tracker.register(run, checkpoint(tracker.workspace / "saved", 1.0), tracker.workspace.parent.name)
 
 
-@pytest.mark.slow
+@pytest.mark.service
 def test_artifacts_that_go_straight_to_the_bucket_come_back_from_it(straight: Tracker) -> None:
     version = registered(straight)
     assert version.source.startswith("s3://tamis/")
     np.testing.assert_array_equal(checkpoints.read_tensors(straight.weights(version))["w"], np.full(3, 1.0))
 
 
-@pytest.mark.slow
+@pytest.mark.service
 def test_a_copy_of_the_champion_is_checked_and_made_anew_where_it_is_damaged(straight: Tracker) -> None:
     version = registered(straight)
     (straight.weights(version) / "model.safetensors").write_bytes(b"torn")
     assert checkpoints.verify(straight.weights(version)).digest == version.digest
 
 
-@pytest.mark.slow
+@pytest.mark.service
 def test_a_model_that_was_changed_in_the_bucket_is_refused_and_not_kept(straight: Tracker) -> None:
     import boto3
 
@@ -102,7 +102,7 @@ REPORT += "try: tracker.log_report(tracker.cycle_run(1, 'a', {}), '')\n"
 REPORT += "except ServerUnusable as error: print(error)"
 
 
-@pytest.mark.slow
+@pytest.mark.service
 def test_keys_that_the_object_store_refuses_are_one_line(straight: Tracker) -> None:
     command = [sys.executable, "-c", REPORT, str(straight.workspace), straight.workspace.parent.name, straight.uri]
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

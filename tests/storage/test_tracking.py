@@ -17,7 +17,7 @@ from storage.tracking import Tracker, check_name
 from storage.tracking_health import unended_runs
 
 
-@pytest.fixture(scope="module", params=["file", pytest.param("server", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["file", pytest.param("server", marks=pytest.mark.service)])
 def tracker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     workspace = tmp_path_factory.mktemp("a workspace") / "with spaces"
     if request.param == "file":
