@@ -31,7 +31,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from storage.checkpoints import Checkpoint
 from storage.errors import StorageError
-from storage.mlflow_store import Store, file_store, server_store, weights
+from storage.mlflow_store import Store, file_store, server_store, store_errors, weights
 from storage.score_store import ScoreSet
 from storage.system_metrics import PREFIX
 
@@ -76,8 +76,10 @@ def _named(method: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         tracker: Any = args[0]
-        with tracker.store.named():
+        try:
             return method(*args, **kwargs)
+        except store_errors() as error:  # the store that is known now: __init__ begins without one
+            raise tracker.store.said(error) from error
 
     return call
 
