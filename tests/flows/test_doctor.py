@@ -224,7 +224,8 @@ def test_a_row_that_another_hand_changed_is_named(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "left", ["cycles/000002/.cycle.json.77.tmp", "cycles/000003/checkpoints/a/.step-000010.tmp/x", ".mlflow.db.99999999.tmp"]
+    "left",
+    ["cycles/000002/.cycle.json.77.tmp", "cycles/000003/checkpoints/a/.step-000010.tmp/x", ".mlflow.db.99999999.tmp"],
 )
 def test_what_was_half_written_is_found(config: Config, left: str) -> None:
     path = config.workspace / left
