@@ -153,6 +153,9 @@ class Meanwhile:
     def champion(self, name: str) -> None:
         return None
 
+    def is_anothers(self) -> bool:
+        return False
+
     def cycle_run(self, *_: object) -> str:
         if self.points:
             self.ledger.restore(self.points, "bob", "was right")
@@ -169,7 +172,7 @@ def test_a_restoration_while_a_cycle_is_being_opened_is_in_its_data_after_anothe
     config = load(write_toml(tmp_path))
     workload, ledger = load_workload(config), ledger_of(config)
     tracker = Meanwhile(ledger, [])
-    monkeypatch.setattr("flows.opening.Tracker", lambda *_: tracker)
+    monkeypatch.setattr("flows.opening.tracker_of", lambda _: tracker)
     config.workspace.mkdir()
     first = open_cycle(config, workload, lambda _: None)
     removed_two(ledger, first.manifest)
