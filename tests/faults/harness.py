@@ -281,7 +281,9 @@ def tracked(workspace: Path, server: str = "", name: str = "") -> dict[str, Any]
     versions = client.search_model_versions(f"name = '{model.name}'")
     return {
         "runs": sorted([run.info.status, *(str(run.data.tags.get(name)) for name in names)] for run in runs),
-        "metrics": sorted(sorted(run.data.metrics.items()) for run in runs),
+        "metrics": sorted(
+            sorted(item for item in run.data.metrics.items() if not item[0].startswith("system/")) for run in runs
+        ),
         "versions": sorted((int(found.version), found.tags["tamis.checkpoint"]) for found in versions),
         "champion": dict(model.aliases),
     }
