@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flows.claims import service_url
 from flows.config import Config, load
 from flows.errors import BadInput
 from flows.inspection import open_ledger
@@ -62,7 +63,7 @@ def decide(file: Path, act: Act) -> str:
         raise StaleApproval(
             f"proposal {act.proposal[:12]} was decided, and its cycle has ended since; see `tamis status`"
         )
-    said = _said(file, act, opened)
+    said = _said(file, service_url(config.workspace), act, opened)
     try:
         _show(config, opened)
     except StorageError as error:  # the decision stands, and whoever took it must not think otherwise
@@ -121,12 +122,13 @@ def _show(config: Config, opened: OpenProposal) -> None:
         tags.approved_by(", ".join(opened.approvers))
 
 
-def _said(file: Path, act: Act, opened: OpenProposal) -> str:
+def _said(file: Path, served: str | None, act: Act, opened: OpenProposal) -> str:
     run = f"tamis run {shlex.quote(str(file))}"
     struck = len(set(act.strike))
     left = f" without {struck:,} point{'s' * (struck > 1)} is proposal {opened.short}," if struck else ""
     what = f"proposal {act.proposal[:12]}{left}"
     if opened.review is not None:
         done = "approved" if opened.review.decision == "approve" else "rejected"
-        return f"{what} {done} by {opened.review.actor}; continue: {run}"
+        onward = f"the service at {served.removesuffix('/api')} goes on with it" if served else f"continue: {run}"
+        return f"{what} {done} by {opened.review.actor}; {onward}"
     return f"{what} {opened.said}; next: tamis approve {opened.short} --by NAME, or {run} for a report that says so"

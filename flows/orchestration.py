@@ -15,6 +15,7 @@ from uuid import UUID
 
 from prefect import Task, flow, task
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -125,6 +126,8 @@ def _turn(config: Config, dry_run: bool) -> Summary:
             mirror()
     create_markdown_artifact(describe(summary), key="tamis-cycle", description=f"cycle {summary.cycle}")
     create_table_artifact(_counts(summary), key="tamis-proposal", description=f"cycle {summary.cycle}")
+    if summary.page:
+        create_link_artifact(summary.page, "MLflow: scores, report, review", "tamis-run", f"cycle {summary.cycle}")
     return summary
 
 

@@ -89,12 +89,18 @@ def _free(port: int) -> int:
         return int(tried.getsockname()[1])
 
 
+def answers(url: str) -> bool:
+    """Whether a Prefect server, given by the address of its API, is there."""
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
 def _await(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while server.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
+        if answers(url):
+            return
+        time.sleep(0.2)
     raise StageFailed(f"Prefect's server did not start; its log is {log}")

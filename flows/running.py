@@ -15,7 +15,7 @@ from flows.logs import logged
 from flows.opening import workspace
 from flows.progress import progress_shown
 from flows.redaction import secrets_in
-from flows.server import end_left_server, interrupts_held, prefect_environment
+from flows.server import end_left_server, interrupts_held, never_answered, prefect_environment
 from flows.stores import ledger_of
 from flows.summary import Summary
 from flows.workload import Workload
@@ -52,7 +52,9 @@ def _run(config: Config, workload: Workload, dry_run: bool) -> Summary:
     with interrupts_held():  # until the flow begins, which is when its server is up
         try:
             return curate(str(config.file), dry_run)
-        except httpx.TransportError as error:
+        except (httpx.TransportError, RuntimeError) as error:
+            if not isinstance(error, httpx.TransportError) and not never_answered(error):
+                raise
             ledger = ledger_of(config)
             over = ledger.exists and ledger.last_cycle() is not None and ledger.unfinished_cycle() is None
             then = "the cycle has ended, `tamis status` says how" if over else "the same command continues"

@@ -34,6 +34,11 @@ def prefect_environment(workspace: Path) -> None:
     os.environ[MARK] = str(workspace)
 
 
+def never_answered(error: RuntimeError) -> bool:
+    """Whether it is Prefect's word for a server that was not there, or was killed, before the flow could begin."""
+    return str(error).startswith(("Failed to reach API", "Timed out while attempting to connect"))
+
+
 @contextmanager
 def interrupts_held() -> Iterator[None]:
     """Keep Ctrl-C back: a server that is started meanwhile inherits the mask and never sees it.

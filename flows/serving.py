@@ -10,9 +10,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ import httpx
 from flows.claims import Claim, claimed, end_left_over, mark_processes
 from flows.config import Config, load
 from flows.errors import BadInput, StageFailed
-from flows.own_server import own_server, service_environment
+from flows.own_server import answers, own_server, service_environment
 from flows.webhooks import SECRET, Gate, receiver
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 
 LAST_PORT = 65535
+STOP_SECONDS = 30.0
+"""How long the service tries to tell a Prefect server that does not answer that it ends."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ async def _serve(configs: Sequence[Config], claims: Sequence[Claim], extent: Ext
             say(f"{config.name}: {schedule_said(config)}; {config.file}")
         say(f"Prefect: {url.removesuffix('/api')}; Ctrl-C ends the service and what it runs")
         watcher.start()
-        await _until(stop, dict(zip(runners, running)), watcher)
+        await _until(stop, dict(zip(runners, running)), watcher, url)
 
 
 async def _register(configs: Sequence[Config], extent: Extent, cycles: Runner, forms: Runner) -> dict[UUID, Config]:
@@ -162,22 +165,38 @@ async def _register(configs: Sequence[Config], extent: Extent, cycles: Runner, f
     return served
 
 
-async def _until(stop: asyncio.Event, running: dict[Any, asyncio.Task[None]], watcher: Watcher) -> None:
+async def _until(stop: asyncio.Event, running: dict[Any, asyncio.Task[None]], watcher: Watcher, url: str) -> None:
     stopping, watching = asyncio.create_task(stop.wait()), asyncio.create_task(asyncio.to_thread(watcher.join))
-    blind = False
-    try:
-        await asyncio.wait({stopping, watching, *running.values()}, return_when=asyncio.FIRST_COMPLETED)
-        blind = watching.done() and not stop.is_set()
-    finally:
-        stopping.cancel()
+    await asyncio.wait({stopping, watching, *running.values()}, return_when=asyncio.FIRST_COMPLETED)
+    blind = watching.done() and not stop.is_set()
+    stopping.cancel()
+    with _in_time(url):
         await asyncio.to_thread(watcher.stop)
         for runner, task in running.items():
             if not task.done():
                 await runner.astop()
         await watching
-    await asyncio.gather(*running.values())
+        await asyncio.gather(*running.values())
     if blind:
         raise StageFailed("the watcher of reviews ended by an error of its own (above); `tamis serve` starts it again")
+
+
+@contextmanager
+def _in_time(url: str) -> Iterator[None]:
+    """Leave what is done inside where it takes too long: Prefect's client cannot be told to try no longer."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(STOP_SECONDS):
+            if not answers(url):
+                say(f"Prefect's server at {url} does not answer; ended without telling it, and what was run ends, too")
+                os._exit(1)  # the lifelines of its server and its cycles end them
+
+    threading.Thread(target=look, name="end", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _webhooks(extent: Extent, watcher: Watcher) -> AbstractContextManager[Any]:

@@ -49,6 +49,7 @@ class Summary:
         struck: Points that reviewers struck out of what was selected.
         proof: How many seeds were compared and why no more, and which look at the holdout set it was.
         tag: The MLflow tag that would approve; empty where none can.
+        page: Of the cycle's run on an MLflow server; empty where the runs are in the workspace.
         preview: What foretelling the challenger took, or why that was left out.
         foreseen: What was foretold of the query set, and what came of it.
     """
@@ -85,6 +86,7 @@ class Summary:
     report: Path
     next_commands: tuple[str, ...]
     tag: str
+    page: str
 
     @property
     def decision(self) -> str:
@@ -167,6 +169,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         report=cycle.folder / "report.html",
         next_commands=_commands(cycle, state, proposed),
         tag=done.reviewed.tag if done.reviewed else "",
+        page=cycle.tracker.page(cycle.run),
     )
 
 
@@ -226,7 +229,7 @@ def _proof(done: Progression) -> str:
 
 def _commands(cycle: Cycle, state: str, proposed: Proposed) -> tuple[str, ...]:
     toml = shlex.quote(str(cycle.config.file))
-    commands = [f"tamis ui {toml}"]
+    commands = [] if cycle.config.servers.mlflow else [f"tamis ui {toml}"]
     if state == "awaiting_review":
         commands = [
             f"tamis approve {proposed.hash[:12]} --by NAME --file {toml}",

@@ -69,6 +69,8 @@ def _facts(summary: Summary) -> dict[str, str]:
     facts["proposal"] = summary.proposal[:12]
     facts["champion"] = f"version {summary.champion}" if summary.champion else "none yet"
     facts["report"] = str(summary.report)
+    if summary.page:
+        facts["MLflow"] = summary.page
     return facts
 
 

@@ -16,6 +16,7 @@ import duckdb
 
 from storage import chain, lake
 from storage.errors import LedgerLocked, StorageError, WriteFailed
+from storage.interruption import interruptible
 from storage.journal import create, journal_of, journaled, recover
 from storage.lake import Lake
 from storage.migration import migrate, missing_steps
@@ -43,16 +44,16 @@ def reading(path: Path | Lake, patience: float) -> Iterator[duckdb.DuckDBPyConne
         MigrationFailed: it cannot be brought up to date.
     """
     if isinstance(path, Lake):
-        with lake.reading(path, patience) as con:
+        with lake.reading(path, patience) as con, interruptible(con):
             yield con
         return
-    with closing(_connect(path, patience, read_only=True)) as con:
+    with closing(_connect(path, patience, read_only=True)) as con, interruptible(con):
         if not missing_steps(con, path):
             yield con
             return
     with holding(path, patience):
         pass
-    with closing(_connect(path, patience, read_only=True)) as con:
+    with closing(_connect(path, patience, read_only=True)) as con, interruptible(con):
         yield con
 
 
@@ -72,13 +73,14 @@ def holding(path: Path | Lake, patience: float) -> Iterator[tuple[duckdb.DuckDBP
         The connection, and what is left after it is closed.
     """
     if isinstance(path, Lake):
-        with ExitStack() as held, lake.holding(path, patience) as con:
+        with ExitStack() as held, lake.holding(path, patience) as con, interruptible(con):
             yield con, held
         return
     create(path)
     with ExitStack() as held, closing(_connect(path, patience, read_only=False)) as con, journaled(con, path, held):
         migrate(con, path, held)
-        yield con, held
+        with interruptible(con):
+            yield con, held
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import ScoresInvalid, StorageError
+from storage.interruption import interruptible
 from storage.points import PointId
 from storage.score_store import shards
 
@@ -50,7 +51,11 @@ def open_scores(folder: Path, columns: Collection[str]) -> Iterator[Scores]:
     missing = sorted(set(columns) - set(schema.names))
     if missing:
         raise ScoresInvalid(f"scores have no column {', '.join(missing)}; they have {', '.join(schema.names)}")
-    with tempfile.TemporaryDirectory(prefix=".spill-", dir=folder) as spill, duckdb.connect(":memory:") as con:
+    with (
+        tempfile.TemporaryDirectory(prefix=".spill-", dir=folder) as spill,
+        duckdb.connect(":memory:") as con,
+        interruptible(con),
+    ):
         con.execute(f"SET temp_directory = {_text(spill)}")
         con.execute(f"SET memory_limit = {_text(MEMORY)}")
         con.execute(f"CREATE VIEW scores AS {_read(paths)}")

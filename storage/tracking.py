@@ -143,6 +143,10 @@ class Tracker:
         found = self._client.search_runs([self._experiment], where, max_results=1)
         return str(found[0].info.run_id) if found else None
 
+    def page(self, run: str) -> str:
+        """Where the server shows a run; empty for a store in the workspace, which no server shows by itself."""
+        return f"{self.uri}/#/experiments/{self._experiment}/runs/{run}" if self.store.server else ""
+
     def arm_run(
         self, cycle_run: str, arm: str, seed: int, parameters: Mapping[str, Value], metrics: Mapping[str, float]
     ) -> str:

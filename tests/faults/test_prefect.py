@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.faults.harness import Bench, ledger, proposal_hashes, servers, tracked
 
@@ -47,3 +48,11 @@ def test_a_server_of_prefect_that_is_killed_is_one_line_and_the_same_command_end
     assert bench.left() == []
     again = bench.run()
     assert (again.code, again.lines) == (0, [])
+
+
+def test_a_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    ended = Bench(tmp_path, orchestrator="prefect").run()
+    assert ended.code == 1
+    [line] = ended.lines
+    assert line.startswith("tamis: Prefect's server does not answer (Failed to reach API at http://127.0.0.1:9/api/)")

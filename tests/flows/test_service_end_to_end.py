@@ -126,6 +126,8 @@ def _approved(desk: Desk) -> str:
     assert desk.tags(1)["tamis.review"] == f"approve:{proposal[:12]}"
     arms = desk.client.search_runs([desk.tags(1)["experiment"]], "tags.`tamis.arm` = 'challenger'")
     assert len(arms) >= 2, "the retraining has a run for each seed"
+    [link] = desk.served.ask("artifacts/filter", artifacts={"key": {"any_": ["tamis-run"]}}, limit=1)
+    assert f"/runs/{desk.tags(1)['run']}" in link["data"], "Prefect's page leads to MLflow's"
     assert desk.champion() == 2, "the first version is the baseline's, whose page is one of the review"
     return proposal
 
