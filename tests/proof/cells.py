@@ -57,7 +57,11 @@ class Removal:
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured in one setting (its key) with one seed."""
+    """What was measured in one setting (its key) with one seed.
+
+    Attributes:
+        measured: The day and the revision.
+    """
 
     setting: str
     seed: int
@@ -65,6 +69,7 @@ class Cell:
     reason: str
     hash: str
     removals: dict[str, Removal]
+    measured: str = ""
 
 
 def measure(setting: Setting, seed: int, folder: Path) -> Cell:
@@ -186,7 +191,7 @@ class Comparison:
 
 def to_json(cell: Cell) -> str:
     """A cell as JSON."""
-    return json.dumps(asdict(cell), indent=1)
+    return json.dumps(asdict(cell), indent=1) + "\n"
 
 
 def from_json(text: str) -> Cell:

@@ -1,4 +1,8 @@
-"""`make proof`: every cell, one on each core, and the table in docs/proof.md. Cells that are there are kept."""
+"""`make proof`: every cell, one on each core, and the table in docs/proof.md from all that were ever measured.
+
+A cell, one setting with one seed, is a file in docs/proof/ that names its day and revision. One that is there is kept:
+take away what is to be measured again.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -39,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--cells", type=Path, default=ROOT / "build" / "proof" / _revision())
+    parser.add_argument("--cells", type=Path, default=ROOT / "docs" / "proof")
     arguments = parser.parse_args()
     arguments.cells.mkdir(parents=True, exist_ok=True)
     wanted = [
@@ -72,6 +77,7 @@ def _cell(kind: str, setting: Setting, seed: int, folder: Path) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         cell = KINDS[kind][1](setting, seed, Path(scratch))
+    cell = replace(cell, measured=f"{date.today().isoformat()}, {_revision()}")
     atomic_write_text(path, to_json(cell))
     print(f"{setting.key}, seed {seed}: {cell.state} ({time.monotonic() - started:.0f} s)", flush=True)
 
@@ -82,7 +88,7 @@ def table(cells: Sequence[Cell]) -> str:
     lines = [
         "# Proof",
         "",
-        f"Measured {date.today().isoformat()}, revision {_revision()}, {platform.machine()}, a cell on each of "
+        f"Measured {'; '.join(sorted({cell.measured for cell in cells}))}, {platform.machine()}, a cell on each of "
         f"{len(os.sched_getaffinity(0))} cores, torch {torch.__version__}; {seeds} seeds (split, planted errors and "
         "training), mean ± half of the 95 % t interval over seeds.",
         "Digits: 1,000 train points, 300 queries, 497 holdout points. Fashion-MNIST: 10,000 of the train images, the "
