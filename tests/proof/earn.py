@@ -1,6 +1,6 @@
 """`make proof-earn`: which policy earns its place against which trouble; docs/earn.md.
 
-Cells that are there are kept, as long as the way they are measured is the same.
+A cell, one kind with one seed, is a file in docs/earn/, kept as long as the way it is measured is the same.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--cells", type=Path, default=ROOT / "build" / "earn" / digest(METHOD))
+    parser.add_argument("--cells", type=Path, default=ROOT / "docs" / "earn" / digest(METHOD))
     arguments = parser.parse_args()
     folder: Path = arguments.cells
     folder.mkdir(parents=True, exist_ok=True)
