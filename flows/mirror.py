@@ -90,4 +90,5 @@ def notify(block: str, subject: str, body: str) -> None:
         body: The text.
     """
     told: Any = Block.load(block)
-    told.notify(body=body, subject=subject)
+    with told.raise_on_failure():  # Slack's and its like would say nothing
+        told.notify(body=body, subject=subject)
