@@ -13,8 +13,9 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from influence.calls import Layout
 from influence.errors import InfluenceError, UnknownBlock
-from influence.layouts import Layout, layout_of
+from influence.layouts import TransposedLayout, layout_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def linear_blocks(model: nn.Module) -> Blocks:
 def features(blocks: Sequence[Block]) -> Blocks:
     """Linear and convolutional layers: where nearly all parameters of most models are, and no table or scale.
 
-    Without the output layer of `nn.MultiheadAttention`, whose weight is read there and never called.
+    With GPT-2's `Conv1D`, which is linear, and without the output layer of `nn.MultiheadAttention`, whose weight is
+    read there and never called.
 
     Raises:
         UnknownBlock: there is none.
@@ -97,7 +99,8 @@ def features(blocks: Sequence[Block]) -> Blocks:
     found = tuple(
         block
         for block in blocks
-        if isinstance(block.module, kinds) and not isinstance(block.module, NonDynamicallyQuantizableLinear)
+        if (isinstance(block.module, kinds) or isinstance(block.layout, TransposedLayout))
+        and not isinstance(block.module, NonDynamicallyQuantizableLinear)
     )
     if not found:
         raise UnknownBlock("the model has no linear or convolutional layer; choose blocks by type or name")
