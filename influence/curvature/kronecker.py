@@ -248,8 +248,8 @@ class EKFAC(KFAC):
 def _add_squares(total: ProductSum, basis: Eigenbasis, factor: Factor, weights: Tensor) -> None:
     """Add sum_b w_b sum_r (Qs' G_rb Qa)^2, [o, i]."""
     if isinstance(factor, TableFactor):
-        point, rows, rotated = basis.rotate_rows(factor).touched()  # [R, N, d]
-        total.add_columns(rows, (rotated.square().sum(0) * weights[point, None]).T)
+        point, rows, values = basis.rotate_rows(factor).touched()  # [R, N, d]
+        total.add_columns(rows, (values.square().sum(0) * weights[point, None]).T)
         return
     if factor.a.shape[1] == 1:  # the squares of a rank-one gradient have rank one
         rotated = basis.rotate(factor)
