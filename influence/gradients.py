@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from influence.blocks import Block
+from influence.blocks import Block, hooked
 from influence.calls import Call, Capture, widen
 from influence.errors import InfluenceError, NotFinite, NotPerPoint
 from influence.factored import Factor, Factors, squared_norms
@@ -82,7 +82,7 @@ class FactorSource:
             undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
             self.model.eval().requires_grad_(False)
-            for block in self.blocks:
+            for block in hooked(self.blocks):
                 undo.callback(block.module.register_forward_hook(self._hook(block), with_kwargs=True).remove)
             self._undo = undo.pop_all()
         return self

@@ -8,9 +8,10 @@
 | Embedding | one-hot of the token | the same, one position per token | table' [d, V] |
 | large Embedding | which row (`sparse`) | the same, one position per row that a point touches | table' [d, V] |
 | grouped Conv, norms of torch (Batch- in eval) | rows of the identity | columns of G_b, formed at once | [o, i] |
+| Embedding and Linear of one weight (`tied`) | the same | the same | W [V, d] |
 | any other module with parameters of its own | 1 | G_b by torch.func | [p, 1] |
 
-The last four have no input statistics, so their input basis is the identity (`free`), and a Kronecker curvature keeps
+The last five have no input statistics, so their input basis is the identity (`free`), and a Kronecker curvature keeps
 the exact covariance of their outputs. All of a layer's calls in one forward are positions of one sequence. Factors are
 at least float32, whatever the model computes in.
 """
@@ -83,7 +84,7 @@ class EmbeddingLayout:
 
     def read(self, call: Call) -> Capture:
         """Positions are tokens."""
-        tokens = _tokens(call, self.module)
+        tokens = tokens_of(call, self.module)
         a = widen(call.output).new_zeros(*tokens.shape, self.module.num_embeddings)  # [B, T, V]
         there = (tokens >= 0).to(a)[:, :, None]
         a.scatter_(2, tokens.clamp(min=0)[:, :, None], there)
@@ -96,7 +97,7 @@ class TableLayout(EmbeddingLayout):
 
     def read(self, call: Call) -> Capture:
         """Positions are tokens."""
-        return Capture(_tokens(call, self.module), sequence)
+        return Capture(tokens_of(call, self.module), sequence)
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,8 @@ def _with_bias(a: Tensor) -> Tensor:
     return torch.cat([a, a.new_ones(*a.shape[:2], 1)], 2)
 
 
-def _tokens(call: Call, module: nn.Embedding) -> Tensor:
-    """The row that each position reads, -1 for padding, [B, T]."""
+def tokens_of(call: Call, module: nn.Embedding) -> Tensor:
+    """The row that each position of a table's input reads, -1 for padding, [B, T]."""
     tokens = call.input(1).long()
     tokens = tokens.reshape(len(tokens), -1)
     return tokens if module.padding_idx is None else tokens.masked_fill(tokens == module.padding_idx, -1)

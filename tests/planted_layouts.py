@@ -36,7 +36,7 @@ def padding_row_counted(patch: pytest.MonkeyPatch) -> None:
         given = call.input(1).long()
         return given.reshape(len(given), -1)
 
-    patch.setattr(layouts, "_tokens", tokens)
+    patch.setattr(layouts, "tokens_of", tokens)
 
 
 @seen_by("test_sparse", "test_scores_are_those_of_the_one_hot_form", EKFAC)
@@ -65,3 +65,12 @@ def repeated_tokens_as_rows_of_their_own(patch: pytest.MonkeyPatch) -> None:
 def parts_of_sparse_queries_exchanged(patch: pytest.MonkeyPatch) -> None:
     right = torch.cat
     patch.setattr("influence.exchange.joined", lambda parts: right(list(parts)[::-1]).coalesce())
+
+
+@seen_by(
+    "test_transformers",
+    "test_a_vocabulary_that_is_also_the_head_is_one_block_with_both_contributions",
+    ("transformer.wte",),
+)
+def tied_head_without_its_own_calls(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("influence.gradients.hooked", tuple)

@@ -14,6 +14,7 @@ from influence import (
     Block,
     Blocks,
     FactorSource,
+    InfluenceError,
     NotPerPoint,
     available,
     by_name,
@@ -112,15 +113,18 @@ def _without(model: nn.Module, positions: str) -> Blocks:
     return select(model, lambda blocks: tuple(block for block in blocks if block not in shared))
 
 
-def gradients(model: nn.Module, block: Block, batch: Texts) -> dict[str, Tensor]:
+Loss = Callable[[nn.Module, Texts], Tensor]
+
+
+def gradients(model: nn.Module, block: Block, batch: Texts, loss: Loss = losses) -> dict[str, Tensor]:
     own = dict(block.module.named_parameters(recurse=False))
-    return dict(zip(own, torch.autograd.grad(losses(model, batch).sum(), own.values())))
+    return dict(zip(own, torch.autograd.grad(loss(model, batch).sum(), own.values())))
 
 
-def found(model: nn.Module, blocks: Blocks, batch: Texts) -> dict[str, Tensor]:
+def found(model: nn.Module, blocks: Blocks, batch: Texts, loss: Loss = losses) -> dict[str, Tensor]:
     """Per-point gradients [B, o, i] from one backward pass."""
     with FactorSource(model, blocks) as source:
-        factors = source.pull(source.forward(losses, batch))
+        factors = source.pull(source.forward(loss, batch))
     return {name: dense(f) if isinstance(f, TableFactor) else materialise(f) for name, f in factors.items()}
 
 
@@ -235,3 +239,39 @@ def test_lora_adapters_are_blocks_by_name_and_exact() -> None:
         assert truth.abs().max() > 1e-4, block.name
         torch.testing.assert_close(per_point[block.name], truth, rtol=0, atol=EXACT)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
+
+
+def writer(vocabulary: int = TOKENS) -> nn.Module:
+    config = transformers.GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    return randomised(transformers.GPT2LMHeadModel(config))
+
+
+def next_tokens(model: nn.Module, batch: Texts) -> Tensor:
+    """Of each text, summed over its tokens but the first."""
+    each = cross_entropy(logits(model, batch)[:, :-1].mT, batch.ids[:, 1:], reduction="none")
+    return (each * batch.mask[:, 1:]).sum(1)
+
+
+@pytest.mark.parametrize("chosen", [("transformer.wte",), ("lm_head",), ("transformer.wte", "lm_head")])
+def test_a_vocabulary_that_is_also_the_head_is_one_block_with_both_contributions(chosen: tuple[str, ...]) -> None:
+    model, batch = writer(), texts()
+    (block,) = select(model, by_name(*chosen))
+    assert block.name == "transformer.wte"
+    assert block.weight_shape == (TOKENS, 8)
+    each = [gradients(model, block, alone(batch, row), next_tokens)["weight"] for row in range(POINTS)]
+    assert torch.stack(each).abs().max() > 1e-4
+    per_point = found(model, (block,), batch, next_tokens)[block.name]
+    torch.testing.assert_close(per_point, torch.stack(each), rtol=0, atol=EXACT)
+    before = block.module.weight.detach().clone()
+    move((block,), {block.name: per_point.sum(0)})
+    torch.testing.assert_close(model.lm_head.weight.detach() - before, sum(each), rtol=0, atol=POINTS * EXACT)
+
+
+def test_a_shared_weight_that_is_no_such_pair_or_too_large_is_refused() -> None:
+    config = transformers.BertConfig(vocab_size=TOKENS, num_labels=3, **SMALL)
+    with pytest.raises(
+        InfluenceError, match=r"shares a weight \(bert.*, and only a table and a linear layer wi"
+    ):
+        select(transformers.BertForMaskedLM(config), by_name("*word_embeddings"))
+    with pytest.raises(InfluenceError, match=r"\(transformer.wte.weight, lm_head.weight\) of 5000 rows: at most 4096"):
+        select(writer(5000), features)
