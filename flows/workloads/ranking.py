@@ -9,6 +9,7 @@ how many of the ratings themselves are careless, nobody knows.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -219,6 +220,8 @@ def read_ratings(file: Path) -> Ratings:
 
 
 def _rated(table: pa.Table, where: str, titles: Mapping[str, str] | None = None) -> Ratings:
+    if not len(table):
+        raise BadInput(f"{where} holds no ratings")
     for name in COLUMNS:
         if table[name].null_count:
             row = compute.index(compute.is_null(table[name]), True).as_py()
@@ -230,8 +233,8 @@ def _rated(table: pa.Table, where: str, titles: Mapping[str, str] | None = None)
     (users, user), (items, item) = (_numbered(table[name]) for name in ("user", "item"))
     pairs = torch.stack([user, item], 1)
     ids = [f"{users[u]}:{items[i]}" for u, i in pairs.tolist()]
-    if len(set(ids)) < len(ids):
-        twice = next(id_ for row, id_ in enumerate(ids) if id_ in set(ids[:row]))
+    twice, count = Counter(ids).most_common(1)[0]
+    if count > 1:
         raise BadInput(f"{where}: the pair {twice} stands twice; keep one row for each user and item, the newest, say")
     return Ratings(ids, pairs, rating, users, [titles.get(name, name) for name in items] if titles else items)
 

@@ -269,9 +269,7 @@ def test_a_vocabulary_that_is_also_the_head_is_one_block_with_both_contributions
 
 def test_a_shared_weight_that_is_no_such_pair_or_too_large_is_refused() -> None:
     config = transformers.BertConfig(vocab_size=TOKENS, num_labels=3, **SMALL)
-    with pytest.raises(
-        InfluenceError, match=r"shares a weight \(bert.*, and only a table and a linear layer wi"
-    ):
+    with pytest.raises(InfluenceError, match=r"shares a weight \(bert.*, and only a table and a linear layer wi"):
         select(transformers.BertForMaskedLM(config), by_name("*word_embeddings"))
     with pytest.raises(InfluenceError, match=r"\(transformer.wte.weight, lm_head.weight\) of 5000 rows: at most 4096"):
         select(writer(5000), features)
