@@ -110,10 +110,10 @@ def _table(attribution: Attribution, points: Points, queries: Points, chunk: int
     grid = ChunkGrid(len(points), chunk)
     chunks = score_chunks([attribution], queries, grid, place)
     relative = relative_columns(gather(chunks, points, grid, place), points)
-    originals = points.originals()
+    originals, blocks = points.originals(), [block.name for block in attribution.blocks]
     return pa.concat_tables(
         [
-            shard_table(points, queries, grid.rows(chunk), columns, originals, relative, {})
+            shard_table(points, queries, blocks, grid.rows(chunk), columns, originals, relative, {})
             for chunk, columns in chunks.items()
         ]
     )

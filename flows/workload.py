@@ -30,6 +30,7 @@ from storage.points import PointId
 BUILT_IN: Mapping[str, str] = {
     "digits": "flows.workloads.digits:Digits",
     "fashion_mnist": "flows.workloads.fashion_mnist:FashionMnist",
+    "ranking": "flows.workloads.ranking:Ranking",
     "tiny": "flows.workloads.tiny:Tiny",
 }
 CACHE_BYTES = 512 * 2**20

@@ -9,12 +9,15 @@ order and give some of them back in that order, so they compose:
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from influence.calls import Layout
 from influence.errors import InfluenceError, UnknownBlock
-from influence.layouts import Layout, layout_of
+from influence.layouts import LARGEST_FREE, EmbeddingLayout, LinearLayout, TransposedLayout, layout_of
+from influence.tied import OutputLayout, TiedLayout
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,17 @@ class BlockSummary:
     energy: float | None = None
 
 
+def hooked(blocks: Sequence[Block]) -> Blocks:
+    """The modules whose calls the blocks are read from, each as a block under its block's name."""
+    layouts = ((block, block.layout) for block in blocks)
+    layers = [
+        Block(block.name, layout.linear, OutputLayout(layout.module, layout.linear))
+        for block, layout in layouts
+        if isinstance(layout, TiedLayout)
+    ]
+    return (*blocks, *layers)
+
+
 def shapes_of(blocks: Sequence[Block]) -> Shapes:
     """Of the blocks, in their order."""
     return {block.name: block.weight_shape for block in blocks}
@@ -88,7 +102,8 @@ def linear_blocks(model: nn.Module) -> Blocks:
 def features(blocks: Sequence[Block]) -> Blocks:
     """Linear and convolutional layers: where nearly all parameters of most models are, and no table or scale.
 
-    Without the output layer of `nn.MultiheadAttention`, whose weight is read there and never called.
+    With GPT-2's `Conv1D`, which is linear, and without the output layer of `nn.MultiheadAttention`, whose weight is
+    read there and never called.
 
     Raises:
         UnknownBlock: there is none.
@@ -97,7 +112,8 @@ def features(blocks: Sequence[Block]) -> Blocks:
     found = tuple(
         block
         for block in blocks
-        if isinstance(block.module, kinds) and not isinstance(block.module, NonDynamicallyQuantizableLinear)
+        if (isinstance(block.module, kinds) or isinstance(block.layout, TransposedLayout))
+        and not isinstance(block.module, NonDynamicallyQuantizableLinear)
     )
     if not found:
         raise UnknownBlock("the model has no linear or convolutional layer; choose blocks by type or name")
@@ -198,15 +214,16 @@ def holding(share: float, energies: Mapping[str, float]) -> Selection:
 def select(model: nn.Module, *selections: Selection) -> Blocks:
     """Apply selections one after the other to all blocks of a model.
 
+    A table and a linear layer that share their weight are one block, whichever is selected, named like the first.
+
     Raises:
         UnknownBlock: a selection finds nothing.
-        InfluenceError: a selected weight is shared with another module, so its gradient is not that layer's alone.
+        InfluenceError: a selected weight is shared in another way, or is too large for its gradients to be formed.
     """
     blocks = available(model)
     for selection in selections:
         blocks = selection(blocks)
-    _refuse_tied_weights(model, blocks)
-    return blocks
+    return _tied(model, blocks)
 
 
 def head(model: nn.Module) -> Block:
@@ -253,13 +270,28 @@ def _type_name(block: Block) -> str:
     return type(block.module).__name__
 
 
-def _refuse_tied_weights(model: nn.Module, blocks: Sequence[Block]) -> None:
-    owners: dict[Tensor, list[str]] = {}
+def _tied(model: nn.Module, blocks: Sequence[Block]) -> Blocks:
+    """Put a table and the linear layer that shares its weight in one block."""
+    owners: dict[Tensor, dict[str, nn.Module]] = {}
     for path, module in model.named_modules():  # each once: a module used in two places is called twice, not tied
         for name, parameter in module.named_parameters(path, recurse=False):
-            owners.setdefault(parameter, []).append(name)
+            owners.setdefault(parameter, {})[name] = module
+    found: dict[str, Block] = {}
     for block in blocks:
-        for parameter in block.module.parameters(recurse=False):
-            names = owners[parameter]
-            if len(names) > 1:
-                raise InfluenceError(f"block {block.name!r} shares a weight ({', '.join(names)}); select other blocks")
+        shared = [owners[one] for one in block.module.parameters(recurse=False) if len(owners[one]) > 1]
+        whole = _of_both(block, shared[0]) if shared else block
+        found.setdefault(whole.name, whole)
+    return tuple(found.values())
+
+
+def _of_both(block: Block, owners: Mapping[str, nn.Module]) -> Block:
+    """The block of a shared weight, under the name of its first owner in the model."""
+    both = f"block {block.name!r} shares a weight ({', '.join(owners)})"
+    tables = [one for one in owners.values() if isinstance(layout_of(one), EmbeddingLayout)]
+    layers = [one for one in owners.values() if isinstance(layout_of(one), LinearLayout)]
+    if len(owners) > 2 or not tables or not layers or layers[0].bias is not None:
+        raise InfluenceError(f"{both}, and only a table and a linear layer without bias may; select other blocks")
+    layout = TiedLayout(cast(nn.Embedding, tables[0]), cast(nn.Linear, layers[0]))
+    if layout.shape[0] > LARGEST_FREE:
+        raise InfluenceError(f"{both} of {layout.shape[0]} rows: at most {LARGEST_FREE} are supported; select others")
+    return Block(next(iter(owners)).rpartition(".")[0], tables[0], layout)

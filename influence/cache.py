@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from influence.errors import InfluenceError
-from influence.factored import Factor
+from influence.factored import Factor, Factors
 from influence.reading import Reading
+from influence.sparse import TableFactor
 
 
 class CacheFile(Protocol):
@@ -51,6 +52,7 @@ class _OnDisk:
     offset: int
     parts: tuple[_Layout, ...]
     blocks: tuple[str, ...]
+    tables: dict[str, int]
 
 
 class FactorCache:
@@ -92,12 +94,13 @@ class FactorCache:
             self._left -= size
             self.held += size
         elif size <= self._left_on_disk:
-            self._on_disk[number] = self._store(tensors, tuple(reading.losses))
+            self._on_disk[number] = self._store(tensors, reading.losses)
             self._left_on_disk -= size
 
-    def _store(self, tensors: Sequence[Tensor], blocks: tuple[str, ...]) -> _OnDisk:
+    def _store(self, tensors: Sequence[Tensor], factors: Factors) -> _OnDisk:
         assert self._file is not None  # checked with the budget
-        where = _OnDisk(self._end, tuple(map(_Layout.of, tensors)), blocks)
+        tables = {name: factor.table for name, factor in factors.items() if isinstance(factor, TableFactor)}
+        where = _OnDisk(self._end, tuple(map(_Layout.of, tensors)), tuple(factors), tables)
         self._file.seek(self._end)
         for tensor, layout in zip(tensors, where.parts):
             self._end += self._file.write(_bytes(tensor.permute(layout.order).contiguous()))
@@ -115,8 +118,10 @@ class FactorCache:
         logits, labels, *rest = tensors
         losses, roots = {}, {}
         for place, name in enumerate(where.blocks):
-            a, g, root = rest[3 * place : 3 * place + 3]
-            losses[name], roots[name] = Factor(a, g), Factor(a, root)
+            inputs, g, root = rest[3 * place : 3 * place + 3]
+            table = where.tables.get(name)
+            losses[name] = Factor(inputs, g) if table is None else TableFactor(inputs, g, table)
+            roots[name] = losses[name].at(root)
         return Reading(logits, labels, losses, roots)
 
 
@@ -125,7 +130,7 @@ def _tensors(reading: Reading) -> list[Tensor]:
     assert reading.roots is not None
     tensors = [reading.logits, reading.labels]
     for name, factor in reading.losses.items():
-        tensors += [factor.a, factor.g, reading.roots[name].g]
+        tensors += [factor.inputs, factor.g, reading.roots[name].g]
     return tensors
 
 

@@ -37,12 +37,13 @@ import torch
 from torch import Generator, Tensor
 
 from influence.blocks import Block, Blocks, Shapes, shapes_of
+from influence.calls import Layout
 from influence.curvature.base import Curvature
 from influence.curvature.joint import add_up
 from influence.curvature.kronecker import KFAC
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients
-from influence.layouts import Layout
+from influence.refusals import refuse_tables
 from influence.sketches import Buckets, Chain, CoordinateMask, Dense, FactorMask, Sides, Sketch, SmallLayout, sides
 
 BLOW_UP = 4  # times too much is left by the mask of mask + SJLT
@@ -221,6 +222,7 @@ def _drawn(blocks: Blocks, ratio: float, seed: int, draw: Callable[[Layout, floa
 
 def _shared(blocks: Blocks, ratio: float) -> list[tuple[Block, float]]:
     """How many times smaller each block is to be: those above one size are brought to it, the others stay whole."""
+    refuse_tables(blocks)
     if not (math.isfinite(ratio) and ratio >= 1):
         raise InfluenceError(f"ratio {ratio}: give how many times smaller gradients become, at least 1")
     sizes = sorted(block.parameters for block in blocks)

@@ -1,6 +1,6 @@
 """Queries read and solved in parts, each by one rank, and held by all: what is dear of them is done once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from influence.factored import Gradients
 from influence.queries import Queries
 from influence.scores import SolvedScorer
 from influence.sharding import Share
+from influence.sparse import joined, rows_at
 
 Broadcast = Callable[[Tensor, int], None]
 
@@ -40,6 +41,7 @@ def share_queries(
     rows, m = _rows(sizes), sum(sizes)
     held: list[Preconditioned] = []
     whole: list[dict[str, Tensor]] = [{} for _ in curvatures]
+    tables: list[dict[str, dict[int, Tensor]]] = [{} for _ in curvatures]  # sparse, and so of different sizes
     doubt = torch.empty(m, dtype=torch.float64)
     mine = share.of(len(sizes))
     idle = -(-len(sizes) // share.world) - len(mine)  # then part 0 again: all ranks make as many passes as each other
@@ -47,13 +49,16 @@ def share_queries(
         queries = read(part)
         doubt[rows[part]] = queries.doubt
         held = [_against(curvature, queries) for curvature in curvatures]
-        for full, one in zip(whole, held):
-            _fill(full, one.solved, rows[part], m)
+        for full, sparse, one in zip(whole, tables, held):
+            _fill(full, {name: tensor for name, tensor in one.solved.items() if not tensor.is_sparse}, rows[part], m)
+            for name in one.solved.keys() - full.keys():
+                sparse.setdefault(name, {})[part] = one.solved[name]
     for part, run in enumerate(rows):
         for tensor in (doubt, *(tensor for full in whole for tensor in full.values())):
             broadcast(tensor[run], part % share.world)
-    for full, one in zip(whole, held):
-        one.solved = full
+    for full, sparse, one in zip(whole, tables, held):
+        sent = {name: _send(sparse[name], sizes, share, broadcast) for name in one.solved if name in sparse}
+        one.solved = full | sent
     return [SolvedScorer(one, doubt, points) for one in held]
 
 
@@ -63,6 +68,22 @@ def _rows(sizes: Sequence[int]) -> list[slice]:
 
 def _against(curvature: Curvature, queries: Queries) -> Preconditioned:
     return curvature.against({name: queries.gradients[name] for name in curvature.blocks}, own=True, step=True)
+
+
+def _send(parts: Mapping[int, Tensor], sizes: Sequence[int], share: Share, broadcast: Broadcast) -> Tensor:
+    """The sparse gradients of all parts, from the rank of each."""
+    like, whole = next(iter(parts.values())), []
+    for part, size in enumerate(sizes):
+        source = part % share.world
+        mine = parts[part] if share.rank == source else None
+        count = torch.tensor([0 if mine is None else len(mine.values())])
+        broadcast(count, source)
+        places = torch.empty(2, int(count), dtype=torch.int64) if mine is None else mine.indices().contiguous()
+        values = like.values().new_empty(int(count), like.shape[2]) if mine is None else mine.values().contiguous()
+        broadcast(places, source)
+        broadcast(values, source)
+        whole.append(rows_at(places, values, (size, *like.shape[1:])))
+    return joined(whole)
 
 
 def _fill(full: dict[str, Tensor], solved: Gradients, rows: slice, count: int) -> None:

@@ -7,6 +7,7 @@ to form once than to contract position by position.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -29,11 +30,25 @@ class Factor:
     g: Tensor
 
     def __len__(self) -> int:
-        return len(self.a)
+        return len(self.inputs)
 
     def __getitem__(self, points: slice | Tensor) -> "Factor":
         """The same of some points."""
         return Factor(self.a[points], self.g[..., points, :, :])
+
+    @property
+    def inputs(self) -> Tensor:
+        """What is held beside `g`: `a`, but for tables (`sparse`)."""
+        return self.a
+
+    def at(self, g: Tensor) -> "Factor":
+        """Other gradients at the outputs of the layer, on the same inputs."""
+        return Factor(self.a, g)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the block, (o, i)."""
+        return self.g.shape[-1], self.a.shape[-1]
 
     @property
     def elements(self) -> int:
@@ -55,10 +70,8 @@ def materialise(factor: Factor) -> Tensor:
 
 def rotate(factor: Factor, inputs: Tensor | None, outputs: Tensor | None) -> Factor:
     """The factors of outputs' G inputs, for bases [i, i] and [o, o] whose columns are the basis vectors; None = I."""
-    return Factor(
-        factor.a if inputs is None else product(factor.a, inputs),
-        factor.g if outputs is None else product(factor.g, outputs),
-    )
+    g = factor.g if outputs is None else product(factor.g, outputs)
+    return factor.at(g) if inputs is None else Factor(product(factor.a, inputs), g)
 
 
 def pieces(factor: Factor) -> Iterator[slice]:
@@ -73,6 +86,7 @@ def by_pieces(factor: Factor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat([reduce(materialise(factor[piece])) for piece in pieces(factor)])
 
 
+@singledispatch
 def dots(factor: Factor, gradients: Tensor) -> Tensor:
     """Inner products of B per-point gradients with k others.
 
@@ -93,11 +107,18 @@ def dots(factor: Factor, gradients: Tensor) -> Tensor:
     return _contract(a, gradients.reshape(k * o, i), g)
 
 
+@singledispatch
+def add_weighted(factor: Factor, total: Tensor, weights: Tensor) -> None:
+    """Add sum_b w_b G_b, for weights [B], to a total [o, i] in place."""
+    total += weighted_sum(factor, weights)
+
+
 def weighted_sum(factor: Factor, weights: Tensor) -> Tensor:
     """sum_b w_b G_b, [o, i], for weights [B]."""
     return product((factor.g * weights[:, None, None]).flatten(0, 1).T, factor.a.flatten(0, 1))
 
 
+@singledispatch
 def squared_norms(factor: Factor) -> Tensor:
     """Squared norms of the gradients, [B]."""
     if factor.a.shape[1] == 1:

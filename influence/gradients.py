@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from influence.blocks import Block
+from influence.blocks import Block, hooked
+from influence.calls import Call, Capture, widen
 from influence.errors import InfluenceError, NotFinite, NotPerPoint
 from influence.factored import Factor, Factors, squared_norms
-from influence.layouts import Call, Capture, LinearLayout, widen
+from influence.layouts import LinearLayout, TableLayout
 from influence.refusals import refuse_batch_statistics, refuse_compiled
+from influence.sparse import TableFactor
 
 Batch = TypeVar("Batch")
 REENTRANT = "inside a re-entrant activation checkpoint, which gives no per-point gradients: set use_reentrant=False"
@@ -64,6 +66,7 @@ class FactorSource:
         refuse_batch_statistics(model)
         self.model = model
         self.blocks = tuple(blocks)
+        self._layouts = {block.name: block.layout for block in self.blocks}
         self._calls: dict[str, list[_Call]] = {}
         self._undo = ExitStack()
         self._recording = False
@@ -79,7 +82,7 @@ class FactorSource:
             undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
             self.model.eval().requires_grad_(False)
-            for block in self.blocks:
+            for block in hooked(self.blocks):
                 undo.callback(block.module.register_forward_hook(self._hook(block), with_kwargs=True).remove)
             self._undo = undo.pop_all()
         return self
@@ -131,7 +134,7 @@ class FactorSource:
             refuse_non_finite("loss", outputs)
             cotangent = torch.ones_like(outputs)
         found = self._backward(outputs, cotangent, retain=False)
-        return {name: Factor(self.inputs(name), g) for name, g in found.items()}
+        return {name: self._factor(name, g) for name, g in found.items()}
 
     def pull_many(self, outputs: Tensor, cotangents: Tensor) -> Factors:
         """The same for R weightings of the outputs, with g of shape [R, B, T, o].
@@ -147,10 +150,10 @@ class FactorSource:
                 if name not in found:  # allocated once: a list would hold everything twice when stacked
                     found[name] = g.new_empty(len(cotangents), *g.shape)
                 found[name][r] = g
-        return {name: Factor(self.inputs(name), g) for name, g in found.items()}
+        return {name: self._factor(name, g) for name, g in found.items()}
 
     def inputs(self, name: str) -> Tensor:
-        """What a block was given in the last forward, [B, T, i].
+        """What a block was given in the last forward, [B, T, i]; of a large table the rows, [B, T].
 
         Raises:
             NotFinite: some of it is NaN or infinite.
@@ -164,6 +167,12 @@ class FactorSource:
     def outputs(self, name: str) -> Tensor:
         """What a block's layer returned in its last call, detached, [B, ..., outputs]."""
         return self._calls[name][-1].place.detach()
+
+    def _factor(self, name: str, g: Tensor) -> Factor:
+        layout = self._layouts[name]
+        if isinstance(layout, TableLayout):
+            return TableFactor.of(self.inputs(name), g, layout.module.num_embeddings)
+        return Factor(self.inputs(name), g)
 
     def _backward(self, outputs: Tensor, cotangent: Tensor, *, retain: bool) -> dict[str, Tensor]:
         """By block, g [B, T, o]."""

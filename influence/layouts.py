@@ -3,86 +3,35 @@
 | layer | a, one row per position | g | block matrix |
 |---|---|---|---|
 | Linear | input, 1 appended where it has a bias | gradient at the output | W [o, i] |
+| Conv1D of GPT-2 | the same | the same | W' [o, i] |
 | Conv1d, Conv2d | patch under the kernel, 1 appended | the same, one position per output pixel | W [o, i k k] |
 | Embedding | one-hot of the token | the same, one position per token | table' [d, V] |
-| grouped Conv, Layer-, Group-, BatchNorm (eval) | rows of the identity | columns of G_b, formed at once | [o, i] |
+| large Embedding | which row (`sparse`) | the same, one position per row that a point touches | table' [d, V] |
+| grouped Conv, norms of torch (Batch- in eval) | rows of the identity | columns of G_b, formed at once | [o, i] |
+| Embedding and Linear of one weight (`tied`) | the same | the same | W [V, d] |
 | any other module with parameters of its own | 1 | G_b by torch.func | [p, 1] |
 
-The last three have no input statistics, so their input basis is the identity (`free`), and a Kronecker curvature keeps
+The last five have no input statistics, so their input basis is the identity (`free`), and a Kronecker curvature keeps
 the exact covariance of their outputs. All of a layer's calls in one forward are positions of one sequence. Factors are
 at least float32, whatever the model computes in.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn import functional as F
 
+from influence.calls import Call, Capture, Layout, identity, sequence, widen
+from influence.convolutions import conv_layout
 from influence.errors import InfluenceError
 
-LARGEST_FREE = 4096  # rows of a free block's output covariance, or columns of a one-hot input
+LARGEST_FREE = 4096  # rows of a free block's output covariance, or columns of a one-hot input that is formed
 SAME = 0.05  # of the largest output: above what half precision rounds away, below what a wrong reading changes
-Conv = nn.Conv1d | nn.Conv2d
-Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module.
-
-    Attributes:
-        arguments: by position.
-        keywords: by name.
-        output: what it returned, detached, [B, ...].
-    """
-
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    output: Tensor
-
-    def input(self, dimensions: int) -> Tensor:
-        """What a layer of torch.nn was given, detached.
-
-        Raises:
-            InfluenceError: it has fewer dimensions, so that none of them is the batch.
-        """
-        given: Tensor = self.arguments[0] if self.arguments else self.keywords["input"]
-        if given.ndim < dimensions:
-            raise InfluenceError(f"an input of shape {list(given.shape)} has no batch dimension; select other blocks")
-        return widen(given.detach())
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What a call says of the factors of its layer.
-
-    Attributes:
-        a: [B, T, i].
-        columns: turns the gradient at the layer's output into g [B, T, o].
-    """
-
-    a: Tensor
-    columns: Callable[[Tensor], Tensor]
-
-
-class Layout(Protocol):
-    """The shape of a block and the reading of a call."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the block matrix, (o, i)."""
-
-    @property
-    def free(self) -> bool:
-        """Whether the input basis is the identity, whatever the data."""
-
-    def read(self, call: Call) -> Capture:
-        """What the forward pass says; nothing that the model changes later in place."""
+Norm = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -99,51 +48,26 @@ class LinearLayout:
 
     def read(self, call: Call) -> Capture:
         """Positions are all dimensions between the first and the last."""
-        a = _sequence(call.input(2))  # [B, T, i]
-        return Capture(_with_bias(a) if self.module.bias is not None else a.clone(), _sequence)
+        a = sequence(call.input(2))  # [B, T, i]
+        return Capture(_with_bias(a) if self.module.bias is not None else a.clone(), sequence)
 
 
 @dataclass(frozen=True)
-class ConvLayout:
-    """A convolution, as a linear layer on patches."""
+class TransposedLayout:
+    """A linear layer whose weight is [i, o]: y = x W + b."""
 
-    module: Conv
+    module: nn.Module
     free = False
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Output channels, and the entries of a patch with the bias as one more."""
-        return self.module.out_channels, _patch(self.module) + (self.module.bias is not None)
+        """Outputs, and inputs with the bias as one more."""
+        i, o = self.module.get_parameter("weight").shape
+        return o, i + 1
 
     def read(self, call: Call) -> Capture:
-        """Positions are output pixels."""
-        patches = _patches(call, self.module)  # [B, channels, kernel..., pixels...]
-        spatial = len(self.module.kernel_size)
-        inner, pixels = patches.shape[1 : 2 + spatial], patches.shape[2 + spatial :]
-        a = patches.new_empty(self.shape[1], len(patches), math.prod(pixels))  # so that [B T, i] is a view of it
-        a[: math.prod(inner)].view(*inner, len(patches), *pixels).copy_(patches.movedim(0, 1 + spatial))
-        a[math.prod(inner) :] = 1
-        return Capture(a.permute(1, 2, 0), _pixels)
-
-
-@dataclass(frozen=True)
-class GroupedConvLayout(ConvLayout):
-    """A convolution in groups: rows of W see different channels, so gradients are formed at once."""
-
-    free = True
-
-    def read(self, call: Call) -> Capture:
-        """Columns of the gradient are positions."""
-        conv, (o, i), b = self.module, self.shape, len(call.output)
-        rows = _patch(conv)
-        patches = _patches(call, conv).reshape(b, conv.groups, rows, -1)  # [B, groups, rows, T]
-
-        def columns(gradient: Tensor) -> Tensor:
-            g = gradient.reshape(b, conv.groups, o // conv.groups, -1)  # [B, groups, outputs of a group, T]
-            weight = (g @ patches.mT).reshape(b, o, rows)
-            return torch.cat([weight, g.sum(3).reshape(b, o, 1)], 2)[..., :i].mT  # [B, i, o]
-
-        return Capture(_identity(patches, b, i), columns)
+        """Positions are all dimensions between the first and the last."""
+        return Capture(_with_bias(sequence(call.input(2))), sequence)
 
 
 @dataclass(frozen=True)
@@ -160,14 +84,20 @@ class EmbeddingLayout:
 
     def read(self, call: Call) -> Capture:
         """Positions are tokens."""
-        _refuse_large(self.module.num_embeddings, "embedding with {} rows")
-        tokens = call.input(1).long()
-        tokens = tokens.reshape(len(tokens), -1)  # [B, T]
+        tokens = tokens_of(call, self.module)
         a = widen(call.output).new_zeros(*tokens.shape, self.module.num_embeddings)  # [B, T, V]
-        a.scatter_(2, tokens[:, :, None], 1)
-        if self.module.padding_idx is not None:
-            a[..., self.module.padding_idx] = 0
-        return Capture(a, _sequence)
+        there = (tokens >= 0).to(a)[:, :, None]
+        a.scatter_(2, tokens.clamp(min=0)[:, :, None], there)
+        return Capture(a, lambda gradient: sequence(gradient) * there)
+
+
+@dataclass(frozen=True)
+class TableLayout(EmbeddingLayout):
+    """A table too large for one-hot inputs: `a` is the row of each token, [B, T], -1 where there is none."""
+
+    def read(self, call: Call) -> Capture:
+        """Positions are tokens."""
+        return Capture(tokens_of(call, self.module), sequence)
 
 
 @dataclass(frozen=True)
@@ -180,11 +110,11 @@ class NormLayout:
     @property
     def shape(self) -> tuple[int, int]:
         """Normalised features, and scale with shift."""
-        return self.module.weight.numel(), 1 + (self.module.bias is not None)
+        return self.module.weight.numel(), 1 + (getattr(self.module, "bias", None) is not None)
 
     def read(self, call: Call) -> Capture:
         """Columns of the gradient are positions."""
-        features_last, (o, i) = isinstance(self.module, nn.LayerNorm), self.shape
+        features_last, (o, i) = isinstance(self.module, nn.LayerNorm | nn.RMSNorm), self.shape
         _refuse_large(o, "normalisation of {} features")
         x = call.input(1 + self.module.weight.ndim)
         normalised = _normalise(x, self.module)
@@ -194,7 +124,7 @@ class NormLayout:
             both = [scale, _by_feature(gradient, o, last=features_last)][:i]
             return torch.stack(both, 1)  # [B, i, o]
 
-        return Capture(_identity(x, len(x), i), columns)
+        return Capture(identity(x, len(x), i), columns)
 
 
 @dataclass(frozen=True)
@@ -245,20 +175,23 @@ class AnyLayout:
         return Capture(next(iter(own.values())).new_ones(points, 1, 1), columns)
 
 
-def _conv(module: Conv) -> Layout:
-    return ConvLayout(module) if module.groups == 1 else GroupedConvLayout(module)
+def _embedding(module: nn.Embedding) -> Layout:
+    return EmbeddingLayout(module) if module.num_embeddings <= LARGEST_FREE else TableLayout(module)
 
 
 LAYOUTS: dict[type[nn.Module], Callable[[Any], Layout]] = {
     nn.Linear: LinearLayout,
-    nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
-    nn.Embedding: EmbeddingLayout,
+    nn.Conv1d: conv_layout,
+    nn.Conv2d: conv_layout,
+    nn.Embedding: _embedding,
     nn.LayerNorm: NormLayout,
+    nn.RMSNorm: NormLayout,
     nn.GroupNorm: NormLayout,
     nn.BatchNorm1d: NormLayout,
     nn.BatchNorm2d: NormLayout,
 }
+FOREIGN: dict[tuple[str, str], Callable[[Any], Layout]] = {("transformers.pytorch_utils", "Conv1D"): TransposedLayout}
+"""The same for classes of packages that are not imported here, by module and name."""
 
 
 def layout_of(module: nn.Module) -> Layout | None:
@@ -270,65 +203,34 @@ def layout_of(module: nn.Module) -> Layout | None:
     if not own:
         return None
     forward = getattr(module.forward, "__func__", None)
-    for kind, layout in LAYOUTS.items():
-        if isinstance(module, kind) and forward is kind.forward and own in ({"weight"}, {"weight", "bias"}):
+    for kind in type(module).__mro__:
+        layout = LAYOUTS.get(kind) or FOREIGN.get((kind.__module__, kind.__qualname__))
+        inherited = forward is getattr(kind, "forward", None) and own in ({"weight"}, {"weight", "bias"})
+        if layout is not None and inherited:
             return layout(module)
     return AnyLayout(module)
-
-
-def widen(x: Tensor) -> Tensor:
-    """Half precision as float32; anything else as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
 def _kept(value: Any) -> Any:
     return widen(value.detach()).clone() if isinstance(value, Tensor) else value
 
 
-def _sequence(x: Tensor) -> Tensor:
-    return x.reshape(x.shape[0], -1, x.shape[-1])  # [B, features] or [B, ..., features] -> [B, T, features]
-
-
-def _pixels(gradient: Tensor) -> Tensor:
-    return gradient.flatten(2).mT  # [B, o, pixels...] -> [B, T, o]
-
-
 def _with_bias(a: Tensor) -> Tensor:
     return torch.cat([a, a.new_ones(*a.shape[:2], 1)], 2)
 
 
-def _identity(like: Tensor, points: int, size: int) -> Tensor:
-    return torch.eye(size, dtype=like.dtype).expand(points, size, size)
-
-
-def _patch(conv: Conv) -> int:
-    """Entries of a patch; not read off the weight, which may be on other ranks."""
-    return conv.in_channels // conv.groups * math.prod(conv.kernel_size)
-
-
-def _patches(call: Call, conv: Conv) -> Tensor:
-    """What lies under the kernel at every output pixel, as a view: [B, channels, kernel..., pixels...]."""
-    if conv.padding_mode != "zeros":
-        raise InfluenceError(f"padding_mode {conv.padding_mode!r}: only 'zeros' is supported; select other blocks")
-    spatial = len(conv.kernel_size)
-    x = F.pad(call.input(2 + spatial), [side for d in reversed(range(spatial)) for side in _padding(conv, d)])
-    for d, (size, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation)):
-        x = x.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]  # its kernel dimension goes last
-    return x.permute(0, 1, *range(2 + spatial, 2 + 2 * spatial), *range(2, 2 + spatial))
-
-
-def _padding(conv: Conv, dimension: int) -> tuple[int, int]:
-    if conv.padding == "valid":
-        return 0, 0
-    if conv.padding == "same":  # torch puts the odd one at the end
-        whole = conv.dilation[dimension] * (conv.kernel_size[dimension] - 1)
-        return whole // 2, whole - whole // 2
-    return (int(conv.padding[dimension]),) * 2
+def tokens_of(call: Call, module: nn.Embedding) -> Tensor:
+    """The row that each position of a table's input reads, -1 for padding, [B, T]."""
+    tokens = call.input(1).long()
+    tokens = tokens.reshape(len(tokens), -1)
+    return tokens if module.padding_idx is None else tokens.masked_fill(tokens == module.padding_idx, -1)
 
 
 def _normalise(x: Tensor, module: Norm) -> Tensor:
     if isinstance(module, nn.LayerNorm):
         return F.layer_norm(x, module.normalized_shape, eps=module.eps)
+    if isinstance(module, nn.RMSNorm):
+        return F.rms_norm(x, list(module.normalized_shape), eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(x, module.num_groups, eps=module.eps)
     mean, variance = module.running_mean, module.running_var

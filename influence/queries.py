@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from influence.errors import InfluenceError
-from influence.factored import Gradients, materialise, weighted_sum
+from influence.factored import Gradients, add_weighted, materialise
 from influence.reading import Reading
+from influence.sparse import TableFactor, stacked
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Queries:
     """Gradients of m queries.
 
     Attributes:
-        gradients: of minus the margin, name -> [m, o, i].
+        gradients: of minus the margin, name -> [m, o, i]; of a large table sparse, [m, V, d].
         doubt: 1 - p_y: times this they are gradients of the loss, [m].
         labels: [m].
     """
@@ -52,6 +53,7 @@ def each(readings: Iterable[Reading], count: int) -> Queries:
         count: m; so that nothing is held twice.
     """
     full: dict[str, Tensor] = {}
+    tables: dict[str, list[TableFactor]] = {}
     doubt, labels = torch.empty(count, dtype=torch.float64), torch.empty(count, dtype=torch.int64)
     seen = 0
     for reading in readings:
@@ -60,13 +62,16 @@ def each(readings: Iterable[Reading], count: int) -> Queries:
         if seen > count:
             break
         for name, factor in reading.losses.items():
+            if isinstance(factor, TableFactor):
+                tables.setdefault(name, []).append(factor)
+                continue
             if name not in full:
-                full[name] = factor.g.new_empty(count, factor.g.shape[-1], factor.a.shape[-1])
+                full[name] = factor.g.new_empty(count, *factor.shape)
             full[name][rows] = materialise(factor)
         labels[rows], doubt[rows] = reading.labels, _doubt(reading).double()
     if seen != count or not count:
         raise InfluenceError(f"{seen} queries read, {count} announced; give at least one, and all of them")
-    return Queries(full, doubt, labels)
+    return Queries(full | {name: stacked(parts) for name, parts in tables.items()}, doubt, labels)
 
 
 def group_means(readings: Iterable[Reading], groups: Tensor, count: int) -> Groups:
@@ -87,10 +92,10 @@ def group_means(readings: Iterable[Reading], groups: Tensor, count: int) -> Grou
         members = one_hot(part, count).to(reading.logits) * _doubt(reading)[:, None]  # [b, k]
         for name, factor in reading.losses.items():
             if name not in sums:
-                sums[name] = factor.g.new_zeros(count, factor.g.shape[-1], factor.a.shape[-1])
+                sums[name] = factor.g.new_zeros(count, *factor.shape)
             for group in part.unique().tolist():
                 rows = part == group
-                sums[name][group] += weighted_sum(factor[rows], members[rows, group])
+                add_weighted(factor[rows], sums[name][group], members[rows, group])
     if seen != len(groups) or not seen:
         raise InfluenceError(f"{seen} queries read, {len(groups)} have a group; give at least one, and all of them")
     sizes = torch.bincount(groups, minlength=count)

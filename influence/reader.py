@@ -15,7 +15,7 @@ from influence.blocks import Block, Blocks
 from influence.cache import FactorCache
 from influence.compression import Compressor
 from influence.errors import InfluenceError
-from influence.factored import Factor, Factors
+from influence.factored import Factors
 from influence.fisher import Fisher, margin_residuals, residuals
 from influence.gradients import FactorSource, head_outputs, refuse_non_finite
 from influence.layouts import LinearLayout
@@ -108,8 +108,8 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
         if keys is not None and self._fisher.kind != "empirical":
             wanted, first = torch.cat([wanted, self._fisher.roots(p, labels, keys)]), 1  # [1 + R, B, C]
         pulled = self._compressed(self._pull_many(logits, wanted))
-        losses = {name: Factor(factor.a, factor.g[0]) for name, factor in pulled.items()}
-        roots = {name: Factor(factor.a, factor.g[first:]) for name, factor in pulled.items()}
+        losses = {name: factor.at(factor.g[0]) for name, factor in pulled.items()}
+        roots = {name: factor.at(factor.g[first:]) for name, factor in pulled.items()}
         return Reading(_full(logits), labels, losses, None if keys is None else roots)
 
     def _compressed(self, pulled: Factors) -> Factors:

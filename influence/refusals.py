@@ -1,9 +1,14 @@
 """Models that cannot be read as they are."""
 
+from collections.abc import Iterable
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from influence.blocks import Block
 from influence.errors import InfluenceError
+from influence.layouts import TableLayout
+from influence.sparse import HELD_BY_ROWS
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -24,6 +29,13 @@ def refuse_batch_statistics(model: nn.Module) -> None:
                 f"{name or 'the model'} is a {type(module).__name__} without running statistics, so that the points of "
                 "a batch interact and none has a gradient of its own"
             )
+
+
+def refuse_tables(blocks: Iterable[Block]) -> None:
+    """Raise InfluenceError if a block is a table that is held by rows, for what takes gradients in full."""
+    for block in blocks:
+        if isinstance(block.layout, TableLayout):
+            raise InfluenceError(f"block {block.name!r}: {HELD_BY_ROWS.format(block.weight_shape[1])}")
 
 
 def refuse_training(model: nn.Module) -> None:

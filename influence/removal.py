@@ -16,8 +16,8 @@ from torch import Tensor
 from influence.blocks import Block
 from influence.curvature.base import Curvature
 from influence.errors import InfluenceError
-from influence.factored import Factors, Gradients, weighted_sum
-from influence.layouts import AnyLayout, EmbeddingLayout
+from influence.factored import Factors, Gradients, add_weighted
+from influence.layouts import AnyLayout, EmbeddingLayout, TransposedLayout
 
 
 def summed(readings: Iterable[tuple[Factors, Tensor]]) -> Gradients:
@@ -29,8 +29,9 @@ def summed(readings: Iterable[tuple[Factors, Tensor]]) -> Gradients:
     sums: dict[str, Tensor] = {}
     for factors, weights in readings:
         for name, factor in factors.items():
-            found = weighted_sum(factor, weights.to(factor.g)).double()
-            sums[name] = sums[name] + found if name in sums else found
+            if name not in sums:
+                sums[name] = factor.g.new_zeros(factor.shape, dtype=torch.float64)
+            add_weighted(factor, sums[name], weights.to(factor.g))
     return {name: total[None] for name, total in sums.items()}
 
 
@@ -61,6 +62,8 @@ def _move(block: Block, step: Tensor) -> None:
         parts = list(step.flatten().split([value.numel() for value in own.values()]))
     elif isinstance(block.layout, EmbeddingLayout):
         parts = [step.T]
+    elif isinstance(block.layout, TransposedLayout):
+        parts = [step[:, :-1].T, step[:, -1]]
     else:  # rows of the weight, then the bias as one more input
         parts = [step[:, : step.shape[1] - 1], step[:, -1]] if "bias" in own else [step]
     for value, part in zip(own.values(), parts, strict=True):

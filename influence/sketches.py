@@ -21,9 +21,9 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from influence.calls import Call, Capture, Layout
 from influence.errors import InfluenceError
 from influence.factored import Factor, by_pieces, dots, rotate
-from influence.layouts import Call, Capture, Layout
 from influence.matmul import product
 
 LARGEST_DENSE = 1 << 26  # entries of a Gaussian matrix: 256 MB

@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -93,11 +94,13 @@ class ChunkPairs:
         blocks: By the configured estimator on the selected blocks.
         head: By exact Gauss-Newton on the head, if it is wanted.
         last: The reading of the last checkpoint.
+        by_block: Influence of each block alone on the mean of the queries `[b, blocks]`, if it is wanted.
     """
 
     blocks: PairScores
     head: PairScores | None
     last: Reading
+    by_block: Tensor | None = None
 
 
 class Attribution:
@@ -240,7 +243,12 @@ class Attribution:
 
     def _score(self, reading: Reading) -> ChunkPairs:
         exact = None if self._head_scorer is None else self._head_scorer.score(subset(reading.losses, [self.head.name]))
-        pairs = self._scorer.score(subset(reading.losses, self.curvature.blocks))
+        losses = subset(reading.losses, self.curvature.blocks)
+        if self._setting.config.scoring.per_block:
+            each = [self._scorer.score({name: factor}) for name, factor in losses.items()]
+            means = torch.stack([one.influence.mean(1) for one in each], 1)
+            return ChunkPairs(reduce(add, each), exact, reading, means)
+        pairs = self._scorer.score(losses)
         return ChunkPairs(added_up(pairs, self._place) if self.split else pairs, exact, reading)
 
     def total(self, batches: Iterable[tuple[Any, Tensor]]) -> Gradients:
@@ -290,5 +298,6 @@ def score_trajectory(scores: Sequence[ChunkPairs]) -> ChunkPairs:
     total = scores[0]
     for one in scores[1:]:
         head = None if total.head is None or one.head is None else total.head + one.head
-        total = ChunkPairs(total.blocks + one.blocks, head, one.last)
+        both = None if total.by_block is None or one.by_block is None else total.by_block + one.by_block
+        total = ChunkPairs(total.blocks + one.blocks, head, one.last, both)
     return total

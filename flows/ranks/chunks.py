@@ -88,6 +88,7 @@ def _columns(found: Sequence[ChunkPairs], last: Attribution, queries: Points, tu
         grand=last.gradient_norms(pairs.last),
         agreement=sign_agreement(torch.stack([one.blocks.influence.mean(1) for one in found])),
         turn_over=turn_over,
+        by_block=pairs.by_block,
     )
 
 

@@ -16,10 +16,10 @@ from flows.ranks.rank import Rank
 from flows.workload import Workload
 from influence import Share, check_cross_entropy
 from influence.blocks import Block
+from influence.calls import Call
 from influence.dropping import HeadPoints
 from influence.errors import InfluenceError
 from influence.gradients import refuse_non_finite
-from influence.layouts import Call
 
 BATCH = 512
 

@@ -16,7 +16,8 @@ from torch import nn
 from flows.errors import BadInput
 from flows.ranks.rank import Place
 from influence import Blocks
-from influence.layouts import ConvLayout, LinearLayout
+from influence.convolutions import ConvLayout
+from influence.layouts import LinearLayout
 
 LEAN = {
     "stage": 3,

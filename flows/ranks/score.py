@@ -75,12 +75,12 @@ class Scoring:
             scores = gather(chunks, self._points, self._grid, self._rank)
             metadata = self._metadata(last, found, probed)
             cached = sum(one.cache.held for one in attributions)
-        originals = self._points.originals()
+        originals, blocks = self._points.originals(), [block.name for block in last.blocks]
         relative, whole = relative_columns(scores, self._points), self._policies(scores, reference, found, originals)
         for done, (chunk, columns) in enumerate(chunks.items()):
             self._rank.progress("writing shards", done, len(chunks))
             rows = self._grid.rows(chunk)
-            table = shard_table(self._points, self._queries, rows, columns, originals, relative, whole)
+            table = shard_table(self._points, self._queries, blocks, rows, columns, originals, relative, whole)
             cycle = pa.array([self._plan.cycle] * len(table), pa.int32())
             write_chunk(self._plan.folder, self._rank.index, chunk, table.add_column(1, "cycle", cycle), metadata)
         self._rank.progress("writing shards", len(chunks), len(chunks))

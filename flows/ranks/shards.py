@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -25,11 +25,13 @@ class ChunkColumns:
     grand: Tensor
     agreement: Tensor
     turn_over: Tensor | None
+    by_block: Tensor | None
 
 
 def shard_table(
     points: Points,
     queries: Points,
+    blocks: Sequence[str],
     places: range,
     chunk: ChunkColumns,
     originals: Tensor,
@@ -41,6 +43,7 @@ def shard_table(
     Args:
         points: The train set.
         queries: The query set, whose ids the strongest queries are named by.
+        blocks: Names of those that were scored.
         places: The chunk's places in the manifest.
         chunk: Its own columns.
         originals: Place of the point that each point is an exact copy of, -1 for none `[n]`.
@@ -65,6 +68,8 @@ def shard_table(
     columns |= {"influence": _numbers(scores.influence), "influence_se": _numbers(scores.influence_se)}
     for label in range(scores.by_class.shape[1]):
         columns[f"influence_class_{label}"] = _numbers(scores.by_class[:, label])
+    if chunk.by_block is not None:
+        columns |= {f"influence_block_{block}": _numbers(one) for block, one in zip(blocks, chunk.by_block.T)}
     columns["self_influence"] = _numbers(scores.own.self_influence)
     columns["classification_influence"] = _numbers(scores.classification_influence)
     columns |= {name: _numbers(values[at]) for name, values in relative.items()}

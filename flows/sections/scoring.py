@@ -86,6 +86,8 @@ class ScoringConfig(Section):
     factor_cache: FactorCacheConfig = FactorCacheConfig()
     damping: DampingConfig | None = None
     """Default: the weight decay for ekfac and kfac, 1 for identity, else `horizon`."""
+    per_block: bool = False
+    """A column `influence_block_<block>` for each block: what it contributes to the influence, which is their sum."""
     exact_head: bool = True
     """Exact Gauss-Newton on the head beside EK-FAC, as a signal; false for a head of more than 4,096 parameters."""
     head_damping: DampingConfig = DampingConfig()
@@ -127,6 +129,15 @@ class ScoringConfig(Section):
             raise ValueError(
                 "placement 'split' is for ekfac, kfac and identity without compression: other estimators take blocks "
                 "together"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _by_block(self) -> ScoringConfig:
+        if self.per_block and (self.placement == "split" or self.estimator not in ("ekfac", "kfac", "identity")):
+            raise ValueError(
+                "per_block is for ekfac, kfac and identity, and not for placement 'split': the influence of other "
+                "estimators is no sum over blocks"
             )
         return self
 

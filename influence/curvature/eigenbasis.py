@@ -17,6 +17,7 @@ from influence.curvature.base import Own, Scored
 from influence.curvature.cut import Cut
 from influence.factored import DENSE_ELEMENTS, Factor, Factors, Gradients, dots, materialise, pieces, rotate
 from influence.matmul import product, products
+from influence.sparse import TableFactor, own_of_rows, with_values
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ class Eigenbasis:
         )
 
     def solve(self, gradients: Tensor) -> Tensor:
-        """Damped inverse times gradients, [k, o, i]."""
+        """Damped inverse times gradients, [k, o, i], or sparse of a table."""
+        if gradients.is_sparse:
+            turned = self.turned_rows(gradients)
+            return with_values(turned, product(turned.values(), self.outputs.T))
         back = products(self.outputs, self.turn(gradients).div_(self.damped))
         return back if self.inputs is None else product(back, self.inputs.T)
 
@@ -79,9 +83,18 @@ class Eigenbasis:
         turned = products(self.outputs.T, gradients)
         return turned if self.inputs is None else product(turned, self.inputs)
 
+    def turned_rows(self, gradients: Tensor) -> Tensor:
+        """Damped inverse times sparse gradients, but for the way back."""
+        turned = product(gradients.values(), self.outputs)  # [N, d]
+        return with_values(gradients, turned / self.damped.T[gradients.indices()[1]])
+
     def rotate(self, factor: Factor) -> Factor:
         """The factors of Qs' G Qa."""
         return rotate(factor, self.inputs, self.outputs)
+
+    def rotate_rows(self, factor: TableFactor) -> TableFactor:
+        """The same of a table."""
+        return factor.at(product(factor.g, self.outputs))
 
     def materialise(self, factor: Factor) -> Tensor:
         """Qs' G Qa of a few points, [..., b, o, i]."""
@@ -94,6 +107,8 @@ class Eigenbasis:
 
     def own(self, factor: Factor, *, step: bool) -> Own:
         """The own terms of B points in this block."""
+        if isinstance(factor, TableFactor):
+            return own_of_rows(self.rotate_rows(factor), self.weights, step=step)
         if factor.a.shape[1] > 1:
             return Own.join([self.own_of_full(self.materialise(factor[piece]), step=step) for piece in pieces(factor)])
         if self.cut is not None:
@@ -129,6 +144,8 @@ class RotatedQueries:
 
     def _score(self, name: str, factor: Factor) -> Scored:
         basis, queries = self._bases[name].like(factor.g), self.solved[name]
+        if isinstance(factor, TableFactor):
+            return Scored(dots(basis.rotate_rows(factor), queries).double(), basis.own(factor, step=self._step))
         if factor.a.shape[1] == 1:
             rotated = basis.rotate(factor)
             return Scored(dots(rotated, queries).double(), basis.own_of_rotated(rotated, step=self._step))
@@ -141,6 +158,8 @@ class RotatedQueries:
 
 def _turned(basis: Eigenbasis, gradients: Tensor) -> Tensor:
     """Solved but for the way back, some queries at a time, [k, o, i]."""
+    if gradients.is_sparse:
+        return basis.turned_rows(gradients)
     turned = torch.empty_like(gradients)
     some = max(1, DENSE_ELEMENTS // basis.damped.numel())
     for start in range(0, len(gradients), some):

@@ -11,6 +11,7 @@ from torch import Tensor
 from influence.blocks import Block, Shapes, shapes_of
 from influence.errors import InfluenceError
 from influence.factored import DENSE_ELEMENTS, Factors, Gradients, materialise
+from influence.refusals import refuse_tables
 
 Entry = TypeVar("Entry")
 
@@ -27,7 +28,12 @@ class Joint:
 
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> "Joint":
-        """The blocks in their order."""
+        """The blocks in their order.
+
+        Raises:
+            InfluenceError: one is a large table, whose gradients are not formed.
+        """
+        refuse_tables(blocks)
         return cls(shapes_of(blocks))
 
     @property

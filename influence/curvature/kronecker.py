@@ -34,6 +34,7 @@ from influence.curvature.moments import ProductSum
 from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients, pieces
 from influence.sharding import WHOLE, Share
+from influence.sparse import TableFactor
 
 
 @dataclass
@@ -246,6 +247,10 @@ class EKFAC(KFAC):
 
 def _add_squares(total: ProductSum, basis: Eigenbasis, factor: Factor, weights: Tensor) -> None:
     """Add sum_b w_b sum_r (Qs' G_rb Qa)^2, [o, i]."""
+    if isinstance(factor, TableFactor):
+        point, rows, values = basis.rotate_rows(factor).touched()  # [R, N, d]
+        total.add_columns(rows, (values.square().sum(0) * weights[point, None]).T)
+        return
     if factor.a.shape[1] == 1:  # the squares of a rank-one gradient have rank one
         rotated = basis.rotate(factor)
         total.add(rotated.g[:, :, 0].square().sum(0) * weights[:, None], rotated.a[:, 0].square())

@@ -48,6 +48,10 @@ class ProductSum:
         self._target(rows).view(-1).addmv_(rows.flatten(1).T, weights)
         self._count(len(rows))
 
+    def add_columns(self, places: Tensor, columns: Tensor) -> None:
+        """Add columns [d, n] at some of the e places [n], which may repeat; the cost does not grow with e."""
+        self.value.index_add_(1, places, columns.double())
+
     def settle(self) -> Tensor:
         """The whole sum; frees what only adding needs."""
         if self._recent is not None:

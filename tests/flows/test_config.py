@@ -50,6 +50,8 @@ def test_the_smallest_file_names_only_a_workload(tmp_path: Path) -> None:
         ("[training]\nranks = 9999\nbatch_size = 9999", ("training.ranks = 9999", "cores; give at most")),
         ("[scoring]\nranks = 9999", ("scoring.ranks = 9999", "cores; give at most")),
         ("[scoring]\nplacement = 'partitioned'", ("'partitioned' needs probe = 0",)),
+        ("[scoring]\nper_block = true\nestimator = 'dual'", ("per_block is for ekfac, kfac and identity",)),
+        ("[scoring]\nper_block = true\nplacement = 'split'", ("per_block is for", "no sum over blocks")),
         ("[scoring]\nplacement = 'split'\nestimator = 'dual'", ("'split' is for ekfac, kfac and identity",)),
         (
             "[training]\nturn_over = ['0']\n[scoring]\nplacement = 'partitioned'\nprobe = 0",

@@ -234,6 +234,26 @@ def test_the_columns_of_a_score_row_stand_in_their_order(scored: Scored) -> None
     assert list(dict.fromkeys(kind for kind in kinds if kind not in policies)) == order.split()
 
 
+def test_columns_of_blocks_add_up_to_the_influence_that_is_scored_without_them(
+    scored: Scored, trained: Path, tmp_path: Path
+) -> None:
+    plain = score_store.read(scored("ekfac")[1])
+    blocks = score_store.load(scored("ekfac")[1])
+    plan = score_plan(tmp_path, trained, ranks=1, blocks="auto", probe=0, per_block=True)
+    here("score", plan)
+    score_store.finish(plan.folder, 5)
+    table = score_store.read(plan.folder)
+    assert blocks is not None
+    names = [f"influence_block_{block}" for block in blocks.metadata.blocks]
+    assert len(names) > 1
+    assert [name for name in table.schema.names if name not in plain.schema.names] == names
+    parts = np.stack([table[name].to_numpy() for name in names])
+    assert (np.abs(parts).max(1) > 0).all()
+    influence = plain["influence"].to_numpy()
+    for found in (parts.sum(0), table["influence"].to_numpy()):
+        np.testing.assert_allclose(found, influence, rtol=0, atol=1e-12 * np.abs(influence).max())
+
+
 def test_one_and_two_ranks_choose_the_same_blocks_and_say_the_same_of_them(scored: Scored) -> None:
     sets = [score_store.load(folder) for folder in scored("ekfac").values()]
     one, two = (found.metadata for found in sets if found is not None)

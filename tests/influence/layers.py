@@ -6,7 +6,8 @@ from torch.func import functional_call, grad
 from torch.nn.functional import cross_entropy
 
 from influence import Block, Blocks, Factors, FactorSource, available, by_name, materialise, select
-from influence.layouts import AnyLayout, EmbeddingLayout, NormLayout
+from influence.layouts import AnyLayout, EmbeddingLayout, NormLayout, TransposedLayout
+from influence.sparse import TableFactor
 
 ROUNDING = 1e-10  # float64; gradients are of order 1
 POINTS = 5
@@ -50,6 +51,8 @@ def as_matrix(block: Block, gradients: dict[str, Tensor]) -> Tensor:
     """Gradients of the block's own parameters by name, as its matrix [o, i]."""
     if isinstance(block.layout, AnyLayout):
         return torch.cat([gradient.flatten() for gradient in gradients.values()])[:, None]
+    if isinstance(block.layout, TransposedLayout):
+        return torch.cat([gradients["weight"].T, gradients["bias"][:, None]], 1)
     if isinstance(block.layout, EmbeddingLayout):
         return gradients["weight"].T
     if isinstance(block.layout, NormLayout):
@@ -94,6 +97,17 @@ def check(model: nn.Module, batch: Batch, name: str = "layer") -> Block:
         assert factor.elements == block.parameters
         torch.testing.assert_close(materialise(factor), truth, rtol=0, atol=ROUNDING)
     return block
+
+
+def dense(factor: TableFactor) -> Tensor:
+    """[B, d, V], row by row."""
+    full = torch.zeros(len(factor), *factor.shape, dtype=torch.float64)
+    for point, (rows, values) in enumerate(zip(factor.inputs, factor.g)):
+        for row, value in zip(rows.tolist(), values):
+            if row >= 0:
+                assert not full[point, :, row].any(), "each row once"
+                full[point, :, row] = value
+    return full
 
 
 class Scaled(nn.Module):

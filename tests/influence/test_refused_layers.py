@@ -47,11 +47,6 @@ REFUSED: dict[str, tuple[nn.Module, Callable[[Any, Tensor], Tensor], str]] = {
         lambda layer, x: layer(x[:, None])[:, 0],
         "block 'layer': padding_mode 'circular'",
     ),
-    "large table": (
-        nn.Embedding(5000, 4),
-        lambda layer, x: layer(x[:, 0].long() * 0),
-        "embedding with 5000 rows: at most",
-    ),
     "large norm": (nn.LayerNorm(5000), lambda layer, x: layer(x.repeat(1, 1250))[:, :4], "normalisation of 5000"),
     "large own": (nn.PReLU(5000), lambda layer, x: layer(x.repeat(1, 1250))[:, :4], "PReLU with 5000 parameters of"),
     "no batch": (nn.Linear(4, 4), lambda layer, x: layer(x[0]), r"an input of shape \[4\] has no batch dimension"),
