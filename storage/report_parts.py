@@ -71,6 +71,32 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Points in training that share a value of something simple.
+
+    Attributes:
+        facet: What, e.g. "length".
+        name: The value or range.
+        total: Sum of their influence with its 95 % interval, nats.
+        p: Of their mean influence being at least that of all other points, corrected for all slices.
+        pattern: Whether that is too small for chance, and the sum harmful.
+        proposed: Points that are to be removed or relabelled.
+        share: They are of all such points.
+        lift: That share over the slice's share of the points in training.
+    """
+
+    facet: str
+    name: str
+    points: int
+    total: Interval
+    p: float
+    pattern: bool
+    proposed: int
+    share: float
+    lift: float
+
+
+@dataclass(frozen=True)
 class Confusion:
     """Proposed points by label in force (rows) and suggested label (columns), where the two differ.
 
