@@ -69,6 +69,7 @@ from influence.fitting import fit, subset
 from influence.gradients import FactorSource, check_cross_entropy, gradient_energy
 from influence.learning import LearningSignals, learning_signals
 from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, grand, memorization_labels
+from influence.positions import PositionInfluence, direction, position_influence
 from influence.proxies import held_out_retrain, loss_curvature
 from influence.queries import Groups, Queries, each, group_means
 from influence.reader import Reader
@@ -149,6 +150,7 @@ __all__ = [
     "Own",
     "PairScorer",
     "PairScores",
+    "PositionInfluence",
     "PrecisionRecall",
     "Product",
     "Queries",
@@ -186,6 +188,7 @@ __all__ = [
     "coordinate_mask",
     "damping_sweep",
     "desiderata",
+    "direction",
     "each",
     "empirical_influence",
     "exact_influence",
@@ -221,6 +224,7 @@ __all__ = [
     "over_models",
     "pearson",
     "point_energies",
+    "position_influence",
     "precision_recall",
     "principal_logra",
     "random_logra",

@@ -150,17 +150,37 @@ class Pull:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A point's tokens with their influence in nats, positive = helpful.
+
+    Attributes:
+        words: In their order, with the influence of each.
+        rest: Of parts of the model that see no single token.
+    """
+
+    words: Sequence[tuple[str, float]]
+    rest: float
+
+    @property
+    def size(self) -> int:
+        """Bytes, about."""
+        return sum(len(word) + 12 for word, _ in self.words)
+
+
+@dataclass(frozen=True)
 class Detail:
     """More of one proposed point.
 
     Attributes:
         evidence: One line for each policy that named it: what was compared with what.
         pulls: The queries it helps most and harms most, most helped first.
+        tokens: Where in its text its influence lies, if that is known.
     """
 
     sample: Sample
     evidence: Sequence[str] = ()
     pulls: Sequence[Pull] = ()
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)

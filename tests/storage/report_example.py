@@ -21,6 +21,7 @@ from storage.report_parts import (
     Slice,
     SuspiciousQuery,
     Tally,
+    Tokens,
 )
 
 REASONS = ("harmful", "mislabeled", "harmful+mislabeled")
@@ -45,7 +46,11 @@ def example(count: int, detailed: int = 500, said: str = "a sample", strings: bo
     names = list(queries)
     pulls = [Pull(names[place], 0.05 - 0.011 * place) for place in range(10)]
     evidence = ["harmful: harmful_q is 0.1954, threshold 0.2", said]
-    details = [Detail(samples[row % 20], evidence, pulls) for row in range(min(count, detailed))]
+    tokens = Tokens([(said, -0.02), ("fine", 0.0101), ("and", 0.0)], 0.003)
+    details = [
+        Detail(samples[row % 20], evidence, pulls, tokens if row % 2 == 0 else None)
+        for row in range(min(count, detailed))
+    ]
     return ReportData(
         cycle=4,
         dataset=said,

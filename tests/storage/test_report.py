@@ -64,6 +64,9 @@ def test_the_points_stand_in_the_page_as_they_are() -> None:
         None if value is None else float(f"{value:.4g}") for value in points["influence"].to_pylist()
     ]
     assert found["details"][0]["text"] == EVIL
+    assert found["details"][0]["tokens"] == [[EVIL, -0.02], ["fine", 0.0101], ["and", 0.0]]
+    assert found["details"][0]["rest"] == 0.003
+    assert "tokens" not in found["details"][1]
     assert found["queries"][0]["id"] == f"{EVIL} 0"
 
 
