@@ -88,6 +88,7 @@ from influence.scores import (
     summarize_chunk,
 )
 from influence.sharding import ChunkGrid, Share
+from influence.stages import Stage, StageInfluence, stage_influence
 from influence.suspicion import Suspicion, knn_votes, suspect, two_round
 from influence.trajectory import Step, Trajectory, removal_effects, step_effects
 from influence.turnover import TurnOver, turn_over_influence, turn_over_self_influence
@@ -165,6 +166,8 @@ __all__ = [
     "Solution",
     "SolvedScorer",
     "Spectrum",
+    "Stage",
+    "StageInfluence",
     "Step",
     "Suspicion",
     "SweepPoint",
@@ -234,6 +237,7 @@ __all__ = [
     "share_queries",
     "sjlt",
     "spearman",
+    "stage_influence",
     "step_effects",
     "stratified_error",
     "subset",
