@@ -13,6 +13,7 @@ from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
 from flows.estimators import approximation, selections
+from flows.facets import facets_of
 from flows.findings import Finding
 from flows.protection import check_protected
 from flows.ranks.blocks import measure_energies
@@ -62,6 +63,7 @@ class _Checker:
         if len(sets.query) < 2:
             raise BadInput("one query point has no standard error: give at least two")
         check_protected(self.config.pruning, sets.train)
+        facets_of(self.workload)
         return (
             f"{len(sets.train):,} train, {len(sets.query):,} query, {len(sets.holdout):,} holdout points; "
             "ids unique, sets disjoint"

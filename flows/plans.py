@@ -22,6 +22,8 @@ STATE = "state"
 """In a job's folder: what a training under way is resumed from."""
 GIVEN = "given"
 """In a job's folder: what `training.command` left."""
+DIRECTIONS = "directions"
+"""Among the parts of a scoring: by checkpoint, what gradients are multiplied by to give influence."""
 
 
 class Plan(BaseModel):
@@ -129,6 +131,12 @@ class PreviewPlan(Plan):
     inputs_digest: str
     file: Path
     """What the models make of the query set goes here."""
+    checkpoints: tuple[Path, ...] = ()
+    """That points were scored on."""
+    shown: tuple[int | str, ...] = ()
+    """Points whose influence is told by position, where the workload has `tokens`."""
+    positions: Path | None = None
+    """What is told goes here, unless it is there."""
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)

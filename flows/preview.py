@@ -23,6 +23,9 @@ from storage import score_store
 from storage.files import JSON
 from storage.proposals import Proposal
 
+SHOWN = 100
+"""Points whose influence is told by position: each is read once by each checkpoint."""
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -31,12 +34,14 @@ class Preview:
     Attributes:
         skipped: Why nothing was, or empty.
         file: What the models make of every query.
+        positions: Where in their texts points carry their influence, for workloads that have `tokens`.
         spent: What the ranks spent.
     """
 
     skipped: str
     file: Path | None = None
     spent: Spent | None = None
+    positions: Path | None = None
 
     def against(self, retrained: Retrained | None) -> tuple[Foreseen, ...]:
         """Each method's prediction, with the truth beside it once there is one."""
@@ -59,7 +64,7 @@ def preview(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) 
         inputs,
         lambda: _preview(cycle, trained, scored, proposed),
         decided=cycle.applied,
-        intact=lambda kept: kept.file is None or kept.file.exists(),
+        intact=lambda kept: all(path is None or path.exists() for path in (kept.file, kept.positions)),
     )
     score_store.parts(scored.folder, scored.inputs_digest).clear()
     return found
@@ -69,7 +74,10 @@ def _preview(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed)
     if skipped := _skipped(cycle, proposed):
         return Preview(skipped)
     config, plans = cycle.config, cycle.folder / "plans"
-    removed, relabeled = pruned(cycle, Proposal.read(cycle.folder))
+    proposal = Proposal.read(cycle.folder)
+    removed, relabeled = pruned(cycle, proposal)
+    positions = cycle.folder / f"positions-{scored.sha256[:12]}.parquet"
+    shown = proposal.rows.sort_by([("rank", "ascending"), ("point_id", "ascending")])["point_id"].to_pylist()
     plan = PreviewPlan(
         config=config,
         logs=cycle.folder / "logs",
@@ -84,9 +92,13 @@ def _preview(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed)
         scores=scored.folder,
         inputs_digest=scored.inputs_digest,
         file=cycle.folder / f"preview-{proposed.hash[:12]}.parquet",
+        checkpoints=trained.checkpoints,
+        shown=tuple(shown[:SHOWN]),
+        positions=positions,
     )
     logs = cycle.launch("preview", plan, config.scoring.ranks)
-    return Preview("", plan.file, Spent.read(logs / f"preview-rank{rank}.json" for rank in range(config.scoring.ranks)))
+    spent = Spent.read(logs / f"preview-rank{rank}.json" for rank in range(config.scoring.ranks))
+    return Preview("", plan.file, spent, positions if positions.exists() else None)
 
 
 def _skipped(cycle: Cycle, proposed: Proposed) -> str:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import pyarrow as pa
+
 from flows.guardrail import DIFFERENCES, Check, read_outcome
 from flows.report_data import report_data
+from flows.slices import slices_of
 from flows.stages import Cycle
 from flows.summary import Progression, Summary, summarize_cycle
 from flows.workload import Workload
@@ -11,20 +17,24 @@ from storage import score_store, selection
 from storage.files import atomic_write_text
 from storage.proposals import Proposal
 from storage.report import render
+from storage.report_parts import Slice
 from storage.tracking import Tracker
 
-SUSPICIOUS = 1000
+MOST = 1000
 
 
 def publish(cycle: Cycle, workload: Workload, done: Progression) -> Summary:
     """Write the report, log the cycle to MLflow, and give the summary."""
     proposal = Proposal.read(cycle.folder)
-    summary = summarize_cycle(cycle, workload, frozenset(proposal.points), done)
-    data = report_data(cycle, workload, summary, done, proposal)
+    slices = slices_of(workload, done.scored, proposal)
+    summary = summarize_cycle(cycle, workload, frozenset(proposal.points), done, slices)
+    data = report_data(cycle, workload, summary, done, proposal, slices)
     html = render(data)
     atomic_write_text(summary.report, html)
     tracker, run = cycle.tracker, cycle.run
     _log_scores(tracker, run, done)
+    if slices:
+        tracker.log_table(run, "slices", _table(slices[:MOST]))
     for title, png in data.figures.items():
         tracker.log_figure(run, title.split(",")[0].lower().replace(" ", "_"), png)
     tracker.log_report(run, html)
@@ -52,7 +62,17 @@ def _log_scores(tracker: Tracker, run: str, done: Progression) -> None:
         "influence",
         "influence_se",
     ]
-    tracker.log_suspicious(run, selection.top(done.scored.folder, "suspicion", SUSPICIOUS, columns=columns))
+    tracker.log_table(run, "suspicious", selection.top(done.scored.folder, "suspicion", MOST, columns=columns))
+
+
+def _table(slices: Sequence[Slice]) -> pa.Table:
+    rows = [asdict(one) for one in slices]
+    return pa.Table.from_pylist(
+        [
+            row | {f"total_{end}": row["total"][end] for end in ("low", "high")} | {"total": row["total"]["mean"]}
+            for row in rows
+        ]
+    )
 
 
 def _log_arms(cycle: Cycle, done: Progression) -> None:
@@ -103,6 +123,7 @@ def describe(summary: Summary) -> str:
         f"Influence on {summary.blocks}. {summary.probe} {summary.fragility}".rstrip(),
         "",
         *([f"The data {summary.moved}.", ""] if summary.moved else []),
+        *([f"Where the harm is: {'; '.join(summary.patterns)}.", ""] if summary.patterns else []),
         "The report is under Artifacts, `review/00_report.html`.",
     ]
     if summary.state == "awaiting_review":

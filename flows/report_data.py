@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ from flows.stages import Cycle
 from flows.summary import Progression, Summary
 from flows.workload import Workload
 from storage import score_store
-from storage.figures import FATES, arm_comparison, quadrant, score_histogram
+from storage.figures import FATES, arm_comparison, quadrant, score_histogram, slice_sums
 from storage.proposals import Proposal
 from storage.report import ReportData
-from storage.report_parts import Arm, Check, Confusion, Interval, Policy, Tally
+from storage.report_parts import Arm, Check, Confusion, Interval, Policy, Slice, Tally
 
 MEANINGS: Mapping[str, str] = {
     "harmful": "points whose removal lowers the mean query loss, beyond the error and the spread among the queries",
@@ -32,14 +32,21 @@ MEANINGS: Mapping[str, str] = {
 }
 DRAWN = 20_000
 """Points of each fate in the scatter plot, at most."""
+SLICES, DRAWN_SLICES = 30, 12
+"""In the table and in the figure."""
 GOES = {"remove": "to remove", "relabel": "to relabel", "restore": "to restore"}
 
 
 def report_data(
-    cycle: Cycle, workload: Workload, summary: Summary, done: Progression, proposal: Proposal
+    cycle: Cycle,
+    workload: Workload,
+    summary: Summary,
+    done: Progression,
+    proposal: Proposal,
+    slices: Sequence[Slice],
 ) -> ReportData:
-    """Put together all that the report shows."""
-    folder, samples = done.scored.folder, Samples.of(workload)
+    """Put together all that the report shows; of the slices, the most harmful first, those at the head."""
+    folder, samples = done.scored.folder, Samples.of(workload, done.preview.positions)
     points = proposed_points(folder, proposal, given_labels(cycle))
     shown, queries = details(folder, points, samples)
     scores = _scores(cycle, done, points)
@@ -63,13 +70,15 @@ def report_data(
         facts=_facts(summary, done),
         classes=_tallies(scores, "label"),
         groups=_tallies(scores, "group"),
+        slices=slices[:SLICES],
+        tested=len(slices),
         confusion=_confusion(points),
         arms=arms,
         checks=[Check(check.name, check.mean, check.said, check.passed) for check in summary.checks],
         suspicious=suspicious(folder, proposal, samples),
         commands=summary.next_commands,
         tag=summary.tag,
-        figures=_figures(scores, points, arms),
+        figures=_figures(scores, points, arms, slices[:DRAWN_SLICES]),
     )
 
 
@@ -177,7 +186,7 @@ def _arms(summary: Summary, done: Progression, points: pa.Table) -> list[Arm]:
     ]
 
 
-def _figures(scores: pa.Table, points: pa.Table, arms: list[Arm]) -> dict[str, bytes]:
+def _figures(scores: pa.Table, points: pa.Table, arms: list[Arm], slices: Sequence[Slice]) -> dict[str, bytes]:
     fates = {fate: scores.filter(pc.equal(scores["fate"], fate)) for fate in FATES}
     steps = {fate: -(-table.num_rows // DRAWN) for fate, table in fates.items()}
     thinned = "".join(f", every {step}th that {fate}" for fate, step in steps.items() if step > 1)
@@ -197,6 +206,8 @@ def _figures(scores: pa.Table, points: pa.Table, arms: list[Arm]) -> dict[str, b
             {fate: _values(table, "posterior") for fate, table in fates.items()}, lowest, "probability"
         ),
     }
+    if slices:
+        figures["Where the harm is, sums over slices with their 95 % intervals; ★ a pattern"] = slice_sums(slices)
     if arms:
         figures["Holdout, every arm"] = arm_comparison(arms)
     return figures

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from flows.workload import Workload
 from storage import selection
@@ -16,12 +17,14 @@ from storage.points import PointId
 from storage.policies import COPY_OF, reason_code
 from storage.proposals import Proposal
 from storage.query_scores import read_queries
-from storage.report_parts import Detail, Pull, Query, Sample, SuspiciousQuery
+from storage.report_parts import Detail, Pull, Query, Sample, SuspiciousQuery, Tokens
 
 DETAILED = 500
 SAMPLE_BYTES = 6_000_000
 """That pictures and texts may take of a report."""
 TEXT = 1000
+TOKENS, TOKEN = 1000, 50
+"""That are shown of a point, and letters of each, at most."""
 SUSPICIOUS = 20
 SCORES = ("label", "suggested_label", "influence", "influence_se", "self_influence", "posterior")
 EXTRA = ("predicted", "loss", "suspicion", "memorization", "top_queries")
@@ -29,23 +32,38 @@ EXTRA = ("predicted", "loss", "suspicion", "memorization", "top_queries")
 
 @dataclass(frozen=True)
 class Samples:
-    """What the workload shows of its points and queries; `queries` are the ids and labels of the query set, by text."""
+    """What the workload shows of its points and queries.
 
-    workload: Workload
+    Attributes:
+        queries: Ids and labels of the query set, by text.
+        positions: Influence by position of some points, and the rest of it.
+    """
+
+    workload: Any
     queries: Mapping[str, tuple[int | str, int]]
+    positions: Mapping[PointId, tuple[list[float], float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, workload: Workload) -> Samples:
-        """Of a workload that is in order."""
-        queries = workload.queries()
+    def of(cls, workload: Workload, positions: Path | None = None) -> Samples:
+        """Of a workload that is in order, with the file that the preview has written of positions."""
+        queries, told = workload.queries(), [] if positions is None else pq.read_table(positions).to_pylist()
         return cls(
             workload,
             {str(name): (name, int(label)) for name, label in zip(list[int | str](queries.ids), queries.labels)},
+            {row["point_id"]: (row["positions"], row["rest"]) for row in told},
         )
 
     def point(self, point_id: int | str) -> Sample:
         """A point, by the workload's optional `describe`."""
         return self._shown("describe", point_id)
+
+    def tokens(self, point_id: int | str) -> Tokens | None:
+        """A point's tokens, by the workload's optional `tokens`, with the influence of each, where it was told."""
+        if point_id not in self.positions:
+            return None
+        influence, rest = self.positions[point_id]
+        words = [_printable(word)[:TOKEN] for word in self.workload.tokens(point_id)]
+        return Tokens(list(zip(words, influence, strict=True))[:TOKENS], rest + sum(influence[TOKENS:]))
 
     def query(self, query_id: str) -> Query:
         """A query, by the workload's optional `describe_query`."""
@@ -59,8 +77,12 @@ class Samples:
         shown: object = describe(name) if describe else ""
         if isinstance(shown, bytes):
             return Sample(png=shown)
-        text = str(shown).encode(errors="replace").decode()  # half a surrogate pair cannot be written
+        text = _printable(shown)
         return Sample(text[:TEXT] + "…" * (len(text) > TEXT))
+
+
+def _printable(text: object) -> str:
+    return str(text).encode(errors="replace").decode()  # half a surrogate pair cannot be written
 
 
 def proposed_points(folder: Path, proposal: Proposal, given: Mapping[PointId, int]) -> pa.Table:
@@ -102,12 +124,12 @@ def details(folder: Path, points: pa.Table, samples: Samples) -> tuple[list[Deta
         more = extra[row["point_id"]]
         pulls = [Pull(one["query_id"], one["influence"]) for one in more["top_queries"]]
         new = {pull.query_id: samples.query(pull.query_id) for pull in pulls if pull.query_id not in queries}
-        sample = samples.point(row["point_id"])
-        taken += sample.size + sum(query.sample.size for query in new.values())
+        sample, tokens = samples.point(row["point_id"]), samples.tokens(row["point_id"])
+        taken += sample.size + sum(query.sample.size for query in new.values()) + (tokens.size if tokens else 0)
         if taken > SAMPLE_BYTES:
             break
         queries |= new
-        shown.append(Detail(sample, list(_evidence(row, more)), pulls))
+        shown.append(Detail(sample, list(_evidence(row, more)), pulls, tokens))
     return shown, queries
 
 

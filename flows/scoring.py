@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from flows.plans import ScorePlan
+from flows.plans import DIRECTIONS, ScorePlan
 from flows.recipe import horizon
 from flows.relabeling import write_labels
 from flows.spent import Spent
@@ -110,7 +110,7 @@ def _score(cycle: Cycle, trained: Trained, inputs_digest: str) -> Scored:
         logs = cycle.launch("score", plan, config.scoring.ranks)
         spent = Spent.read(logs / f"score-rank{rank}.json" for rank in range(config.scoring.ranks))
     scores = score_store.finish(folder, chunks)
-    parts.clear(but=f"curvature, {trained.checkpoints[-1].name}")  # which the preview reads
+    parts.clear(f"curvature, {trained.checkpoints[-1].name}", DIRECTIONS)  # which the preview reads
     detail: dict[str, JSON] = {"scores": scores.sha256, "rows": scores.rows}
     cycle.ledger.record_event(cycle.number, "scored", detail=detail, key=scores.sha256)
     metadata = scores.metadata

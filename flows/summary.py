@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from flows.retraining import Retrained
 from flows.review import Reviewed
 from flows.savings import Savings, savings
 from flows.scoring import Scored
+from flows.slices import patterns
 from flows.stages import Cycle
 from flows.training import Trained
 from flows.trust import described
@@ -28,6 +29,7 @@ from flows.validation.verdict import warning
 from flows.workload import Workload
 from influence.validation import precision_recall
 from storage.points import PointId
+from storage.report_parts import Slice
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Summary:
     Attributes:
         moved: What changed in the data since the cycle before; empty where nothing did.
         struck: Points that reviewers struck out of what was selected.
+        patterns: Slices of the points in training that harm beyond chance, the worst first.
         proof: How many seeds were compared and why no more, and which look at the holdout set it was.
         tag: The MLflow tag that would approve; empty where none can.
         page: Of the cycle's run on an MLflow server; empty where the runs are in the workspace.
@@ -72,6 +75,7 @@ class Summary:
     blocks: str
     probe: str
     fragility: str
+    patterns: tuple[str, ...]
     candidates: Mapping[str, int]
     dropped: Mapping[str, int]
     known_errors: KnownErrors | None
@@ -123,7 +127,9 @@ class Progression:
     concluded: Concluded | None = None
 
 
-def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId], done: Progression) -> Summary:
+def summarize_cycle(
+    cycle: Cycle, workload: Workload, points: Collection[PointId], done: Progression, slices: Sequence[Slice]
+) -> Summary:
     """Put the results of the stages together.
 
     Args:
@@ -131,6 +137,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         workload: Its `truth`, if it has one, tells the known errors.
         points: The ids that the proposal names.
         done: The stages' results.
+        slices: Of the points in training, the most harmful first.
     """
     proposed, concluded = done.proposed, done.concluded
     state = concluded.state if concluded else ("awaiting_review" if done.reviewed else "proposed")
@@ -155,6 +162,7 @@ def summarize_cycle(cycle: Cycle, workload: Workload, points: Collection[PointId
         blocks=described(done.scored.blocks),
         probe="" if done.scored.probe is None else done.scored.probe.verdict(named(cycle.config)),
         fragility=warning(cycle.config, workload),
+        patterns=patterns(slices),
         candidates=proposed.candidates,
         dropped={name: count for name, count in proposed.dropped.items() if count},
         known_errors=_known_errors(cycle, workload, points),

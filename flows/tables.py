@@ -51,6 +51,8 @@ def _facts(summary: Summary) -> dict[str, str]:
         facts["probe"] = summary.probe
     if summary.fragility:
         facts["fragility"] = summary.fragility
+    if summary.patterns:
+        facts["where the harm is"] = "; ".join(summary.patterns)
     if summary.dropped:
         facts["left out by budget"] = ", ".join(f"{name} {count:,}" for name, count in summary.dropped.items())
     if (known := summary.known_errors) is not None:

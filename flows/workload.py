@@ -65,9 +65,12 @@ class Workload(Protocol):
     on (default: the first floating tensor of the batch, flattened); `with_labels(batch, labels) -> batch`, the same
     points with other labels (default: put into the one integer tensor of the batch that equals `labels(batch)`);
     `describe(point_id) -> str | bytes`, a text or a PNG for the report, and `describe_query(query_id)`, the same of a
-    query, whose id may also be that of a train point; `truth() -> Mapping[point_id, label]`, the true labels where they
-    are known, read by the report alone; `variants() -> Mapping[str, Workload]`, by name, the same points and queries
-    with a deeper or wider model, for `tamis validate --fragility`.
+    query, whose id may also be that of a train point; `facets() -> Mapping[str, Sequence]`, by name a value for each
+    train point in the order of its ids (a text, number, time, truth value, set of texts, or None), by which the report
+    tells where the harm is; `tokens(point_id) -> Sequence[str]`, a text for each position of a train point in a batch
+    of its own, by which the report shows where in it the influence lies; `truth() -> Mapping[point_id, label]`, the
+    true labels where they are known, read by the report alone; `variants() -> Mapping[str, Workload]`, by name, the
+    same points and queries with a deeper or wider model, for `tamis validate --fragility`.
     """
 
     def model(self) -> nn.Module:

@@ -69,6 +69,7 @@ from influence.fitting import fit, subset
 from influence.gradients import FactorSource, check_cross_entropy, gradient_energy
 from influence.learning import LearningSignals, learning_signals
 from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, grand, memorization_labels
+from influence.positions import PositionInfluence, direction, position_influence
 from influence.proxies import held_out_retrain, loss_curvature
 from influence.queries import Groups, Queries, each, group_means
 from influence.reader import Reader
@@ -87,6 +88,7 @@ from influence.scores import (
     summarize_chunk,
 )
 from influence.sharding import ChunkGrid, Share
+from influence.stages import Stage, StageInfluence, stage_influence
 from influence.suspicion import Suspicion, knn_votes, suspect, two_round
 from influence.trajectory import Step, Trajectory, removal_effects, step_effects
 from influence.turnover import TurnOver, turn_over_influence, turn_over_self_influence
@@ -149,6 +151,7 @@ __all__ = [
     "Own",
     "PairScorer",
     "PairScores",
+    "PositionInfluence",
     "PrecisionRecall",
     "Product",
     "Queries",
@@ -163,6 +166,8 @@ __all__ = [
     "Solution",
     "SolvedScorer",
     "Spectrum",
+    "Stage",
+    "StageInfluence",
     "Step",
     "Suspicion",
     "SweepPoint",
@@ -186,6 +191,7 @@ __all__ = [
     "coordinate_mask",
     "damping_sweep",
     "desiderata",
+    "direction",
     "each",
     "empirical_influence",
     "exact_influence",
@@ -221,6 +227,7 @@ __all__ = [
     "over_models",
     "pearson",
     "point_energies",
+    "position_influence",
     "precision_recall",
     "principal_logra",
     "random_logra",
@@ -230,6 +237,7 @@ __all__ = [
     "share_queries",
     "sjlt",
     "spearman",
+    "stage_influence",
     "step_effects",
     "stratified_error",
     "subset",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from storage.errors import StorageError
-from storage.report_parts import Arm, Interval
+from storage.report_parts import Arm, Interval, Slice
 
 BLUE, GREY, INK = "#0072B2", "#555555", "#222222"
 FATES: Mapping[str, tuple[str, str, str]] = {
@@ -104,6 +104,25 @@ def arm_comparison(arms: Sequence[Arm]) -> bytes:
         draw_intervals(axes, [arm.name for arm in arms], intervals)
         axes.set_xlabel(title)
     return as_png(figure)
+
+
+def slice_sums(slices: Sequence[Slice]) -> bytes:
+    """Summed influence of slices with its intervals, from the top; patterns have a star.
+
+    Returns:
+        A PNG.
+    """
+    figure = Figure(figsize=(6.4, 1.2 + 0.3 * len(slices)))
+    axes = figure.add_subplot()
+    names = [f"{'★ ' * one.pattern}{one.facet}: {_shortened(one.name)}" for one in slices]
+    draw_intervals(axes, [name.replace("$", r"\$") for name in names], [one.total for one in slices])
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_xlabel("harmful  ←  influence, sum (nats)  →  helpful")
+    return as_png(figure)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def draw_intervals(axes: Axes, names: Sequence[str], intervals: Sequence[Interval]) -> None:

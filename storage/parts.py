@@ -72,12 +72,12 @@ class Parts:
         for path in self._folder.rglob(f".*{TEMPORARY}"):
             path.unlink()
 
-    def clear(self, but: str | None = None) -> None:
-        """Remove everything: the stage has its result; `but` names a folder of parts that another stage reads."""
-        if but is None and self._all.is_dir():
+    def clear(self, *but: str) -> None:
+        """Remove everything: the stage has its result; `but` names folders of parts that another stage reads."""
+        if not but and self._all.is_dir():
             shutil.rmtree(self._all)
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if path.is_dir() and path.name != but:
+            if path.is_dir() and path.name not in but:
                 shutil.rmtree(path)
             elif path.is_file():
                 path.unlink()

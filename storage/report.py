@@ -16,7 +16,7 @@ import pyarrow as pa
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from storage.report_parts import Arm, Check, Confusion, Detail, Policy, Query, SuspiciousQuery, Tally
+from storage.report_parts import Arm, Check, Confusion, Detail, Policy, Query, Slice, SuspiciousQuery, Tally
 from storage.report_rows import embedded
 from storage.score_store import SIGN, UNIT
 
@@ -44,6 +44,8 @@ class ReportData:
         facts: Facts on how the scores were made.
         classes: Counts by label in force.
         groups: Counts by group.
+        slices: Of the points in training, the most harmful sum first.
+        tested: Slices that the tests were corrected for.
         confusion: Of the given with the suggested labels, where proposed points have both.
         arms: Results on the holdout set; empty before they are known.
         checks: The conditions of promotion; empty before they are known.
@@ -71,6 +73,8 @@ class ReportData:
     facts: Mapping[str, str] = field(default_factory=dict)
     classes: Sequence[Tally] = ()
     groups: Sequence[Tally] = ()
+    slices: Sequence[Slice] = ()
+    tested: int = 0
     confusion: Confusion | None = None
     arms: Sequence[Arm] = ()
     checks: Sequence[Check] = ()

@@ -71,6 +71,32 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Points in training that share a value of something simple.
+
+    Attributes:
+        facet: What, e.g. "length".
+        name: The value or range.
+        total: Sum of their influence with its 95 % interval, nats.
+        p: Of their mean influence being at least that of all other points, corrected for all slices.
+        pattern: Whether that is too small for chance, and the sum harmful.
+        proposed: Points that are to be removed or relabelled.
+        share: They are of all such points.
+        lift: That share over the slice's share of the points in training.
+    """
+
+    facet: str
+    name: str
+    points: int
+    total: Interval
+    p: float
+    pattern: bool
+    proposed: int
+    share: float
+    lift: float
+
+
+@dataclass(frozen=True)
 class Confusion:
     """Proposed points by label in force (rows) and suggested label (columns), where the two differ.
 
@@ -124,17 +150,37 @@ class Pull:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A point's tokens with their influence in nats, positive = helpful.
+
+    Attributes:
+        words: In their order, with the influence of each.
+        rest: Of parts of the model that see no single token.
+    """
+
+    words: Sequence[tuple[str, float]]
+    rest: float
+
+    @property
+    def size(self) -> int:
+        """Bytes, about."""
+        return sum(len(word) + 12 for word, _ in self.words)
+
+
+@dataclass(frozen=True)
 class Detail:
     """More of one proposed point.
 
     Attributes:
         evidence: One line for each policy that named it: what was compared with what.
         pulls: The queries it helps most and harms most, most helped first.
+        tokens: Where in its text its influence lies, if that is known.
     """
 
     sample: Sample
     evidence: Sequence[str] = ()
     pulls: Sequence[Pull] = ()
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from storage.files import JSON
-from storage.report_parts import Detail, Query, Sample
+from storage.report_parts import Detail, Query, Sample, Tokens
 
 Kind: TypeAlias = Literal["id", "word", "number"]
 
@@ -68,6 +68,7 @@ def embedded(points: pa.Table, details: Sequence[Detail], queries: Mapping[str, 
                     **_sample(detail.sample),
                     "evidence": list(detail.evidence),
                     "pulls": [[index[pull.query_id], _rounded(pull.influence)] for pull in detail.pulls],
+                    **_tokens(detail.tokens),
                 }
                 for detail in details
             ],
@@ -96,6 +97,12 @@ def _column(column: Column, values: pa.ChunkedArray) -> dict[str, JSON]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
+
+
+def _tokens(tokens: Tokens | None) -> dict[str, Any]:
+    if tokens is None:
+        return {}
+    return {"tokens": [[word, _rounded(value)] for word, value in tokens.words], "rest": _rounded(tokens.rest)}
 
 
 def _sample(sample: Sample) -> dict[str, Any]:

@@ -220,19 +220,22 @@ class Tracker:
         for path in (*scores.shards, scores.folder / "MANIFEST.json"):
             self._client.log_artifact(run, str(path), "scores")
 
-    def log_suspicious(self, run: str, rows: pa.Table) -> None:
-        """Write the most suspicious points as a table that MLflow pages and sorts.
+    def log_table(self, run: str, name: str, rows: pa.Table) -> None:
+        """Write rows to `review/<name>.json`, a table that MLflow pages and sorts.
 
         Args:
             run: A cycle's run.
-            rows: At most 1,000, worst first; lists are written as JSON text.
+            name: Of the file.
+            rows: At most 1,000, the first to be read first; lists are written as JSON text.
         """
         if rows.num_rows > MOST_ROWS:
             raise StorageError(f"{rows.num_rows} rows for a table to be read; give the first {MOST_ROWS}")
-        path = "review/suspicious.json"
+        path = f"review/{name}.json"
         data = [[json.dumps(v) if isinstance(v, list | dict) else v for v in row.values()] for row in rows.to_pylist()]
         self._client.log_dict(run, {"columns": rows.column_names, "data": data}, path)
-        self._client.set_tag(run, "mlflow.loggedArtifacts", json.dumps([{"path": path, "type": "table"}]))
+        known, entry = json.loads(self.tags(run).get("mlflow.loggedArtifacts", "[]")), {"path": path, "type": "table"}
+        if entry not in known:
+            self._client.set_tag(run, "mlflow.loggedArtifacts", json.dumps([*known, entry]))
 
     def log_figure(self, run: str, name: str, png: bytes) -> None:
         """Write a PNG to `review/<name>.png`."""

@@ -32,7 +32,8 @@ from influence.fisher import residuals
 
 @dataclass(frozen=True)
 class Plant:
-    """One error: what it is, how to plant it, and the test (module, name, arguments) that must then fail."""
+    """One error: what it is, how to plant it, and the test that must then fail: its module in tests/influence, or as
+    `flows.test_slices` in another folder, its name and arguments."""
 
     name: str
     apply: Callable[[pytest.MonkeyPatch], None]

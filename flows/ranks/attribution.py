@@ -252,9 +252,28 @@ class Attribution:
         return ChunkPairs(added_up(pairs, self._place) if self.split else pairs, exact, reading)
 
     def total(self, batches: Iterable[tuple[Any, Tensor]]) -> Gradients:
-        """The weighted sum of loss gradients on this rank's blocks; with a batch go the weights of its points `[B]`."""
+        """The weighted sum of loss gradients on this rank's blocks; every rank must call this together.
+
+        Args:
+            batches: Of this rank (`reads`), with the weights of their points `[B]`.
+        """
         read = ((self._reader.losses(batch).losses, weights) for batch, weights in batches)
-        return summed((subset(losses, self.curvature.blocks), weights) for losses, weights in read)
+        found = summed((subset(losses, self.curvature.blocks), weights) for losses, weights in read)
+        shapes = self.curvature.shapes
+        sums = {name: torch.zeros(1, *shape).double() + found.get(name, 0.0) for name, shape in shapes.items()}
+        for one in () if self.split else sums.values():
+            self._place.sum(one)
+        return sums
+
+    def joined(self, gradients: Gradients) -> Gradients:
+        """Of all blocks, `[o, i]` each, where this rank has those of its own; every rank must call this together."""
+        if not self.split:
+            return gradients
+        zeros = {block.name: torch.zeros(block.weight_shape).double() for block in self.blocks}
+        whole = {name: zero + gradients.get(name, 0.0) for name, zero in zeros.items()}
+        for one in whole.values():
+            self._place.sum(one)
+        return whole
 
     def gradient_norms(self, reading: Reading) -> Tensor:
         """Of the losses, on the blocks that are scored, `[B]`."""

@@ -1,7 +1,8 @@
 """The program that carries a proposal out on a checkpoint without training, and asks the query set what that does.
 
 Two ways: the influence step, from the curvature that the scoring fitted and kept (fitted again where it is gone), and
-the step of IAU. Points are dealt to the ranks as in the scoring. The holdout set is not read here.
+the step of IAU. Points are dealt to the ranks as in the scoring. The holdout set is not read here. The first of the
+proposed points are also told where in their texts their influence lies (flows/ranks/positions.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from flows.ranks.device import device
 from flows.ranks.kept import Kept
 from flows.ranks.outcome import Outcome
 from flows.ranks.points import Points
+from flows.ranks.positions import has_positions, tell_positions
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.weights import load_weights
 from flows.relabeling import Source, read_labels
@@ -66,9 +68,17 @@ class Previewing:
             table = table.append_column(column("loss", method), pa.array(loss.numpy()))
             table = table.append_column(column("correct", method), pa.array(correct.bool().numpy()))
         if self._rank.index == 0:
-            with atomic_path(self._plan.file) as draft:
-                pq.write_table(table, draft)
+            self._tell_positions()
+            _write(table, self._plan.file)
         self._rank.report(found=False)
+
+    def _tell_positions(self) -> None:
+        plan = self._plan
+        if plan.positions is None or plan.positions.exists() or not has_positions(plan.config, self._workload):
+            return
+        table = tell_positions(plan, self._workload, self._points, self._now, self._rank)
+        if table is not None:
+            _write(table, plan.positions)
 
     def _model(self) -> nn.Module:
         model = self._workload.model()
@@ -90,7 +100,7 @@ class Previewing:
             if bool(self._go.any()) and bool(self._stay.any()):
                 stay = self._total(attribution, self._stay, self._then)
                 steps[UNLEARNING] = unlearning_step(_mean(stay, self._stay), _mean(go, self._go))
-            return {method: self._joined(attribution, step) for method, step in steps.items()}
+            return {method: attribution.joined(step) for method, step in steps.items()}
 
     def _total(self, attribution: Attribution, chosen: Tensor, source: Source) -> Gradients:
         """Summed loss gradients of some points, `[n]` bool, over all ranks."""
@@ -103,26 +113,16 @@ class Previewing:
                 self._rank.progress("summing gradients", done, len(mine))
                 yield source.take(self._points.rows[parts[part]]), torch.ones(len(parts[part]))
 
-        found = attribution.total(batches())
-        shapes = attribution.curvature.shapes
-        sums = {name: torch.zeros(1, *shape).double() + found.get(name, 0.0) for name, shape in shapes.items()}
-        for total in () if attribution.split else sums.values():
-            self._rank.sum(total)
-        return sums
-
-    def _joined(self, attribution: Attribution, step: Gradients) -> Gradients:
-        """A step of all blocks, where each rank has those of its own."""
-        if not attribution.split:
-            return step
-        zeros = {block.name: torch.zeros(block.weight_shape).double() for block in attribution.blocks}
-        whole = {name: zero + step.get(name, 0.0) for name, zero in zeros.items()}
-        for one in whole.values():
-            self._rank.sum(one)
-        return whole
+        return attribution.total(batches())
 
 
 def _ids(path: Path) -> frozenset[PointId]:
     return frozenset(pq.read_table(path)["point_id"].to_pylist())
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    with atomic_path(file) as draft:
+        pq.write_table(table, draft)
 
 
 def _mean(total: Gradients, points: Tensor) -> Gradients:

@@ -31,6 +31,7 @@ from flows.ranks.engine import connect
 from flows.ranks.kept import Kept, packed
 from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
+from flows.ranks.positions import has_positions, keep_direction
 from flows.ranks.probe import probe
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.shards import shard_table
@@ -114,6 +115,8 @@ class Scoring:
         sources.enter_context(attribution)
         attribution.fit(f"curvature, {checkpoint.name}", self._keep, checkpoints.verify(checkpoint).digest)
         attribution.prepare(self._queries)
+        if has_positions(setting.config, self._workload):
+            keep_direction(attribution, checkpoint.name, self._queries, int(self._points.in_train.sum()), self._keep)
         return attribution
 
     def _probe(self, setting: Setting, last: Attribution) -> Probe | None:

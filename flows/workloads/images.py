@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -163,6 +163,11 @@ class ImageWorkload:
     def describe_query(self, query_id: int) -> bytes:
         """The same: all sets are of one stack."""
         return self.describe(query_id)
+
+    def facets(self) -> Mapping[str, Sequence[float]]:
+        """How much ink each image of the train set has: its mean pixel."""
+        rows = self._split.train
+        return {"ink": self.inputs((self._images[rows], self._true[rows])).mean(1).tolist()}
 
     def truth(self) -> Mapping[int, int]:
         """The true label of every train point."""

@@ -42,9 +42,24 @@ function strip(some) {
   }), { class: "strip" });
 }
 
+// The tokens of a text, the more coloured the more of the point's influence lies at them; the largest is of full colour.
+function marked(detail) {
+  const most = Math.max(...detail.tokens.map(([, influence]) => Math.abs(influence))) || 1;
+  const words = detail.tokens.flatMap(([word, influence]) => {
+    const level = Math.round(4 * Math.abs(influence) / most), kind = influence < 0 ? "harms" : "helps";
+    const title = `${influence.toPrecision(3)} nats`;
+    return [make("span", word, level ? { class: `${kind} level-${level}`, title } : { title }), " "];
+  });
+  const legend = [make("span", "harmful", { class: "harms level-4" }), " ", make("span", "helpful", { class: "helps level-4" }),
+    ` where its influence lies in its text; full colour is ${most.toPrecision(3)} nats; what sees no single token: `
+    + `${detail.rest.toPrecision(3)} nats`];
+  return [make("p", legend, { class: "quiet" }), make("p", words, { class: "tokens" })];
+}
+
 function detailRow(detail, width) {
   const parts = detail.evidence.map(line => make("li", line));
   const content = [make("ul", parts)];
+  if (detail.tokens?.length) content.push(...marked(detail));
   for (const [sign, title] of [[-1, "queries it harms most (their loss falls if the point goes)"],
     [1, "queries it helps most (their loss rises)"]]) {
     content.push(make("p", `${title}: label · influence in nats`, { class: "quiet" }), strip(pulls(detail, sign)));

@@ -8,14 +8,17 @@ import tests.planted_compression
 import tests.planted_curvature
 import tests.planted_layouts
 import tests.planted_removal
+import tests.planted_slices
 import tests.planted_solvers
+import tests.planted_stages
 import tests.planted_trajectory  # noqa: F401, enters its plants
 from tests.planted import PLANTS, Plant
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=[f"{plant.name}, {plant.module}" for plant in PLANTS])
 def test_a_planted_error_is_seen(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = getattr(import_module(f"tests.influence.{plant.module}"), plant.check)
+    module = plant.module if "." in plant.module else f"influence.{plant.module}"
+    check = getattr(import_module(f"tests.{module}"), plant.check)
     check(*plant.arguments)  # holds for the engine as it is
     plant.apply(monkeypatch)
     with pytest.raises((AssertionError, pytest.fail.Exception)):

@@ -18,8 +18,10 @@ from storage.report_parts import (
     Pull,
     Query,
     Sample,
+    Slice,
     SuspiciousQuery,
     Tally,
+    Tokens,
 )
 
 REASONS = ("harmful", "mislabeled", "harmful+mislabeled")
@@ -44,7 +46,11 @@ def example(count: int, detailed: int = 500, said: str = "a sample", strings: bo
     names = list(queries)
     pulls = [Pull(names[place], 0.05 - 0.011 * place) for place in range(10)]
     evidence = ["harmful: harmful_q is 0.1954, threshold 0.2", said]
-    details = [Detail(samples[row % 20], evidence, pulls) for row in range(min(count, detailed))]
+    tokens = Tokens([(said, -0.02), ("fine", 0.0101), ("and", 0.0)], 0.003)
+    details = [
+        Detail(samples[row % 20], evidence, pulls, tokens if row % 2 == 0 else None)
+        for row in range(min(count, detailed))
+    ]
     return ReportData(
         cycle=4,
         dataset=said,
@@ -63,6 +69,11 @@ def example(count: int, detailed: int = 500, said: str = "a sample", strings: bo
         facts={said: said},
         classes=[Tally(said, 100, 10, 2, 1), *(Tally(str(label), 100, label, 0, 0) for label in range(1, 10))],
         groups=[Tally(said, 500, 30, 0, 0)],
+        slices=[
+            Slice(said, said, 120, Interval(-1.2, -1.5, -0.9), 0.0004, True, 60, 0.5, 4.2),
+            Slice("label", "3", 100, Interval(0.2, -0.1, 0.5), 1.0, False, 0, 0.0, 0.0),
+        ],
+        tested=14,
         confusion=Confusion.of({(said, "7"): 3, ("1", "7"): 2}),
         arms=[replace(ARMS[0], name=said, accuracy=None), *ARMS],
         checks=[Check(said, -0.02, said, True), Check("control", 0.2, "+0.3000 is not below 0", False)],

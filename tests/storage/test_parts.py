@@ -62,10 +62,11 @@ def test_a_sweep_removes_what_is_of_other_inputs_and_what_was_never_finished(tmp
 
 def test_what_another_stage_reads_stays_when_the_rest_is_cleared(tmp_path: Path) -> None:
     parts = Parts(tmp_path / "unfinished", "a" * 64)
-    for name in ("chunk", "curvature, step-1/blocks", "curvature, step-2/blocks"):
+    for name in ("chunk", "curvature, step-1/blocks", "curvature, step-2/blocks", "directions/step-1"):
         parts.write(name, {"x": np.zeros(2)})
-    parts.clear(but="curvature, step-2")
+    parts.clear("curvature, step-2", "directions")
     assert parts.read("curvature, step-2/blocks") is not None
+    assert parts.read("directions/step-1") is not None
     assert parts.read("curvature, step-1/blocks") is None
     assert parts.read("chunk") is None
     parts.clear()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from storage.errors import StorageError
-from storage.figures import FATES, arm_comparison, quadrant, score_histogram
+from storage.figures import FATES, arm_comparison, quadrant, score_histogram, slice_sums
 from storage.report import ReportData, render
 from storage.report_parts import Confusion, Tally
 from storage.report_rows import COLUMNS, script_json
@@ -46,8 +46,8 @@ def test_markup_in_the_data_is_text_in_the_report(strings: bool) -> None:
     evil = Tags(render(example(3, said=EVIL, strings=strings)))
     assert [tag for tag, _ in evil.tags] == [tag for tag, _ in plain.tags], "data add no tag"
     assert [set(attrs) for _, attrs in evil.tags] == [set(attrs) for _, attrs in plain.tags], "data add no attribute"
-    # title, heading, decision, four lists of facts, policy, arm, check, class, group, labels, figure, query
-    assert evil.text.count(EVIL) >= 15
+    # title, heading, decision, four lists of facts, policy, arm, check, class, group, slice, labels, figure, query
+    assert evil.text.count(EVIL) >= 17
 
 
 def test_the_points_stand_in_the_page_as_they_are() -> None:
@@ -64,6 +64,9 @@ def test_the_points_stand_in_the_page_as_they_are() -> None:
         None if value is None else float(f"{value:.4g}") for value in points["influence"].to_pylist()
     ]
     assert found["details"][0]["text"] == EVIL
+    assert found["details"][0]["tokens"] == [[EVIL, -0.02], ["fine", 0.0101], ["and", 0.0]]
+    assert found["details"][0]["rest"] == 0.003
+    assert "tokens" not in found["details"][1]
     assert found["queries"][0]["id"] == f"{EVIL} 0"
 
 
@@ -112,6 +115,13 @@ def test_the_report_counts_every_action_and_says_when_details_are_for_the_first_
     assert "for the first" not in render(example(5))
 
 
+def test_slices_show_their_sum_with_its_interval_and_which_are_a_pattern() -> None:
+    text = "".join(Tags(render(example(3))).text.split())
+    assert "asample120-1.2[-1.5,-0.9]-0.010.0004✓6050.0%4.20" in text
+    assert "label31000.2[-0.1,0.5]0.002100.0%0.00" in text
+    assert "all14slices" in text
+
+
 def test_an_action_that_is_not_proposed_has_no_column() -> None:
     html = render(example(10))
     assert "to relabel" in html
@@ -147,6 +157,7 @@ def test_figures_are_png_and_the_same_twice_whatever_the_numbers() -> None:
         lambda: quadrant({fate: (one, one) for fate, one in nothing.items()}),
         lambda: quadrant({"stays": (np.zeros(3), np.zeros(3))}),
         lambda: arm_comparison(ARMS),
+        lambda: slice_sums([replace(one, name=EVIL + "$x^") for one in example(3).slices]),
     ):
         first, again = make(), make()
         assert first.startswith(PNG)

@@ -110,6 +110,25 @@ def test_details_open_and_close_by_the_keyboard_and_show_the_queries_with_pictur
     assert quiet(page)
 
 
+def test_words_are_coloured_by_the_sign_and_size_of_their_influence(chromium: Browser, tmp_path: Path) -> None:
+    page = shown(chromium, tmp_path, 20, said=EVIL, strings=True)
+    page.click(f"{ROWS} button")
+    words = page.texts(".tokens span")
+    assert words[0].replace("\u2028", "") == EVIL.replace("\u2028", ""), "markup stays text"
+    assert words[1:] == ["fine", "and"]
+    assert page.evaluate("[...document.querySelectorAll('.tokens span')].map(word => word.className)") == [
+        "harms level-4",
+        "helps level-2",
+        "",
+    ]
+    assert page.evaluate("getComputedStyle(document.querySelector('.tokens .harms')).backgroundColor") == (
+        "rgba(213, 94, 0, 0.55)"
+    )
+    assert "0.00300 nats" in page.texts("tr.detail p")[0]
+    assert page.evaluate("document.title") != "broken"
+    assert quiet(page)
+
+
 def test_100_000_points_are_paged_sorted_and_searched(chromium: Browser, tmp_path: Path) -> None:
     page, points = shown(chromium, tmp_path, 100_000), proposed(100_000)
     assert page.texts("#status") == ["of 2,000; 100,000 of 100,000 points"]

@@ -93,7 +93,8 @@ def test_what_a_reviewer_reads_is_on_the_run(tracker: Tracker, client: MlflowCli
     table = pa.table({"point_id": [2, 1], "suspicion": [0.9, 0.8], "top_queries": [[{"query_id": 1}], []]})
     for _ in range(2):
         tracker.log_dataset(run, "digits", "a" * 64, 10, "points.parquet")
-        tracker.log_suspicious(run, table)
+        tracker.log_table(run, "suspicious", table)
+        tracker.log_table(run, "slices", table.slice(1))
         tracker.log_figure(run, "influence", b"png")
         tracker.log_report(run, "<p>é</p>")
         tracker.describe(run, "# Cycle 9")
@@ -105,7 +106,7 @@ def test_what_a_reviewer_reads_is_on_the_run(tracker: Tracker, client: MlflowCli
     found = client.get_run(run)
     assert found.data.tags["mlflow.note.content"] == "# Cycle 9"
     assert json.loads(found.data.tags["mlflow.loggedArtifacts"]) == [
-        {"path": "review/suspicious.json", "type": "table"}
+        {"path": f"review/{name}.json", "type": "table"} for name in ("suspicious", "slices")
     ]
     (given,) = found.inputs.dataset_inputs
     assert given.dataset.digest == "a" * 12
@@ -178,7 +179,7 @@ def test_a_run_keeps_few_metrics_and_few_rows(tracker: Tracker) -> None:
     with pytest.raises(StorageError, match="16 metrics"):
         tracker.log_metrics(run, {"one more": 0.0})
     with pytest.raises(StorageError, match="give the first 1000"):
-        tracker.log_suspicious(run, pa.table({"point_id": range(1001)}))
+        tracker.log_table(run, "suspicious", pa.table({"point_id": range(1001)}))
 
 
 def test_a_workspace_that_mlflow_cannot_open_is_one_line_at_once(tmp_path: Path) -> None:
