@@ -1,4 +1,4 @@
-"""The sets of texts are drawn from the data so that they stay, made once, and refused in one line before anything runs."""
+"""Sets of texts are drawn so that they stay, made once, and refused in one line before anything runs."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from flows.workloads.text import prepared as prepared_module
 from flows.workloads.text.classification import TextClassification
 from flows.workloads.text.places import file_of, model_folder
 from tests.flows.helpers import write_toml
-from tests.flows.texts import LENGTH, save_bert, sentences, texts_of, write_rows
+from tests.flows.texts import LENGTH, POSITIONS, save_bert, sentences, texts_of, write_rows
 
 ROWS = sentences(80)
 
@@ -120,7 +120,7 @@ def test_a_text_over_the_limit_is_refused_with_the_count_or_cut_when_asked(tmp_p
         texts_of(tmp_path, bert, ROWS, max_length=5)
     points = texts_of(tmp_path, bert, ROWS, max_length=5, too_long="truncate").points()
     assert max(len(points[row]["input_ids"]) for row in range(len(points))) == 5
-    with pytest.raises(BadInput, match=rf"max_length = 99: the model of .* takes at most {LENGTH} tokens"):
+    with pytest.raises(BadInput, match=rf"max_length = 99: the model of .* takes at most {POSITIONS} tokens"):
         texts_of(tmp_path, bert, ROWS, max_length=99)
 
 

@@ -15,7 +15,7 @@ from flows.workloads.text.classification import TextClassification
 GOOD, BAD = ("fine", "great", "warm", "bright"), ("dull", "poor", "cold", "grey")
 PLAIN = ("the", "film", "is", "a", "story", "of", "two", "men", "who", "walk")
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN)
-LENGTH = 16  # most tokens that the model takes
+LENGTH, POSITIONS = 16, 24  # most tokens of a text, and of what the model takes
 
 
 def save_bert(folder: Path, layers: int = 3) -> Path:
@@ -24,7 +24,7 @@ def save_bert(folder: Path, layers: int = 3) -> Path:
 
     folder.mkdir(parents=True)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": layers}
-    config = BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=LENGTH, initializer_range=0.5, **sizes)
+    config = BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=POSITIONS, initializer_range=0.5, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)

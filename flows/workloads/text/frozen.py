@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flows.errors import BadInput
@@ -92,13 +91,11 @@ class Frozen:
         """What enters the first trained layer `[B, T, H]`; 0 where there is no token."""
         mask = batch["attention_mask"].cpu().bool()
         at = self._starts[self._places(batch)][:, None] + torch.arange(mask.shape[1])
-        found = torch.from_numpy(self._hidden[at.where(mask, 0).numpy()])
-        return found * mask[..., None]
+        return self._hidden[at.where(mask, 0)] * mask[..., None]
 
     @cached_property
-    def _hidden(self) -> NDArray[np.float32]:
-        mapped: NDArray[np.float32] = np.load(self._folder / "hidden.npy", mmap_mode="r")
-        return mapped
+    def _hidden(self) -> Tensor:
+        return torch.from_numpy(np.load(self._folder / "hidden.npy", mmap_mode="c"))  # nobody writes
 
     def _places(self, batch: Batch) -> Tensor:
         keys = keys_of(batch)

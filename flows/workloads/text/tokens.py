@@ -19,7 +19,7 @@ from flows.workloads.text.library import load_tokenizer
 
 TooLong: TypeAlias = Literal["refuse", "truncate"]
 Batch: TypeAlias = dict[str, Tensor]
-MULTIPLIERS = 20_260_711  # seed
+MULTIPLIER = -0x61C8864680B583EB  # 2^64 / golden ratio: far apart positions get unrelated factors
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def padded(rows: Sequence[Tensor], padding: int) -> Batch:
 def keys_of(batch: Batch) -> Tensor:
     """A number for each sequence `[B]`, int64, the same however far it is padded."""
     tokens, mask = batch["input_ids"].cpu(), batch["attention_mask"].cpu()
-    generator = torch.Generator().manual_seed(MULTIPLIERS)
-    factors = torch.randint(-(2**63), 2**63 - 1, (tokens.shape[1],), generator=generator)
-    return ((tokens + 1) * mask * (2 * factors + 1)).sum(1)  # wraps around, as a hash may
+    factors = (torch.arange(tokens.shape[1]) + 1) * MULTIPLIER  # all of it wraps around, as a hash may
+    factors = (factors ^ (factors >> 29)) * MULTIPLIER | 1
+    return ((tokens + 1) * mask * factors).sum(1)
 
 
 def set_shares(rows: Sequence[NDArray[np.int64]]) -> list[float]:
