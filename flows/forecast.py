@@ -146,7 +146,8 @@ def _growth(trial: Trial, config: Config, in_train: int) -> Mapping[str, float]:
     more, own = trial.points / few, _own(config, trial.points) / _own(config, few)
     powers = POWERS.get(scoring.estimator, Powers())
     seen = 1 - 1 / scoring.folds
-    steps = steps_for(config.training, math.ceil(seen * in_train)) - 1  # the first is part of making a model
+    recipe = trial.score.fold_training or config.training
+    steps = steps_for(recipe, math.ceil(seen * in_train)) - 1  # the first is part of making a model
     rounds = 2 / sum(phase.startswith("out-of-fold") for phase in trial.score.launched.spent.seconds)  # at most two
     return {
         "finding the neighbours": more**2,

@@ -23,8 +23,9 @@ from flows.dataset import digest, manifest_of
 from flows.launch import Progress, run_ranks
 from flows.plans import HOLDOUT, QUERIES, Job, Plan, ScorePlan, TrainPlan, write_plan
 from flows.recipe import horizon, resume_points, save_points, steps_for
+from flows.sections.training import TrainingConfig
 from flows.spent import Spent
-from flows.workload import Batches, Sample, Workload, collate_of, inputs_of, seeded_model
+from flows.workload import Batches, Sample, Workload, collate_of, for_folds, inputs_of, seeded_model
 from storage import checkpoints
 from storage.files import read_json, size_of
 from storage.trajectory_store import TRAJECTORY
@@ -90,6 +91,7 @@ class ScoreTrial:
         shard_bytes: Of all their rows.
         parts_bytes: Of what was kept on the way, by what it is of: `fold`, `chunk`, `curvature`.
         input_bytes: Of a point, as nearest neighbours are measured on it.
+        fold_training: What the cycle trains its out-of-fold models by, where the workload has a recipe for them.
     """
 
     launched: Launched
@@ -99,6 +101,7 @@ class ScoreTrial:
     shard_bytes: int
     parts_bytes: Mapping[str, int]
     input_bytes: int
+    fold_training: TrainingConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -201,17 +204,19 @@ def _score(
     short = _short(config, len(points) / of, epochs=math.ceil(FOLD_STEPS / epoch))
     plan = _score_plan(short, points, steps, horizon(config.training, *[steps_for(config.training, of)] * 2), folder)
     launched = _launch("score", plan, config.scoring.ranks, show)
+    light, recipe = for_folds(workload, config.training)
     one = Batches(points, collate_of(workload)).take(torch.zeros(1, dtype=torch.int64))
     with torch.no_grad():
         logits = workload.logits(seeded_model(workload, 0), one)
     return ScoreTrial(
         launched=launched,
         points=len(points),
-        fold_steps=steps_for(short.training, seen),
+        fold_steps=steps_for(for_folds(workload, short.training)[1], seen),
         classes=logits.shape[1],
         shard_bytes=sum(path.stat().st_size for path in plan.folder.glob("*.parquet")),
         parts_bytes={kind: sum(map(size_of, plan.folder.glob(f"unfinished/*/{kind}*"))) for kind in PARTS},
         input_bytes=inputs_of(workload, one).numel() * FLOAT,
+        fold_training=None if light is workload else recipe,
     )
 
 

@@ -14,6 +14,7 @@ import os
 import site
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -25,15 +26,31 @@ from torch.utils.data import default_collate
 
 from flows.config import Config
 from flows.errors import BadInput
+from flows.sections.training import TrainingConfig
 from storage.points import PointId
 
 BUILT_IN: Mapping[str, str] = {
     "digits": "flows.workloads.digits:Digits",
     "fashion_mnist": "flows.workloads.fashion_mnist:FashionMnist",
     "ranking": "flows.workloads.ranking:Ranking",
+    "text_classification": "flows.workloads.text.classification:TextClassification",
     "tiny": "flows.workloads.tiny:Tiny",
 }
 CACHE_BYTES = 512 * 2**20
+HOME = "home"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a workload's files are.
+
+    Attributes:
+        folder: Of the TOML; paths among the options are meant from there.
+        cache: A folder for what can be made again.
+    """
+
+    folder: Path
+    cache: Path
 
 
 class PointSet(Protocol):
@@ -61,6 +78,8 @@ class PointSet(Protocol):
 class Workload(Protocol):
     """The model, the three sets and the per-point loss of one classification task.
 
+    A constructor with the parameter `home` gets a `Home`; it is no option.
+
     Optional methods: `collate(samples) -> batch`; `inputs(batch) -> Tensor[B, d]`, what nearest neighbours are measured
     on (default: the first floating tensor of the batch, flattened); `with_labels(batch, labels) -> batch`, the same
     points with other labels (default: put into the one integer tensor of the batch that equals `labels(batch)`);
@@ -70,7 +89,9 @@ class Workload(Protocol):
     tells where the harm is; `tokens(point_id) -> Sequence[str]`, a text for each position of a train point in a batch
     of its own, by which the report shows where in it the influence lies; `truth() -> Mapping[point_id, label]`, the
     true labels where they are known, read by the report alone; `variants() -> Mapping[str, Workload]`, by name, the
-    same points and queries with a deeper or wider model, for `tamis validate --fragility`.
+    same points and queries with a deeper or wider model, for `tamis validate --fragility`; `for_folds() ->
+    (Workload, recipe)`, a cheaper model on the same batches for the out-of-fold models (a linear head on features that
+    stay, say), and the keys of `[training]` that it is trained by instead of the cycle's.
     """
 
     def model(self) -> nn.Module:
@@ -128,14 +149,25 @@ def load_workload(config: Config) -> Workload:
         )
     if missing := [method for method in REQUIRED if not callable(getattr(found, method, None))]:
         raise BadInput(f"workload {name} lacks {', '.join(missing)}: the protocol is in flows/workload.py")
+    options = _options(found, config)
     try:
-        inspect.signature(found).bind(**config.workload.options)
+        inspect.signature(found).bind(**options)
     except TypeError as error:
         raise BadInput(f"workload.options: {name} does not accept them: {error}") from error
     try:
-        return cast(Workload, found(**config.workload.options))
+        return cast(Workload, found(**options))
     except ValueError as error:
         raise BadInput(f"workload.options: {error}") from error
+
+
+def _options(found: type, config: Config) -> dict[str, Any]:
+    """What a workload is made with."""
+    options = dict(config.workload.options)
+    if HOME not in inspect.signature(found).parameters:
+        return options
+    if HOME in options:
+        raise BadInput(f"workload.options.{HOME}: {found.__name__} is given the TOML's folder; leave the option out")
+    return options | {HOME: Home(config.file.parent, config.workspace / "cache")}
 
 
 def _module(where: str, root: Path) -> ModuleType:
@@ -307,6 +339,17 @@ def seeded_model(workload: Workload, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return workload.model()
+
+
+def for_folds(workload: Workload, training: TrainingConfig) -> tuple[Workload, TrainingConfig]:
+    """What the out-of-fold models are made and trained by: what the workload says, or the cycle's own."""
+    own = getattr(workload, "for_folds", None)
+    if own is None:
+        return workload, training
+    light, recipe = own()
+    if unknown := sorted(set(recipe) - set(TrainingConfig.model_fields)):
+        raise BadInput(f"for_folds() of {type(workload).__name__}: {unknown[0]} is no key of [training]")
+    return light, training.model_copy(update=dict(recipe))
 
 
 def check_losses(losses: Tensor, rows: Tensor, ids: Sequence[PointId]) -> None:

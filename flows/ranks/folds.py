@@ -1,7 +1,8 @@
 """Out-of-fold models: what models that never saw a point say about its label.
 
-The kept points are dealt into folds; one model per fold and repeat is trained by the recipe of the cycle, in plain
-torch, and predicts the points of its fold at the cycle's checkpoint shares. Points that are not kept are trained on by
+The kept points are dealt into folds; one model per fold and repeat is trained by the recipe of the cycle, or by the
+workload's own for these models (`for_folds`), in plain torch, and predicts the points of its fold at the cycle's
+checkpoint shares. Points that are not kept are trained on by
 no model and are predicted by all. Whole models are shared out over the ranks, and each is trained on one thread, so
 that the number of ranks changes only the order of float64 sums.
 """
@@ -19,7 +20,7 @@ from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.recipe import save_points, steps_for
 from flows.sections.training import TrainingConfig
-from flows.workload import Workload
+from flows.workload import Workload, for_folds
 from influence.sharding import Share
 from storage.files import sha256_json
 
@@ -50,7 +51,7 @@ class OutOfFold:
         folds: How many.
         rank: This process.
         keep: Where the answers of each model are kept as soon as it has given them.
-        share: Of the planned training, after which the baseline was stopped.
+        share: Of the planned training, after which the baseline was stopped; other models have a training of their own.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class OutOfFold:
         keep: Keep = NOTHING,
         share: float = 1.0,
     ) -> None:
-        self._workload, self._points = workload, points
-        self._training, self._folds, self._rank, self._keep = training, folds, rank, keep
-        self._round, self._share = 0, share
+        self._workload, self._training = for_folds(workload, training)
+        self._points, self._folds, self._rank, self._keep = points, folds, rank, keep
+        self._round, self._share = 0, share if self._workload is workload else 1.0
         self._place = ("out-of-fold models", 0, 1)
 
     def log_probabilities(self, kept: Tensor, repeats: int, classes: int) -> Tensor:

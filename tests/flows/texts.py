@@ -1,94 +1,71 @@
-"""A small text workload: words of a vocabulary, each class with words of its own, some labels wrong."""
+"""A BERT of two dozen words and random weights, and files of texts that say their own label."""
 
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
-CLASSES, OWN, COMMON = 3, 4, 8
-WORDS = [
-    "<pad>",
-    *(f"class{c}-{w}" for c in range(CLASSES) for w in range(OWN)),
-    *(f"<b>{w}</b>" for w in range(COMMON)),
-]
-Batch = tuple[Tensor, Tensor]
-Sample = tuple[Tensor, int]
+from flows.workload import Home
+from flows.workloads.text.classification import TextClassification
+
+GOOD, BAD = ("fine", "great", "warm", "bright"), ("dull", "poor", "cold", "grey")
+PLAIN = ("the", "film", "is", "a", "story", "of", "two", "men", "who", "walk")
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN)
+LENGTH, POSITIONS = 16, 24  # most tokens of a text, and of what the model takes
 
 
-class Lines:
-    """Texts of 4 to 9 words, half of them those of the class; the first `wrong` carry the label of the next class."""
+def save_bert(folder: Path, layers: int = 3) -> Path:
+    """Write a model and its tokenizer, as save_pretrained does."""
+    from transformers import BertConfig, BertModel
 
-    def __init__(self, first: int, count: int, wrong: int = 0) -> None:
-        generator = torch.Generator().manual_seed(first)
-        self.true = torch.randint(CLASSES, (count,), generator=generator).tolist()
-        self.texts = [self._text(label, generator) for label in self.true]
-        self.ids = [f"line {row}" for row in range(first, first + count)]
-        self.labels = [(label + (row < wrong)) % CLASSES for row, label in enumerate(self.true)]
-
-    def _text(self, label: int, generator: torch.Generator) -> Tensor:
-        length = int(torch.randint(2, 5, (), generator=generator))
-        own = 1 + OWN * label + torch.randint(OWN, (length,), generator=generator)
-        common = 1 + OWN * CLASSES + torch.randint(COMMON, (length + 1,), generator=generator)
-        return torch.cat([own, common])[torch.randperm(2 * length + 1, generator=generator)]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.texts[index], self.labels[index]
+    folder.mkdir(parents=True)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": layers}
+    config = BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=POSITIONS, initializer_range=0.5, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return folder
 
 
-class Net(nn.Module):
-    """A layer at each word, a mean over the words, a head."""
+def sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Sentences of 1 to 12 words, of which the label is the tone of one; no two are alike."""
+    generator = torch.Generator().manual_seed(seed)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(len(WORDS), 8, padding_idx=0)
-        self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, CLASSES)
+    def draw(limit: int) -> int:
+        return int(torch.randint(limit, (1,), generator=generator))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        held = (tokens > 0).unsqueeze(-1)
-        return self.head((self.layer(self.words(tokens)).tanh() * held).sum(1) / held.sum(1))
+    found: dict[str, str] = {}
+    while len(found) < count:
+        words = [PLAIN[draw(len(PLAIN))] for _ in range(draw(12))]
+        label = ("negative", "positive")[draw(2)]
+        tone = GOOD if label == "positive" else BAD
+        words.insert(draw(len(words) + 1), tone[draw(len(tone))])
+        found[" ".join(words)] = label
+    return [{"id": row, "text": text, "label": label} for row, (text, label) in enumerate(found.items())]
 
 
-class Texts:
-    """120 texts, of which the first 12 carry a wrong label."""
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """As Parquet, JSONL, CSV or TSV, by the name's ending."""
+    names = list(rows[0])
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), file)
+    elif file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        separator = {".csv": ",", ".tsv": "\t"}[file.suffix]
+        lines = [names, *([str(row[name]) for name in names] for row in rows)]
+        file.write_text("".join(separator.join(line) + "\n" for line in lines))
+    return file
 
-    def model(self) -> nn.Module:
-        return Net()
 
-    def points(self) -> Lines:
-        return Lines(0, 120, 12)
-
-    def queries(self) -> Lines:
-        return Lines(10_000, 60)
-
-    def holdout(self) -> Lines:
-        return Lines(20_000, 100)
-
-    def collate(self, samples: list[Sample]) -> Batch:
-        texts, labels = zip(*samples)
-        return pad_sequence(list(texts), batch_first=True), torch.tensor(labels)
-
-    def inputs(self, batch: Batch) -> Tensor:
-        return F.one_hot(batch[0], len(WORDS))[..., 1:].sum(1).float()
-
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch[0])
-
-    def labels(self, batch: Batch) -> Tensor:
-        return batch[1]
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(self.logits(model, batch), batch[1], reduction="none")
-
-    def tokens(self, point_id: str) -> list[str]:
-        points = self.points()
-        return [WORDS[word] for word in points.texts[points.ids.index(point_id)].tolist()]
-
-    def describe(self, point_id: str) -> str:
-        return " ".join(self.tokens(point_id))
-
-    def facets(self) -> dict[str, list[object]]:
-        texts = [self.tokens(point) for point in self.points().ids]
-        return {"length": [len(text) for text in texts], "words": [set(text) for text in texts]}
+def texts_of(folder: Path, model: Path, rows: Sequence[Mapping[str, Any]], **options: Any) -> TextClassification:
+    """A workload of such rows, with their ids."""
+    write_rows(folder / "texts.parquet", rows)
+    given = {"id": "id", "max_length": LENGTH, "head": "mean"} | options
+    return TextClassification(Home(folder, folder / "cache"), "texts.parquet", str(model), **given)

@@ -1,0 +1,173 @@
+"""What the frozen part of an encoder makes of each text: run once, kept on disk, looked up by the text's tokens.
+
+Kept are the mean of the pretrained encoder's last hidden states, for nearest neighbours and the out-of-fold models, and
+where lower layers are frozen the hidden states as they enter the first trained one, float32, in files that are mapped
+into memory. A text is found by a hash of its tokens, so that a batch needs to carry nothing but these.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flows.errors import BadInput
+from flows.workloads.text.encoder import base_of, cut, entering, frozen_layers, logits_of, mean_of
+from flows.workloads.text.tokens import Batch, Tokens, keys_of
+from storage.errors import StorageError
+from storage.files import atomic_folder, sha256_file, sha256_json
+
+logger = logging.getLogger("tamis")
+VERSION = 1
+"""Of what is kept; another number makes it anew."""
+BATCH = 64
+SAME = 1e-4  # of the largest logit: above what rounding changes, below what another computation does
+
+
+@dataclass(frozen=True)
+class Order:
+    """Different sequences of some tokens, shortest first, so that little is padded.
+
+    Attributes:
+        rows: One row of the tokens for each `[u]`.
+        keys: Of each `[u]`.
+        starts: Where the hidden states of each begin, and the end `[u + 1]`.
+    """
+
+    rows: Tensor
+    keys: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> Order:
+        """Of all that there are; equal sequences count once.
+
+        Raises:
+            BadInput: Two different ones have the same key.
+        """
+        lengths = tokens.lengths
+        by_length = lengths.argsort(stable=True)
+        keys = torch.cat([keys_of(tokens.padded(part)) for part in by_length.split(1024)])
+        first: dict[int, int] = {}
+        for row, key in zip(by_length.tolist(), keys.tolist()):
+            if not tokens.row(first.setdefault(key, row)).equal(tokens.row(row)):
+                raise BadInput("two different texts have the same 64-bit key: leave one of them out")
+        rows = torch.tensor(list(first.values()))
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths[rows].cumsum(0)])
+        return cls(rows, torch.tensor(list(first)), starts)
+
+
+class Frozen:
+    """What is kept of one model and its texts.
+
+    Args:
+        folder: Where.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        keys = torch.from_numpy(np.load(folder / "keys.npy"))
+        self._keys, self._order = keys.sort()
+        self._starts = torch.from_numpy(np.load(folder / "starts.npy"))
+        self._pooled = torch.from_numpy(np.load(folder / "pooled.npy"))
+
+    @property
+    def size(self) -> int:
+        """Of a hidden state."""
+        return self._pooled.shape[1]
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """The mean of the last hidden states of the pretrained encoder `[B, H]`."""
+        return self._pooled[self._places(batch)]
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """What enters the first trained layer `[B, T, H]`; 0 where there is no token."""
+        mask = batch["attention_mask"].cpu().bool()
+        at = self._starts[self._places(batch)][:, None] + torch.arange(mask.shape[1])
+        return self._hidden[at.where(mask, 0)] * mask[..., None]
+
+    @cached_property
+    def _hidden(self) -> Tensor:
+        return torch.from_numpy(np.load(self._folder / "hidden.npy", mmap_mode="c"))  # nobody writes
+
+    def _places(self, batch: Batch) -> Tensor:
+        keys = keys_of(batch)
+        near = torch.searchsorted(self._keys, keys).clamp(max=len(self._keys) - 1)
+        if not self._keys[near].equal(keys):
+            raise BadInput("a batch holds a text that is in none of the sets: its frozen layers were not run")
+        return self._order[near]
+
+
+def digest_of(folder: Path, tokens: Tokens, settings: Any) -> str:
+    """Of a model's files, some texts and what is made of them."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    texts = sha256_json([tokens.flat.tolist(), tokens.starts.tolist()])
+    return sha256_json([VERSION, {file.name: sha256_file(file) for file in files}, texts, settings])
+
+
+def make(whole: nn.Module, trained: int | None, tokens: Tokens, folder: Path) -> None:
+    """Run a pretrained model on all texts and keep what it makes of them; another process may have been faster.
+
+    Args:
+        whole: The model, with all layers.
+        trained: How many of its layers are; None where all of the model is.
+        tokens: Of the texts.
+        folder: New.
+    """
+    whole.eval()
+    order = Order.of(tokens)
+    logger.info("reading %d texts once by the frozen layers, into %s", len(order.rows), folder)
+    try:
+        with atomic_folder(folder) as draft:
+            if trained is not None:
+                _check_cut(whole, frozen_layers(whole, trained), tokens.padded(order.rows[-2:]))
+            _write(whole, trained, tokens, order, draft)
+    except StorageError:
+        if not folder.is_dir():
+            raise
+
+
+def _write(whole: nn.Module, trained: int | None, tokens: Tokens, order: Order, draft: Path) -> None:
+    np.save(draft / "keys.npy", order.keys.numpy())
+    np.save(draft / "starts.npy", order.starts.numpy())
+    size = base_of(whole).config.hidden_size
+    pooled = torch.empty(len(order.rows), size)
+    kept = None
+    if trained is not None:
+        shape = (int(order.starts[-1]), size)
+        kept = np.lib.format.open_memmap(draft / "hidden.npy", mode="w+", dtype=np.float32, shape=shape)
+    frozen = 0 if trained is None else frozen_layers(whole, trained)
+    for places in torch.arange(len(order.rows)).split(BATCH):
+        batch = tokens.padded(order.rows[places])
+        if kept is None:
+            with torch.no_grad():
+                last = base_of(whole)(**batch).last_hidden_state
+        else:
+            enters, last = entering(whole, frozen, batch)
+            here = slice(int(order.starts[places[0]]), int(order.starts[places[-1] + 1]))
+            kept[here] = enters[batch["attention_mask"].bool()].numpy()
+        pooled[places] = mean_of(last, batch["attention_mask"])
+    if kept is not None:
+        kept.flush()
+    np.save(draft / "pooled.npy", pooled.numpy())
+
+
+def _check_cut(whole: nn.Module, frozen: int, batch: Batch) -> None:
+    """Refuse a model that computes something else without its lowest layers."""
+    enters, _ = entering(whole, frozen, batch)
+    with torch.no_grad():
+        expected = logits_of(whole, **batch)
+        upper = cut(copy.deepcopy(whole), frozen)
+        found = logits_of(upper, inputs_embeds=enters, attention_mask=batch["attention_mask"])
+    if (found - expected).abs().max() > SAME * expected.abs().max():
+        raise BadInput(
+            f"train_layers: {type(whole).__name__} computes something else when it is entered at layer {frozen}; leave "
+            "the option out to train all of it"
+        )

@@ -1,0 +1,70 @@
+"""Where an option's file or model is: beside the TOML, inside an installed package, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from flows.errors import BadInput
+from flows.workloads.text.library import library
+
+PACKAGE = "package:"
+WANTED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+"""Of a repository on the hub: configuration, tokenizer and weights, and nothing that runs."""
+
+
+def file_of(given: str, folder: Path) -> Path:
+    """A file beside the TOML, or `package:NAME/path/in/it`.
+
+    Raises:
+        BadInput: There is no such package.
+    """
+    return _in_package(given) if given.startswith(PACKAGE) else folder / given
+
+
+def model_folder(given: str, folder: Path) -> Path:
+    """The folder of a model: beside the TOML, `package:NAME/path/in/it`, or a name on the hub.
+
+    Raises:
+        BadInput: There is none, or it lacks what a model is made of.
+    """
+    found = file_of(given, folder)
+    if not found.is_dir():
+        if given.startswith((PACKAGE, ".", "/", "~")) or given.count("/") > 1:
+            raise BadInput(f"model = {given!r}: {found} is no folder: give one that save_pretrained wrote")
+        found = _from_hub(given, folder)
+    if not (found / "config.json").is_file():
+        raise BadInput(f"model = {given!r}: {found} has no config.json: give a folder that save_pretrained wrote")
+    if not any(found.glob("*.safetensors")):
+        raise BadInput(f"model = {given!r}: {found} has no weights in *.safetensors: save them by save_pretrained")
+    return found
+
+
+def _in_package(given: str) -> Path:
+    name, _, inner = given.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # of a top-level name: imports nothing
+    if spec is None or not spec.submodule_search_locations:
+        raise BadInput(f"{given!r}: no package {name!r} is installed here: install it, or give a path")
+    homes = [Path(home) for home in spec.submodule_search_locations]
+    found = next((home / inner for home in homes if (home / inner).exists()), None)
+    if found is None:
+        raise BadInput(f"{given!r}: package {name} holds no {inner} (looked in {', '.join(map(str, homes))})")
+    return found
+
+
+def _from_hub(given: str, folder: Path) -> Path:
+    """The copy that is kept here, or a new one; HF_HUB_OFFLINE and HF_HOME mean what they always mean."""
+    hub, errors = library("huggingface_hub"), library("huggingface_hub.errors")
+    try:
+        return Path(hub.snapshot_download(given, allow_patterns=WANTED, local_files_only=True))
+    except errors.HFValidationError as error:
+        raise BadInput(f"model = {given!r}: neither a folder in {folder} nor a name on the hub") from error
+    except errors.LocalEntryNotFoundError:
+        pass  # not here yet
+    try:
+        return Path(hub.snapshot_download(given, allow_patterns=WANTED))
+    except OSError as error:
+        raise BadInput(
+            f"model = {given!r}: neither a folder in {folder}, nor kept here, nor to be had from the hub "
+            f"({type(error).__name__}): download it once, or give a folder"
+        ) from error
