@@ -113,11 +113,12 @@ class FactorCache:
                 raise InfluenceError("the factor cache's file ends early: was it cut or written to by someone else?")
             tensors.append(tensor.permute([layout.order.index(d) for d in range(tensor.ndim)]))
         logits, labels, *rest = tensors
+        of_tokens = rest.pop() if len(rest) > 3 * len(where.blocks) else None
         losses, roots = {}, {}
         for place, name in enumerate(where.blocks):
             a, g, root = rest[3 * place : 3 * place + 3]
             losses[name], roots[name] = Factor(a, g), Factor(a, root)
-        return Reading(logits, labels, losses, roots)
+        return Reading(logits, labels, losses, roots, of_tokens)
 
 
 def _tensors(reading: Reading) -> list[Tensor]:
@@ -126,7 +127,7 @@ def _tensors(reading: Reading) -> list[Tensor]:
     tensors = [reading.logits, reading.labels]
     for name, factor in reading.losses.items():
         tensors += [factor.a, factor.g, reading.roots[name].g]
-    return tensors
+    return tensors if reading.of_tokens is None else [*tensors, reading.of_tokens]
 
 
 def _bytes(tensor: Tensor) -> memoryview:
