@@ -147,7 +147,8 @@ def _growth(trial: Trial, config: Config, in_train: int) -> Mapping[str, float]:
     powers = POWERS.get(scoring.estimator, Powers())
     seen = 1 - 1 / scoring.folds
     steps = steps_for(config.training, math.ceil(seen * in_train)) - 1  # the first is part of making a model
-    rounds = 2 / sum(phase.startswith("out-of-fold") for phase in trial.score.launched.spent.seconds)  # at most two
+    tried = sum(phase.startswith("out-of-fold") for phase in trial.score.launched.spent.seconds)  # rounds, at most two
+    rounds = 2 / max(1, tried)  # none without classes
     return {
         "finding the neighbours": more**2,
         "making an out-of-fold model": rounds,

@@ -25,7 +25,7 @@ from flows.stages import Cycle
 from flows.training import Trained
 from flows.trust import described
 from flows.validation.verdict import warning
-from flows.workload import Workload
+from flows.workload import Workload, has_classes
 from influence.validation import precision_recall
 from storage.points import PointId
 
@@ -182,7 +182,7 @@ def _open_reason(cycle: Cycle, proposed: Proposed, reviewed: Reviewed | None) ->
 
 def _known_errors(cycle: Cycle, workload: Workload, points: Collection[PointId]) -> KnownErrors | None:
     truth = getattr(workload, "truth", None)
-    if truth is None:
+    if truth is None or not has_classes(workload):
         return None
     true = truth()
     view = cycle.manifest.view(cycle.removed, cycle.relabeled)

@@ -25,6 +25,7 @@ from torch.utils.data import default_collate
 
 from flows.config import Config
 from flows.errors import BadInput
+from influence.reading import Task
 from storage.points import PointId
 
 BUILT_IN: Mapping[str, str] = {
@@ -36,7 +37,7 @@ CACHE_BYTES = 512 * 2**20
 
 
 class PointSet(Protocol):
-    """A map-style data set: `ids` and `labels` run beside the samples; `groups` is optional.
+    """A map-style data set: `ids` and `labels` run beside the samples; `groups` is optional, and `labels` of texts.
 
     Optional method, for a set that holds its samples as tensors: `batch_of(rows: Tensor) -> batch`, the tensors that
     the collation of these rows would give, made at once.
@@ -59,6 +60,9 @@ class PointSet(Protocol):
 
 class Workload(Protocol):
     """The model, the three sets and the per-point loss of one classification task.
+
+    A workload without classes, a language model, has instead of `labels` a method `targets(batch) -> Tensor[B, T]`, the
+    token that the logits `[B, T, V]` predict at each position or -100 for none; its loss is their mean cross-entropy.
 
     Optional methods: `collate(samples) -> batch`; `inputs(batch) -> Tensor[B, d]`, what nearest neighbours are measured
     on (default: the first floating tensor of the batch, flattened); `with_labels(batch, labels) -> batch`, the same
@@ -90,7 +94,7 @@ class Workload(Protocol):
         ...
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Class scores `[B, C]`."""
+        """Class scores `[B, C]`; of a language model `[B, T, V]`."""
         ...
 
     def labels(self, batch: Any) -> Tensor:
@@ -99,6 +103,9 @@ class Workload(Protocol):
 
 
 REQUIRED = ("model", "points", "queries", "holdout", "loss", "logits", "labels")
+"""Methods; `targets` may stand for `labels`."""
+TEXTS = 16
+"""Points that a language model reads at a time where a classifier reads more: each of its tokens has a logit per word."""
 
 
 def load_workload(config: Config) -> Workload:
@@ -122,7 +129,8 @@ def load_workload(config: Config) -> Workload:
         raise BadInput(
             f"workload.class = {entry!r}: {where} has no class {name}" + (f" (it has {classes})" * bool(classes))
         )
-    if missing := [method for method in REQUIRED if not callable(getattr(found, method, None))]:
+    either = {"labels": "targets"} if callable(getattr(found, "targets", None)) else {}
+    if missing := [method for method in REQUIRED if not callable(getattr(found, either.get(method, method), None))]:
         raise BadInput(f"workload {name} lacks {', '.join(missing)}: the protocol is in flows/workload.py")
     try:
         inspect.signature(found).bind(**config.workload.options)
@@ -209,7 +217,8 @@ class Sample:
         count = min(count, len(points))
         self._points, self._rows = points, [row * len(points) // count for row in range(count)]
         self.ids: list[Any] = [points.ids[row] for row in self._rows]
-        self.labels = [int(points.labels[row]) for row in self._rows]
+        if (labels := labels_of(points)) is not None:
+            self.labels = [int(labels[row]) for row in self._rows]
         groups = getattr(points, "groups", None)
         self.groups = None if groups is None else [groups[row] for row in self._rows]
         whole: Callable[[Tensor], Any] | None = getattr(points, "batch_of", None)
@@ -285,6 +294,26 @@ def _same(made: Any, collated: Any) -> bool:
 def collate_of(workload: Workload) -> Callable[[list[Any]], Any]:
     """The workload's own `collate`, or torch's default."""
     return cast(Callable[[list[Any]], Any], getattr(workload, "collate", default_collate))
+
+
+def has_classes(workload: Workload) -> bool:
+    """Whether points have labels, and not targets at each of their tokens."""
+    return callable(getattr(workload, "labels", None))
+
+
+def task_of(workload: Workload) -> Task[Any]:
+    """How the model of a workload is asked."""
+    return Task(workload.logits, workload.labels if has_classes(workload) else getattr(workload, "targets"))  # noqa: B009
+
+
+def labels_of(points: PointSet) -> Sequence[int] | None:
+    """The given labels of a set, if it has any."""
+    return getattr(points, "labels", None)
+
+
+def at_a_time(workload: Workload, batch: int) -> int:
+    """So many points of a batch, or as many as a language model can read."""
+    return batch if has_classes(workload) else min(batch, TEXTS)
 
 
 def inputs_of(workload: Workload, batch: Any) -> Tensor:

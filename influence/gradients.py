@@ -317,10 +317,10 @@ def check_cross_entropy(losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         logits: of the same points, [B, C]; of texts [B, T, V].
         labels: given labels, [B], int64; of texts their targets, [B, T].
     """
-    check_losses(losses, point_losses(logits.detach(), labels))
+    check_equal(losses, point_losses(logits.detach(), labels))
 
 
-def check_losses(losses: Tensor, expected: Tensor) -> None:
+def check_equal(losses: Tensor, expected: Tensor) -> None:
     """The same, where the cross-entropy is known, [B]."""
     losses = losses.detach()
     if not torch.allclose(losses, expected, rtol=1e-3, atol=1e-4):

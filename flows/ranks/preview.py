@@ -23,12 +23,12 @@ from flows.ranks.attribution import Attribution, Setting
 from flows.ranks.blocks import measure_energies
 from flows.ranks.device import device
 from flows.ranks.kept import Kept
-from flows.ranks.outcome import Outcome
+from flows.ranks.outcome import Outcome, hits
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.weights import load_weights
 from flows.relabeling import Source, read_labels
-from flows.workload import load_workload
+from flows.workload import at_a_time, load_workload
 from influence import available, influence_step, move, unlearning_step
 from influence.factored import Gradients
 from storage import score_store
@@ -64,7 +64,7 @@ class Previewing:
             move(available(model), step)
             loss, correct = queries.of(model.to(device()))
             table = table.append_column(column("loss", method), pa.array(loss.numpy()))
-            table = table.append_column(column("correct", method), pa.array(correct.bool().numpy()))
+            table = table.append_column(column("correct", method), hits(correct))
         if self._rank.index == 0:
             with atomic_path(self._plan.file) as draft:
                 pq.write_table(table, draft)
@@ -95,7 +95,7 @@ class Previewing:
     def _total(self, attribution: Attribution, chosen: Tensor, source: Source) -> Gradients:
         """Summed loss gradients of some points, `[n]` bool, over all ranks."""
         places = chosen.nonzero()[:, 0]
-        parts = places.split(BATCH) if len(places) else ()
+        parts = places.split(at_a_time(self._workload, BATCH)) if len(places) else ()
 
         def batches() -> Iterator[tuple[Any, Tensor]]:
             mine = attribution.reads(len(parts))

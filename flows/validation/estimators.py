@@ -17,6 +17,7 @@ from flows.ranks.points import Points
 from flows.ranks.rank import Alone
 from flows.recipe import horizon
 from flows.validation.setting import Setting
+from flows.workload import task_of
 from influence import Blocks, Damping, Fisher, Influence, PairScores, Reader, Share, Task, each, grand, select
 from influence.factored import dots, total
 
@@ -106,7 +107,7 @@ def _blocks(setting: Setting, model: nn.Module, energies: Mapping[str, float]) -
 
 
 def _task(setting: Setting) -> Task[Any]:
-    return Task(setting.workload.logits, setting.workload.labels)
+    return task_of(setting.workload)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from flows.config import Config
 from flows.dataset import digest
 from flows.ranks.points import Points
 from flows.recipe import steps_for
-from flows.workload import Workload, load_workload
+from flows.workload import Workload, has_classes, load_workload
 from storage.files import JSON, sha256_file, sha256_json
 
 SPLIT_SEED = 0
@@ -56,7 +56,7 @@ class Setting:
     def wrong(self) -> Tensor | None:
         """Whether each point's given label differs from the true one, `[n]`; None where the truth is not known."""
         truth = getattr(self.workload, "truth", None)
-        if truth is None:
+        if truth is None or not has_classes(self.workload):
             return None
         labels: Mapping[object, int] = truth()
         return torch.tensor([labels[point] for point in self.train.ids]) != self.train.labels
