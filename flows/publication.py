@@ -122,8 +122,7 @@ def describe(summary: Summary) -> str:
         loss, accuracy = outcome.loss, outcome.accuracy
         hits = "" if accuracy is None else f"accuracy {accuracy.mean:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}], "
         lines += [
-            f"- {arm}: holdout {hits}"
-            f"loss {loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}] nats, {outcome.seeds} seeds"
+            f"- {arm}: holdout {hits}loss {loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}] nats, {outcome.seeds} seeds"
         ]
     lines += [f"- {check.name}: {check.mean:+.4f} nats, {check.said}" for check in _told(summary)]
     lines += [f"- query set, foretold by the {one.method}: {one.said}" for one in summary.foreseen]

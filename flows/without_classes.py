@@ -16,7 +16,7 @@ def refuse_settings(config: Config, workload: Workload) -> None:
     if has_classes(workload):
         return
     scoring, pruning = config.scoring, config.pruning
-    others = [policy for policy in pruning.policies if policy != "mislabeled"]
+    others: list[str] = [policy for policy in pruning.policies if policy != "mislabeled"]
     wrong = {
         f"pruning.policies = {_listed(others or ['harmful'])}": "mislabeled" in pruning.policies,
         "scoring.exact_head = false": scoring.exact_head,
@@ -25,7 +25,9 @@ def refuse_settings(config: Config, workload: Workload) -> None:
         "pruning.class_minimum_kept = 0": bool(pruning.class_minimum_kept),
     }
     if needed := [remedy for remedy, is_wrong in wrong.items() if is_wrong]:
-        raise BadInput(f"workload {config.workload.entry} has no classes, which other settings need: set {', '.join(needed)}")
+        raise BadInput(
+            f"workload {config.workload.entry} has no classes, which other settings need: set {', '.join(needed)}"
+        )
 
 
 def _listed(policies: list[str]) -> str:

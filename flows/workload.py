@@ -14,6 +14,7 @@ import os
 import site
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -29,11 +30,26 @@ from influence.reading import Task
 from storage.points import PointId
 
 BUILT_IN: Mapping[str, str] = {
+    "causal_lm": "flows.workloads.causal_lm:CausalLM",
     "digits": "flows.workloads.digits:Digits",
     "fashion_mnist": "flows.workloads.fashion_mnist:FashionMnist",
     "tiny": "flows.workloads.tiny:Tiny",
 }
 CACHE_BYTES = 512 * 2**20
+HOME = "home"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a workload's files are.
+
+    Attributes:
+        folder: Of the TOML; paths among the options are meant from there.
+        cache: A folder for what can be made again.
+    """
+
+    folder: Path
+    cache: Path
 
 
 class PointSet(Protocol):
@@ -63,6 +79,8 @@ class Workload(Protocol):
 
     A workload without classes, a language model, has instead of `labels` a method `targets(batch) -> Tensor[B, T]`, the
     token that the logits `[B, T, V]` predict at each position or -100 for none; its loss is their mean cross-entropy.
+
+    A constructor with the parameter `home` gets a `Home`; it is no option.
 
     Optional methods: `collate(samples) -> batch`; `inputs(batch) -> Tensor[B, d]`, what nearest neighbours are measured
     on (default: the first floating tensor of the batch, flattened); `with_labels(batch, labels) -> batch`, the same
@@ -105,7 +123,7 @@ class Workload(Protocol):
 REQUIRED = ("model", "points", "queries", "holdout", "loss", "logits", "labels")
 """Methods; `targets` may stand for `labels`."""
 TEXTS = 16
-"""Points that a language model reads at a time where a classifier reads more: each of its tokens has a logit per word."""
+"""Points that a language model reads at a time where a classifier reads more: every token has a logit per word."""
 
 
 def load_workload(config: Config) -> Workload:
@@ -132,14 +150,25 @@ def load_workload(config: Config) -> Workload:
     either = {"labels": "targets"} if callable(getattr(found, "targets", None)) else {}
     if missing := [method for method in REQUIRED if not callable(getattr(found, either.get(method, method), None))]:
         raise BadInput(f"workload {name} lacks {', '.join(missing)}: the protocol is in flows/workload.py")
+    options = _options(found, config)
     try:
-        inspect.signature(found).bind(**config.workload.options)
+        inspect.signature(found).bind(**options)
     except TypeError as error:
         raise BadInput(f"workload.options: {name} does not accept them: {error}") from error
     try:
-        return cast(Workload, found(**config.workload.options))
+        return cast(Workload, found(**options))
     except ValueError as error:
         raise BadInput(f"workload.options: {error}") from error
+
+
+def _options(found: type, config: Config) -> dict[str, Any]:
+    """What a workload is made with."""
+    options = dict(config.workload.options)
+    if HOME not in inspect.signature(found).parameters:
+        return options
+    if HOME in options:
+        raise BadInput(f"workload.options.{HOME}: {found.__name__} is given the TOML's folder; leave the option out")
+    return options | {HOME: Home(config.file.parent, config.workspace / "cache")}
 
 
 def _module(where: str, root: Path) -> ModuleType:

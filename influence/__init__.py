@@ -5,7 +5,8 @@ Sign, everywhere: influence is the predicted rise of a query's loss, in nats, if
     T[i, q] = +(1/n) g_q' H^-1 g_i,
 
 so positive = helpful and negative = harmful. Notation: n train points, m queries, B points of a batch, T positions of a
-sequence, C classes, V words of a vocabulary, R Fisher roots of a point; a block is what one module owns, as one matrix [o, i].
+sequence, C classes, V words of a vocabulary, R Fisher roots of a point; a block is what one module owns, as one matrix
+[o, i].
 """
 
 from influence.blocks import (

@@ -14,6 +14,7 @@ from torch import Tensor
 from influence.errors import InfluenceError
 from influence.factored import Factor
 from influence.reading import Reading
+from influence.tokens import are_targets
 
 
 class CacheFile(Protocol):
@@ -112,22 +113,23 @@ class FactorCache:
             if self._file.readinto(_bytes(tensor)) != tensor.nbytes:
                 raise InfluenceError("the factor cache's file ends early: was it cut or written to by someone else?")
             tensors.append(tensor.permute([layout.order.index(d) for d in range(tensor.ndim)]))
-        logits, labels, *rest = tensors
-        of_tokens = rest.pop() if len(rest) > 3 * len(where.blocks) else None
+        said, labels, *rest = tensors
         losses, roots = {}, {}
         for place, name in enumerate(where.blocks):
             a, g, root = rest[3 * place : 3 * place + 3]
             losses[name], roots[name] = Factor(a, g), Factor(a, root)
-        return Reading(logits, labels, losses, roots, of_tokens)
+        if are_targets(labels):
+            return Reading(said.new_empty(len(labels), 0), labels, losses, roots, said)
+        return Reading(said, labels, losses, roots)
 
 
 def _tensors(reading: Reading) -> list[Tensor]:
     """Every tensor once; `losses` and `roots` share their inputs."""
     assert reading.roots is not None
-    tensors = [reading.logits, reading.labels]
+    tensors = [reading.logits if reading.of_tokens is None else reading.of_tokens, reading.labels]
     for name, factor in reading.losses.items():
         tensors += [factor.a, factor.g, reading.roots[name].g]
-    return tensors if reading.of_tokens is None else [*tensors, reading.of_tokens]
+    return tensors
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -1,7 +1,7 @@
 """Points that are asked many times: texts, each of whose next tokens is a question with an answer, its target.
 
-The loss of point i is the mean over its T_i targets, 1/T_i sum_t -log p_t(y_t), in nats per token. With J_t the Jacobian
-of the logits at position t, its Gauss-Newton matrix is
+The loss of point i is the mean over its T_i targets, 1/T_i sum_t -log p_t(y_t), in nats per token. With J_t the
+Jacobian of the logits at position t, its Gauss-Newton matrix is
 
     1/T_i sum_t J_t' (diag(p_t) - p_t p_t') J_t = E[r r'],   r = 1/sqrt(T_i) sum_t J_t' (p_t - e_y_t),   y_t ~ p_t
 
@@ -10,7 +10,6 @@ at a target where the loss itself has (p_t - e_y_t) / T_i. Positions without a t
 prompt), have none. The target at position t is what the logits at position t predict: it is for the task to shift.
 """
 
-from collections.abc import Sequence
 from dataclasses import fields
 
 import torch
@@ -71,7 +70,9 @@ class Tokens:
 
     def __init__(self, logits: Tensor, targets: Tensor) -> None:
         if logits.shape[:-1] != targets.shape:
-            raise InfluenceError(f"logits {list(logits.shape)} for targets {list(targets.shape)}: give [B, T, V], [B, T]")
+            raise InfluenceError(
+                f"logits {list(logits.shape)} for targets {list(targets.shape)}: give [B, T, V], [B, T]"
+            )
         self._shape, self._chosen = logits.shape, targets != IGNORED
         self._counts = self._chosen.sum(1)  # [B]
         self._logits, self._targets = logits[self._chosen], targets[self._chosen]  # [N, V], [N]
@@ -116,15 +117,16 @@ class Tokens:
         """A number in [0, 1) for every draw and target, [R, N]; None where nothing is drawn."""
         if fisher.kind == "exact":
             raise InfluenceError(
-                "Fisher kind 'exact' takes one root per word of the vocabulary at every token: use 'sampled' or 'empirical'"
+                "Fisher kind 'exact' takes one root per word of the vocabulary at every token: use 'sampled' or "
+                "'empirical'"
             )
         if fisher.kind == "empirical":
             return None
         place = self._chosen.cumsum(1)[self._chosen]  # [N]; among the targets, so that padding does not count
         return uniforms(keys[self._point] + place * PLACE_STEP, fisher.draws, fisher.seed)
 
-    def _parts(self) -> Sequence[Tensor]:
-        return torch.arange(len(self._targets)).split(max(1, ELEMENTS // self._shape[2]))
+    def _parts(self) -> list[Tensor]:
+        return list(torch.arange(len(self._targets)).split(max(1, ELEMENTS // self._shape[2])))
 
     def _put(self, out: Tensor, rows: Tensor, values: Tensor) -> None:
         """Into the places of some targets, [B, T, V]."""

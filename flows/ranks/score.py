@@ -34,7 +34,7 @@ from flows.ranks.points import Points
 from flows.ranks.probe import probe
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.shards import shard_table
-from flows.ranks.suspects import Suspects, suspicion_columns, suspects
+from flows.ranks.suspects import Suspects, suspects, suspicion_columns
 from flows.ranks.weights import load_weights
 from flows.relabeling import read_labels
 from flows.trust import Probe

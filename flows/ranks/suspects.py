@@ -77,7 +77,7 @@ def suspicion_columns(found: Suspects | None, in_train: Tensor, q: float) -> dic
     """Columns of the scores, each `[n]`; without classes nothing is suspected, and they hold NaN and -1."""
     if found is None:
         empty = torch.full((len(in_train),), torch.nan, dtype=torch.float64)
-        return {name: empty for name in NUMBERS} | {"suggested_label": torch.full((len(in_train),), -1)}
+        return dict.fromkeys(NUMBERS, empty) | {"suggested_label": torch.full((len(in_train),), -1)}
     numbers = (
         found.out_of_fold_loss,
         found.disagreement,

@@ -1,4 +1,4 @@
-"""A language model whose truth is known: texts count in steps of 1, 2 or 3, and the first `broken` of them are shuffled.
+"""A language model whose truth is known: texts count in steps of 1, 2 or 3, and the first of them are shuffled.
 
 A shuffled text teaches that anything may follow anything, so it can only harm.
 """
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from influence import IGNORED, point_losses
 
 WORDS, LONGEST = 23, 12  # the words are 1 … 23, and 0 is padding
+PROMPT = 4  # two words of no meaning, the first and the second number: not learned
 Batch = tuple[Tensor, Tensor]  # tokens and the targets at their positions, both [B, T]
 
 
 class Texts(torch.utils.data.Dataset[Tensor]):
-    def __init__(self, first: int, count: int, broken: int = 0) -> None:
+    def __init__(self, first: int, count: int, broken: int = 0, backwards: bool = False) -> None:
         generator = torch.Generator().manual_seed(first)
 
         def drawn(low: int, high: int) -> int:
@@ -27,7 +28,10 @@ class Texts(torch.utils.data.Dataset[Tensor]):
             text = 1 + (start + (1 + row % 3) * places) % WORDS
             if row < broken:
                 text = text[torch.randperm(len(text), generator=generator)]
-            self.samples.append(torch.cat([text, torch.tensor([drawn(1, WORDS), drawn(1, WORDS)])]))  # no two alike
+            self.samples.append(torch.cat([torch.tensor([drawn(1, WORDS), drawn(1, WORDS)]), text]))  # no two alike
+        if backwards:
+            for column in (self.ids, self.groups, self.samples):
+                column.reverse()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -56,24 +60,25 @@ class Little(nn.Module):
 
 
 class LittleLM:
-    """180 texts, of which the first 18 are shuffled.
+    """240 texts, of which the first 24 are shuffled.
 
     Args:
         broken: How many are.
         padding: Positions that every batch has beyond its longest text.
+        backwards: The same train points in the opposite order.
     """
 
-    def __init__(self, broken: int = 18, padding: int = 0) -> None:
-        self.broken, self.padding = broken, padding
+    def __init__(self, broken: int = 24, padding: int = 0, backwards: bool = False) -> None:
+        self.broken, self.padding, self.backwards = broken, padding, backwards
 
     def model(self) -> nn.Module:
         return Little()
 
     def points(self) -> Texts:
-        return Texts(0, 180, self.broken)
+        return Texts(0, 240, self.broken, self.backwards)
 
     def queries(self) -> Texts:
-        return Texts(10_000, 60)
+        return Texts(10_000, 120)
 
     def holdout(self) -> Texts:
         return Texts(20_000, 90)
@@ -84,7 +89,7 @@ class LittleLM:
         targets = torch.full_like(tokens, IGNORED)
         for row, text in enumerate(samples):
             tokens[row, : len(text)] = text
-            targets[row, : len(text) - 1] = text[1:]
+            targets[row, PROMPT - 1 : len(text) - 1] = text[PROMPT:]
         return tokens, targets
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -97,4 +102,4 @@ class LittleLM:
         return point_losses(self.logits(model, batch), batch[1])
 
     def describe(self, point_id: int) -> str:
-        return " ".join(map(str, self.points()[point_id].tolist()))
+        return " ".join(map(str, Texts(0, 240, self.broken)[point_id].tolist()))
