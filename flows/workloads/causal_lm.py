@@ -19,6 +19,7 @@ from flows.workloads.sequences import BYTES, Bytes, Columns, Pretrained, Row, To
 from influence.tokens import IGNORED, point_losses
 
 Batch: TypeAlias = dict[str, Tensor]
+Text: TypeAlias = tuple[Row, tuple[list[int], int]]
 ATTENTION = "eager"  # torch's fused attention has no forward derivative, which the probe takes
 
 
@@ -26,16 +27,16 @@ class TextSet(torch.utils.data.Dataset[Batch]):
     """One set of texts.
 
     Args:
-        rows: The texts.
-        encoded: Tokens of each, and how many from the first are not learned.
+        texts: Each with its tokens, and how many from the first are not learned.
     """
 
-    def __init__(self, rows: Sequence[Row], encoded: Sequence[tuple[list[int], int]]) -> None:
+    def __init__(self, texts: Sequence[Text]) -> None:
+        rows = [row for row, _ in texts]
         self.ids: list[Any] = [row.id for row in rows]
         groups = [row.group for row in rows]
         self.groups = groups if any(group is not None for group in groups) else None
         self._rows = {row.id: row for row in rows}
-        self._encoded = encoded
+        self._encoded = [encoded for _, encoded in texts]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,9 +108,12 @@ class CausalLM:
         self._tokenizer = _tokenizer(home.folder, self._folder, tokenizer)
         self._check_length(max_length)
         files = {"train": data, "query": queries, "holdout": holdout}
-        rows = {name: read(home.folder / file, columns) for name, file in files.items() if file}
-        rows |= _dealt(rows["train"], {"query": query_share, "holdout": holdout_share}, rows)
-        self._sets = {name: TextSet(own, encode(own, self._tokenizer, max_length)) for name, own in rows.items()}
+        texts: dict[str, list[Text]] = {}
+        for name in filter(files.get, files):
+            rows = read(home.folder / files[name], columns)
+            texts[name] = list(zip(rows, encode(rows, self._tokenizer, max_length)))
+        texts |= _dealt(texts["train"], {"query": query_share, "holdout": holdout_share}, texts)
+        self._sets = {name: TextSet(own) for name, own in texts.items()}
 
     def model(self) -> nn.Module:
         """The folder's weights, or a new model drawn from torch's global seed."""
@@ -202,18 +206,18 @@ def _tokenizer(home: Path, folder: Path | None, given: str) -> Tokenizer:
     return Pretrained(home / given if given or folder is None else folder)
 
 
-def _dealt(rows: Sequence[Row], shares: Mapping[str, float], given: Mapping[str, object]) -> dict[str, list[Row]]:
+def _dealt(texts: Sequence[Text], shares: Mapping[str, float], given: Mapping[str, object]) -> dict[str, list[Text]]:
     """The train set, and the sets that have no file of their own, by the hash of each text."""
-    found: dict[str, list[Row]] = {}
-    left = list(rows)
+    found: dict[str, list[Text]] = {}
+    left = list(texts)
     for place, (name, part) in enumerate(shares.items()):
         if name in given:
             continue
         low = sum(list(shares.values())[:place])
         if not 0 < part < 1 or low + part >= 1:
             raise BadInput(f"workload.options.{name}_share = {part}: give shares above 0 that leave texts to train on")
-        found[name] = [row for row in left if low <= share(row) < low + part]
-        left = [row for row in left if not low <= share(row) < low + part]
+        found[name] = [text for text in left if low <= share(text[0]) < low + part]
+        left = [text for text in left if not low <= share(text[0]) < low + part]
         if not found[name]:
             raise BadInput(f"no text is drawn for the {name} set: raise {name}_share, or give a file")
     return found | {"train": left}
