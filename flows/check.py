@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, has_classes, task_of
 from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
@@ -22,18 +23,7 @@ from flows.ranks.split import owned
 from flows.relabeling import check_relabeling
 from flows.trust import described
 from flows.without_classes import refuse_settings
-from flows.workload import (
-    Batches,
-    PointSet,
-    Workload,
-    at_a_time,
-    check_losses,
-    collate_of,
-    has_classes,
-    load_workload,
-    seeded_model,
-    task_of,
-)
+from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, load_workload, seeded_model
 from influence import Blocks, Share, blocks
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError

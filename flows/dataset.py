@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from flows.asking import labels_of
 from flows.errors import BadInput
-from flows.workload import PointSet, Workload, labels_of
+from flows.workload import PointSet, Workload
 from storage.errors import StorageError
 from storage.files import sha256_json, sha256_parts
 from storage.points import Manifest, check_disjoint

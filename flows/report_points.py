@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.workload import Workload, labels_of
+from flows.asking import labels_of
+from flows.workload import Workload
 from storage import selection
 from storage.points import PointId
 from storage.policies import COPY_OF, reason_code

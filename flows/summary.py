@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from flows.asking import has_classes
 from flows.conclusion import Concluded
 from flows.estimators import named
 from flows.foreseen import Foreseen
@@ -25,7 +26,7 @@ from flows.stages import Cycle
 from flows.training import Trained
 from flows.trust import described
 from flows.validation.verdict import warning
-from flows.workload import Workload, has_classes
+from flows.workload import Workload
 from influence.validation import precision_recall
 from storage.points import PointId
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from flows.asking import has_classes
 from flows.config import Config
 from flows.errors import BadInput
-from flows.workload import Workload, has_classes
+from flows.workload import Workload
 
 
 def refuse_settings(config: Config, workload: Workload) -> None:

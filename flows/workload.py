@@ -26,7 +26,6 @@ from torch.utils.data import default_collate
 
 from flows.config import Config
 from flows.errors import BadInput
-from influence.reading import Task
 from storage.points import PointId
 
 BUILT_IN: Mapping[str, str] = {
@@ -122,8 +121,6 @@ class Workload(Protocol):
 
 REQUIRED = ("model", "points", "queries", "holdout", "loss", "logits", "labels")
 """Methods; `targets` may stand for `labels`."""
-TEXTS = 16
-"""Points that a language model reads at a time where a classifier reads more: every token has a logit per word."""
 
 
 def load_workload(config: Config) -> Workload:
@@ -246,7 +243,7 @@ class Sample:
         count = min(count, len(points))
         self._points, self._rows = points, [row * len(points) // count for row in range(count)]
         self.ids: list[Any] = [points.ids[row] for row in self._rows]
-        if (labels := labels_of(points)) is not None:
+        if (labels := getattr(points, "labels", None)) is not None:
             self.labels = [int(labels[row]) for row in self._rows]
         groups = getattr(points, "groups", None)
         self.groups = None if groups is None else [groups[row] for row in self._rows]
@@ -323,26 +320,6 @@ def _same(made: Any, collated: Any) -> bool:
 def collate_of(workload: Workload) -> Callable[[list[Any]], Any]:
     """The workload's own `collate`, or torch's default."""
     return cast(Callable[[list[Any]], Any], getattr(workload, "collate", default_collate))
-
-
-def has_classes(workload: Workload) -> bool:
-    """Whether points have labels, and not targets at each of their tokens."""
-    return callable(getattr(workload, "labels", None))
-
-
-def task_of(workload: Workload) -> Task[Any]:
-    """How the model of a workload is asked."""
-    return Task(workload.logits, workload.labels if has_classes(workload) else getattr(workload, "targets"))  # noqa: B009
-
-
-def labels_of(points: PointSet) -> Sequence[int] | None:
-    """The given labels of a set, if it has any."""
-    return getattr(points, "labels", None)
-
-
-def at_a_time(workload: Workload, batch: int) -> int:
-    """So many points of a batch, or as many as a language model can read."""
-    return batch if has_classes(workload) else min(batch, TEXTS)
 
 
 def inputs_of(workload: Workload, batch: Any) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, task_of
 from flows.config import Config
 from flows.estimators import approximation, damping_of, selections
 from flows.ranks.kept import NOTHING, Keep, keep_fitted, recall
@@ -25,7 +26,7 @@ from flows.ranks.partitioned import in_step, partitioned
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone, Place
 from flows.ranks.split import added_up, owned
-from flows.workload import Workload, at_a_time, check_losses, task_of
+from flows.workload import Workload, check_losses
 from influence import (
     Blocks,
     ChunkGrid,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flows.asking import task_of
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
-from flows.workload import Workload, task_of
+from flows.workload import Workload
 from influence import Share, available, point_energies
 
 PROBE = 256

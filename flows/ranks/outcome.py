@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, has_classes
 from flows.dataset import manifest_of, rows_by_id
 from flows.ranks.device import here
 from flows.ranks.evaluation import evaluating
 from flows.ranks.rank import Rank
-from flows.workload import Batches, PointSet, Workload, at_a_time, collate_of, has_classes
+from flows.workload import Batches, PointSet, Workload, collate_of
 from storage.files import atomic_path
 
 BATCH = 512

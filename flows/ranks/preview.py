@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time
 from flows.dataset import check_unchanged
 from flows.foreseen import INFLUENCE, UNLEARNING, column
 from flows.plans import PreviewPlan, read_plan
@@ -28,7 +29,7 @@ from flows.ranks.points import Points
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.weights import load_weights
 from flows.relabeling import Source, read_labels
-from flows.workload import at_a_time, load_workload
+from flows.workload import load_workload
 from influence import available, influence_step, move, unlearning_step
 from influence.factored import Gradients
 from storage import score_store

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, task_of
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS, damping_of
 from flows.ranks.attribution import Attribution, Setting
@@ -22,7 +23,7 @@ from flows.ranks.blocks import drawn
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone, Place
 from flows.trust import Probe
-from flows.workload import Workload, at_a_time, task_of
+from flows.workload import Workload
 from influence import Blocks, Share, agreement, exact_influence
 from influence.curvature.iterative import LIMIT
 

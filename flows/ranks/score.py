@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, has_classes
 from flows.dataset import check_unchanged
 from flows.estimators import named
 from flows.plans import ScorePlan, read_plan
@@ -38,7 +39,7 @@ from flows.ranks.suspects import Suspects, suspects, suspicion_columns
 from flows.ranks.weights import load_weights
 from flows.relabeling import read_labels
 from flows.trust import Probe
-from flows.workload import Sample, at_a_time, has_classes, load_workload
+from flows.workload import Sample, load_workload
 from influence import ChunkGrid
 from influence.discovery import Influences, Trusted, harmful, memorized, trusted
 from influence.redundancy import redundancy

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flows.asking import task_of
 from flows.estimators import approximation, damping_of, selections
 from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone
 from flows.recipe import horizon
 from flows.validation.setting import Setting
-from flows.workload import task_of
 from influence import Blocks, Damping, Fisher, Influence, PairScores, Reader, Share, Task, each, grand, select
 from influence.factored import dots, total
 

@@ -10,11 +10,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, has_classes
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.validation.setting import Setting
 from flows.validation.subsets import Retraining
-from flows.workload import Workload, at_a_time, check_losses, has_classes
+from flows.workload import Workload, check_losses
 from storage.files import atomic_write_bytes
 
 READ_BATCH = 1024

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flows.asking import has_classes
 from flows.check import require
 from flows.config import load
 from flows.dataset import digest
@@ -21,7 +22,6 @@ from flows.validation.pool import Pool
 from flows.validation.publication import publish
 from flows.validation.results import Study, Validation
 from flows.validation.setting import Setting, read_setting
-from flows.workload import has_classes
 from storage import score_store
 from storage.files import read_json
 

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flows.asking import has_classes
 from flows.config import Config
 from flows.dataset import digest
 from flows.ranks.points import Points
 from flows.recipe import steps_for
-from flows.workload import Workload, has_classes, load_workload
+from flows.workload import Workload, load_workload
 from storage.files import JSON, sha256_file, sha256_json
 
 SPLIT_SEED = 0
