@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from flows.errors import BadInput
 from flows.workload import PointSet, Workload
 from influence.reading import Task
 
@@ -30,3 +34,14 @@ def labels_of(points: PointSet) -> Sequence[int] | None:
 def at_a_time(workload: Workload, batch: int) -> int:
     """So many points of a batch, or as many as a language model can read."""
     return batch if has_classes(workload) else min(batch, TEXTS)
+
+
+def inputs_of(workload: Workload, batch: Any) -> Tensor:
+    """What nearest neighbours are measured on: `[B, d]`."""
+    own = getattr(workload, "inputs", None)
+    if own is not None:
+        return cast(Tensor, own(batch))
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf.flatten(1)
+    raise BadInput("the batch holds no floating tensor: give the workload a method inputs(batch) -> Tensor[B, d]")

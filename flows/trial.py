@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import torch
 
 from flows.agents import Launch
-from flows.asking import has_classes
+from flows.asking import has_classes, inputs_of
 from flows.config import Config
 from flows.dataset import digest, manifest_of
 from flows.launch import Progress, run_ranks
 from flows.plans import HOLDOUT, QUERIES, Job, Plan, ScorePlan, TrainPlan, write_plan
 from flows.recipe import horizon, resume_points, save_points, steps_for
 from flows.spent import Spent
-from flows.workload import Batches, Sample, Workload, collate_of, inputs_of, seeded_model
+from flows.workload import Batches, Sample, Workload, collate_of, seeded_model
 from storage import checkpoints
 from storage.files import read_json, size_of
 from storage.trajectory_store import TRAJECTORY

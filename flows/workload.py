@@ -322,17 +322,6 @@ def collate_of(workload: Workload) -> Callable[[list[Any]], Any]:
     return cast(Callable[[list[Any]], Any], getattr(workload, "collate", default_collate))
 
 
-def inputs_of(workload: Workload, batch: Any) -> Tensor:
-    """What nearest neighbours are measured on: `[B, d]`."""
-    own = getattr(workload, "inputs", None)
-    if own is not None:
-        return cast(Tensor, own(batch))
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf.flatten(1)
-    raise BadInput("the batch holds no floating tensor: give the workload a method inputs(batch) -> Tensor[B, d]")
-
-
 def seeded_model(workload: Workload, seed: int) -> nn.Module:
     """A new model whose initial weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from flows.asking import inputs_of
 from flows.plans import ScorePlan
 from flows.ranks.folds import OutOfFold
 from flows.ranks.kept import Keep
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
-from flows.workload import Workload, inputs_of, seeded_model
+from flows.workload import Workload, seeded_model
 from influence.discovery import mislabeled
 from influence.sharding import Share
 from influence.suspicion import Suspicion, knn_votes, two_round

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from influence import (
     EKFAC,
     IGNORED,
+    Blocks,
     Damping,
     FactorCache,
     Fisher,
@@ -17,6 +18,7 @@ from influence import (
     PairScores,
     Reader,
     Task,
+    by_name,
     cheap_signals,
     empirical_influence,
     exact_influence,
@@ -69,9 +71,11 @@ def take(batch: Batch, rows: Tensor | slice) -> Batch:
     return batch[0][rows], batch[1][rows]
 
 
-def roots(model: nn.Module, batch: Batch, fisher: Fisher, keys: Tensor | None = None) -> dict[str, Tensor]:
+def roots(
+    model: nn.Module, batch: Batch, fisher: Fisher, keys: Tensor | None = None, blocks: Blocks | None = None
+) -> dict[str, Tensor]:
     """By block, the gradients [R, B, o, i]."""
-    with Reader(model, TASK, select(model), fisher) as reader:
+    with Reader(model, TASK, blocks or select(model), fisher) as reader:
         found = reader.train(batch, 0, torch.arange(len(batch[0])) if keys is None else keys).roots
     return {name: materialise(factor) for name, factor in found.items()}
 
@@ -101,13 +105,15 @@ def test_a_texts_gradient_is_that_of_its_own_mean_loss() -> None:
 
 
 def test_sampled_roots_add_up_to_the_gauss_newton_matrix_of_the_mean_loss() -> None:
-    """E sum_r r r' = 1/T sum_t J_t' (diag(p_t) - p_t p_t') J_t, of one text, by 4,000 draws: an error of about 1/60."""
+    """E sum_r r r' = 1/T sum_t J_t' (diag(p_t) - p_t p_t') J_t, of one text, by 2,000 draws."""
     model, batch = transformer(), take(texts(), slice(3, 4))
-    found = roots(model, batch, Fisher("sampled", draws=4000))["up"][:, 0].flatten(1)  # [R, o i]
+    found = roots(model, batch, Fisher("sampled", draws=2000), blocks=select(model, by_name("up")))["up"][:, 0].flatten(
+        1
+    )
     product = model_product(model, TASK.logits, [batch], ["up.weight"], 0.0, TASK.labels)
     identity = torch.eye(36, dtype=torch.float64).view(36, 6, 6)
     exact = product({"up.weight": identity})["up.weight"].flatten(1)
-    assert (found.T @ found - exact).norm() < 0.08 * exact.norm()
+    assert (found.T @ found - exact).norm() < 0.1 * exact.norm()
     assert float(found.square().sum() / exact.trace()) == pytest.approx(1, abs=0.05)
 
 
