@@ -17,7 +17,7 @@ from tests.flows.little_lm import Texts
 
 
 class Language(Task):
-    """Mean cross-entropy of each text's targets; drawn labels weigh 1/sqrt(T), which makes the Fisher that of the mean."""
+    """Mean cross-entropy of the targets; drawn labels weigh 1/sqrt(T), which makes the Fisher that of the mean."""
 
     def __init__(self, blocks: list[str]) -> None:
         self._blocks = blocks

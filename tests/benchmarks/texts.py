@@ -137,8 +137,8 @@ def memory() -> str:
         reader.train(tokens, 1, torch.arange(texts))
         grown = (status("VmHWM") - before) / 1024 / (texts - 1)
     return (
-        f"a text of {LONG} tokens: {factors / 2**20:.0f} MB of factors, {4 * LONG * WORDS / 2**20:.0f} MB a copy of its "
-        f"logits; {grown:.0f} MB at the most while it is read"
+        f"a text of {LONG} tokens: {factors / 2**20:.0f} MB of factors, {4 * LONG * WORDS / 2**20:.0f} MB a copy of "
+        f"its logits; {grown:.0f} MB at the most while it is read"
     )
 
 
