@@ -20,7 +20,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from influence import EKFAC, Curvature, Damping, Fisher, Identity, Influence, Reader, Task, by_type, select
+from influence import EKFAC, Curvature, Damping, Fisher, Identity, Influence, Reader, Task, linear_blocks
 from influence.validation import lds
 from tests.benchmarks.peak import status
 from tests.flows.little_lm import Batch, Little, LittleLM, Texts
@@ -105,7 +105,7 @@ def ours(curvature: type[EKFAC] | type[Identity], fisher: Fisher) -> Callable[[n
     """All pairs by the public engine."""
 
     def score(model: nn.Module, damping: float) -> Tensor:
-        blocks = select(model, by_type(nn.Linear))
+        blocks = linear_blocks(model)
         texts, queries = WORKLOAD.points(), Texts(10_000, QUERIES)
         train = [WORKLOAD.collate(texts.samples[row : row + BATCH]) for row in range(0, TEXTS, BATCH)]
         made: Curvature = curvature(blocks)
@@ -127,7 +127,7 @@ def memory() -> str:
         nn.Linear(4 * width, width),
         nn.Linear(width, WORDS, bias=False),
     )
-    blocks = select(model, by_type(nn.Linear))
+    blocks = linear_blocks(model)
     tokens = torch.randint(WORDS, (texts, LONG))
     factors = 4 * LONG * sum(inner + 2 * outer for outer, inner in (block.weight_shape for block in blocks))
     task: Task[Tensor] = Task(lambda model, batch: model(batch), lambda batch: batch)
