@@ -81,6 +81,7 @@ storm: $(STAMP)
 
 bench-peers: $(STAMP) $(PEERS)/.installed data
 	$(BIN)/python -m tests.benchmarks.peer_table
+	$(BIN)/python -m tests.benchmarks.texts $(PEERS)/bin/python
 
 clean:
 	rm -rf .venv build *.egg-info deploy/digits/workspace

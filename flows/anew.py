@@ -150,7 +150,8 @@ def _judge(cycle: Cycle, job: Job, by: str, champion: ModelVersion | None) -> Ma
     theirs = read_outcome((against.folder,)) if against else None
     verdict = compare({"baseline": read_outcome((job.folder,))}, theirs, cycle.config.guardrail, job.seed)
     arm = verdict.arms["baseline"]
-    _run(cycle, job, {"holdout_loss": arm.loss.mean, "holdout_accuracy": arm.accuracy.mean})
+    hits = {} if arm.accuracy is None else {"holdout_accuracy": arm.accuracy.mean}
+    _run(cycle, job, {"holdout_loss": arm.loss.mean} | hits)
     digest, promoted = checkpoints.verify(job.last).digest, bool(verdict.promote)
     detail: dict[str, JSON] = {"reason": verdict.reason, "by": by, "checkpoint": digest, "promoted": promoted}
     detail |= {"dataset_sha256": cycle.dataset_sha256, "holdout": cycle.digests["holdout"]}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from flows.asking import at_a_time, has_classes, task_of
 from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
@@ -23,13 +23,14 @@ from flows.ranks.rank import Alone
 from flows.ranks.split import owned
 from flows.relabeling import check_relabeling
 from flows.trust import described
+from flows.without_classes import refuse_settings
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, load_workload, seeded_model
 from influence import Blocks, Share, blocks
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError
 from influence.gradients import check_cross_entropy, head_outputs
 from influence.reader import Reader
-from influence.reading import Task
+from influence.tokens import Tokens
 from influence.turnover import TurnOver
 from storage.errors import StorageError
 
@@ -45,6 +46,7 @@ class _Checker:
 
     def load(self) -> str:
         self.workload = load_workload(self.config)
+        refuse_settings(self.config, self.workload)
         return f"{self.config.workload.entry} loads"
 
     def build(self) -> str:
@@ -58,7 +60,7 @@ class _Checker:
             raise BadInput(
                 "the train set reads differently the second time: a sample must be the same at every reading"
             )
-        if len(sets.train) <= self.config.scoring.neighbours:
+        if has_classes(self.workload) and len(sets.train) <= self.config.scoring.neighbours:
             raise BadInput(f"{len(sets.train)} train points: scoring.neighbours = {self.config.scoring.neighbours}")
         if len(sets.query) < 2:
             raise BadInput("one query point has no standard error: give at least two")
@@ -76,13 +78,26 @@ class _Checker:
                 self._one_batch(points)
         if self.config.pruning.mislabeled_action == "relabel":
             check_relabeling(self.workload, self.model, self.workload.points())
-        return "one finite loss per point, the cross-entropy of the logits"
+        return "one finite loss per point, the cross-entropy of the logits" + ", mean over its tokens" * (
+            not has_classes(self.workload)
+        )
 
     def _one_batch(self, points: PointSet) -> None:
-        rows = torch.arange(min(SAMPLE, len(points)))
+        rows = torch.arange(min(at_a_time(self.workload, SAMPLE), len(points)))
         batch = Batches(points, collate_of(self.workload)).take(rows)
         logits = self.workload.logits(self.model, batch)
-        labels = self.workload.labels(batch)
+        labels = task_of(self.workload).labels(batch)
+        if has_classes(self.workload):
+            self._one_label_each(points, rows, logits, labels)
+        else:
+            _targets_at_each_position(rows, logits, labels)
+        losses = self.workload.loss(self.model, batch)
+        check_losses(losses, rows, points.ids)
+        check_cross_entropy(losses, logits, labels)
+        with TurnOver(self.model, self.config.training.turn_over, seed=0).own(rows):
+            self.workload.loss(self.model, batch)
+
+    def _one_label_each(self, points: PointSet, rows: Tensor, logits: Tensor, labels: Tensor) -> None:
         if logits.ndim != 2 or len(logits) != len(rows):
             raise BadInput(f"logits(model, batch) gave shape {list(logits.shape)} for {len(rows)} points: give [B, C]")
         classes = logits.shape[1]
@@ -91,11 +106,6 @@ class _Checker:
             raise BadInput(f"label {outside[0]} is outside 0 … {classes - 1}, the classes of the logits")
         if labels.tolist() != [int(points.labels[row]) for row in rows.tolist()]:
             raise BadInput("labels(batch) differ from the data set's `labels`: both must give the given label")
-        losses = self.workload.loss(self.model, batch)
-        check_losses(losses, rows, points.ids)
-        check_cross_entropy(losses, logits, labels)
-        with TurnOver(self.model, self.config.training.turn_over, seed=0).own(rows):
-            self.workload.loss(self.model, batch)
 
     @cached_property
     def points(self) -> Points:
@@ -115,8 +125,9 @@ class _Checker:
                 "set scoring.exact_head = false"
             )
         both = chosen if head in chosen or not scoring.exact_head else (*chosen, head)
-        with Reader(self.model, Task[Any](self.workload.logits, self.workload.labels), both) as reader:
-            logits = reader.losses(self.points.take(range(min(SAMPLE, len(self.points))))).logits
+        few = range(min(at_a_time(self.workload, SAMPLE), len(self.points)))
+        with Reader(self.model, task_of(self.workload), both) as reader:
+            logits = reader.losses(self.points.take(few)).logits
             if scoring.exact_head:
                 head_outputs(reader.source, head, logits)
         said = described(blocks.summarize(self.model, chosen, energies))
@@ -128,6 +139,15 @@ class _Checker:
         model = seeded_model(self.workload, self.config.training.seed)
         rehearse(model, self.workload, self.chosen, self.points)
         return "the blocks can be compared with all parameters"
+
+
+def _targets_at_each_position(rows: Tensor, logits: Tensor, targets: Tensor) -> None:
+    if logits.ndim != 3 or len(logits) != len(rows) or targets.shape != logits.shape[:2]:
+        raise BadInput(
+            f"logits(model, batch) gave shape {list(logits.shape)} and targets(batch) {list(targets.shape)} for "
+            f"{len(rows)} points: give [B, T, V] and [B, T]"
+        )
+    Tokens(logits, targets)  # refuses a target outside the vocabulary, and a text without one
 
 
 def check(config: Config) -> list[Finding]:

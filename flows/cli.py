@@ -126,11 +126,14 @@ def node(
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(help="Where to write tamis.toml and workload.py.")]) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write tamis.toml and workload.py.")],
+    workload: Annotated[str, typer.Option("--workload", help="Of a built-in workload instead: causal_lm.")] = "",
+) -> None:
     """Write a commented tamis.toml and a workload.py that run as they are."""
     from flows.scaffold import write_scaffold
 
-    for path in write_scaffold(folder):
+    for path in write_scaffold(folder, workload):
         print(path)
 
 

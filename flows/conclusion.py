@@ -46,7 +46,8 @@ class Concluded:
 
 def apply(cycle: Cycle, trained: Trained, scored: Scored, proposed: Proposed) -> Applied:
     """Record what the approved proposal does to its points."""
-    estimator = f"harmful: {scored.estimator['estimator']}; mislabeled: {scored.estimator['suspicion']}"
+    mislabeled = f"; mislabeled: {scored.estimator['suspicion']}" if scored.classes else ""
+    estimator = f"harmful: {scored.estimator['estimator']}{mislabeled}"
     return cycle.ledger.apply_proposal(cycle.number, proposed.hash, cycle.manifest, estimator, trained.digest)
 
 

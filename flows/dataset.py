@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from flows.asking import labels_of
 from flows.errors import BadInput
 from flows.workload import PointSet, Workload
 from storage.errors import StorageError
@@ -72,17 +73,19 @@ def read_sets(workload: Workload) -> DataSets:
 
 def manifest_of(name: str, points: PointSet) -> Manifest:
     """The manifest of one set, whose `name` an error carries."""
-    counts = {"ids": len(points.ids), "labels": len(points.labels), "samples": len(points)}
+    labels = labels_of(points)
+    counts = {"ids": len(points.ids)} | ({} if labels is None else {"labels": len(labels)}) | {"samples": len(points)}
     if len(set(counts.values())) > 1 or not counts["ids"]:
         raise BadInput(f"the {name} set has {counts}: give one id and one label per sample, and at least one sample")
-    hashes = [_hash(points[row], int(points.labels[row])) for row in range(len(points))]
+    given = [None] * len(points) if labels is None else [int(label) for label in labels]
+    hashes = [_hash(points[row], given[row]) for row in range(len(points))]
     groups = getattr(points, "groups", None)
     try:
         return Manifest.build(
             ids=[id_.item() if isinstance(id_, Tensor | np.generic) else id_ for id_ in points.ids],
             content=[whole for whole, _ in hashes],
             inputs=[inputs for _, inputs in hashes],
-            labels=[int(label) for label in points.labels],
+            labels=given,
             groups=None if groups is None else [None if group is None else str(group) for group in groups],
         )
     except StorageError as error:
@@ -95,7 +98,7 @@ def rows_by_id(points: PointSet, manifest: Manifest) -> Tensor:
     return torch.tensor([row[point] for point in manifest.ids], dtype=torch.int64)
 
 
-def _hash(sample: Any, label: int) -> tuple[str, str]:
+def _hash(sample: Any, label: int | None) -> tuple[str, str]:
     leaves, structure = tree_flatten(sample)
     whole = [part for leaf in leaves for part in _parts(leaf)]
     inputs = [part for leaf in leaves if not _is_label(leaf, label) for part in _parts(leaf)]
@@ -103,9 +106,9 @@ def _hash(sample: Any, label: int) -> tuple[str, str]:
     return sha256_parts([head, str(label).encode(), *whole]), sha256_parts(inputs)
 
 
-def _is_label(leaf: Any, label: int) -> bool:
+def _is_label(leaf: Any, label: int | None) -> bool:
     scalar = isinstance(leaf, int | np.integer) or (isinstance(leaf, Tensor | np.ndarray) and leaf.ndim == 0)
-    return scalar and leaf == label
+    return label is not None and scalar and leaf == label
 
 
 def _parts(leaf: Any) -> Iterator[bytes]:

@@ -148,7 +148,8 @@ def _growth(trial: Trial, config: Config, in_train: int) -> Mapping[str, float]:
     seen = 1 - 1 / scoring.folds
     recipe = trial.score.fold_training or config.training
     steps = steps_for(recipe, math.ceil(seen * in_train)) - 1  # the first is part of making a model
-    rounds = 2 / sum(phase.startswith("out-of-fold") for phase in trial.score.launched.spent.seconds)  # at most two
+    tried = sum(phase.startswith("out-of-fold") for phase in trial.score.launched.spent.seconds)  # rounds, at most two
+    rounds = 2 / max(1, tried)  # none without classes
     return {
         "finding the neighbours": more**2,
         "making an out-of-fold model": rounds,

@@ -23,16 +23,17 @@ RESAMPLES, SEED = 2000, 0
 
 @dataclass(frozen=True)
 class Change:
-    """Of the query set: of its mean loss in nats, and of its accuracy as a share."""
+    """Of the query set: of its mean loss in nats, and of its accuracy as a share, None where there are no classes."""
 
     loss: Estimate
-    accuracy: float
+    accuracy: float | None
 
     @property
     def said(self) -> str:
         """For people."""
         interval = f"[{self.loss.low:+.4f}, {self.loss.high:+.4f}]"
-        return f"loss {self.loss.mean:+.4f} {interval} nats, accuracy {100 * self.accuracy:+.1f} points"
+        hits = "" if self.accuracy is None else f", accuracy {100 * self.accuracy:+.1f} points"
+        return f"loss {self.loss.mean:+.4f} {interval} nats{hits}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def _same_queries(table: pa.Table, folders: Sequence[Path]) -> bool:
 
 
 def _change(loss: Tensor, hits: Tensor) -> Change:
-    return Change(draw_mean(loss, RESAMPLES, SEED).estimate(), float(hits.mean()))
+    share = float(hits.mean())
+    return Change(draw_mean(loss, RESAMPLES, SEED).estimate(), None if math.isnan(share) else share)
 
 
 def _correlation(loss: Tensor, changes: Tensor | None) -> float | None:
@@ -111,4 +113,5 @@ def _of_arm(folders: Sequence[Path], what: str) -> Tensor:
 
 
 def _values(table: pa.Table, name: str) -> Tensor:
-    return torch.tensor(table[name].to_pylist(), dtype=torch.float64)
+    values = [math.nan if value is None else value for value in table[name].to_pylist()]
+    return torch.tensor(values, dtype=torch.float64)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -40,10 +41,10 @@ DIFFERENCES = ("challenger - baseline", "challenger - control", "challenger - ch
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """An arm on the holdout set: loss in nats, accuracy as a share."""
+    """An arm on the holdout set: loss in nats, accuracy as a share, None where there are no classes."""
 
     loss: Estimate
-    accuracy: Estimate
+    accuracy: Estimate | None
     seeds: int
 
 
@@ -99,24 +100,28 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Losses and hits of one arm on the holdout set: `[S, N]`, and the label and group of each point: `[N]`."""
+    """Losses and hits of one arm on the holdout set: `[S, N]`, and the label and group of each point: `[N]`.
+
+    Where there are no classes, hits are None and labels -1.
+    """
 
     loss: Tensor
-    correct: Tensor
+    correct: Tensor | None
     label: Tensor
     group: tuple[str | None, ...] = ()
 
     def slices(self) -> dict[str, Tensor]:
         """The points of each class and of each group, by name: `[N]` bool."""
-        found = {f"class {label}": self.label == label for label in self.label.unique().tolist()}
+        found = {f"class {label}": self.label == label for label in self.label.unique().tolist() if label >= 0}
         for group in sorted({group for group in self.group if group is not None}):
             found[f"group {group}"] = torch.tensor([other == group for other in self.group])
         return found
 
     def arm(self, resamples: int, seed: int) -> ArmOutcome:
         """Means and intervals."""
-        loss, correct = (draw_mean(values, resamples, seed) for values in (self.loss, self.correct))
-        return ArmOutcome(loss.estimate(least=0), correct.estimate(0, 1), len(self.loss))
+        loss = draw_mean(self.loss, resamples, seed)
+        hits = None if self.correct is None else draw_mean(self.correct, resamples, seed).estimate(0, 1)
+        return ArmOutcome(loss.estimate(least=0), hits, len(self.loss))
 
 
 def judge(cycle: Cycle, proposed: Proposed, retrained: Retrained) -> Verdict:
@@ -156,8 +161,11 @@ def read_outcome(folders: tuple[Path, ...]) -> Outcome:
     if not bool(loss.isfinite().all()):
         seed, point = (~loss.isfinite()).nonzero()[0].tolist()
         raise BadInput(f"the holdout loss of point {tables[seed]['point_id'][point]} is not finite ({folders[seed]})")
-    correct = torch.stack([torch.tensor(table["correct"].to_pylist(), dtype=torch.float64) for table in tables])
-    return Outcome(loss, correct, torch.tensor(tables[0]["label"].to_pylist()), tuple(tables[0]["group"].to_pylist()))
+    correct = None
+    if not any(table["correct"].null_count for table in tables):
+        correct = torch.stack([torch.tensor(table["correct"].to_pylist(), dtype=torch.float64) for table in tables])
+    label = torch.tensor(pc.fill_null(tables[0]["label"], -1).to_pylist())
+    return Outcome(loss, correct, label, tuple(tables[0]["group"].to_pylist()))
 
 
 def level_of(count: int, seeds: int) -> float:

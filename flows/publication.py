@@ -62,7 +62,8 @@ def _log_scores(tracker: Tracker, run: str, done: Progression) -> None:
         "influence",
         "influence_se",
     ]
-    tracker.log_table(run, "suspicious", selection.top(done.scored.folder, "suspicion", MOST, columns=columns))
+    if done.scored.classes:
+        tracker.log_table(run, "suspicious", selection.top(done.scored.folder, "suspicion", MOST, columns=columns))
 
 
 def _table(slices: Sequence[Slice]) -> pa.Table:
@@ -80,9 +81,11 @@ def _log_arms(cycle: Cycle, done: Progression) -> None:
         return
     for arm, folders in done.retrained.folders.items():
         outcome = read_outcome(folders)
-        losses, accuracies = outcome.loss.mean(1).tolist(), outcome.correct.mean(1).tolist()  # [S]
-        for seed, loss, accuracy in zip(done.retrained.seeds, losses, accuracies):
-            metrics = {"holdout_loss": loss, "holdout_accuracy": accuracy}
+        measured = {"holdout_loss": outcome.loss.mean(1).tolist()}  # [S]
+        if outcome.correct is not None:
+            measured["holdout_accuracy"] = outcome.correct.mean(1).tolist()
+        for place, seed in enumerate(done.retrained.seeds):
+            metrics = {name: values[place] for name, values in measured.items()}
             cycle.tracker.arm_run(cycle.run, arm, seed, {"steps": done.retrained.steps[arm]}, metrics)
 
 
@@ -94,7 +97,8 @@ def _metrics(summary: Summary, done: Progression) -> dict[str, float]:
         metrics |= done.scored.probe.metrics
     for arm, outcome in summary.arms.items():
         metrics[f"holdout_loss_{arm}"] = outcome.loss.mean
-        metrics[f"holdout_accuracy_{arm}"] = outcome.accuracy.mean
+        if outcome.accuracy is not None:
+            metrics[f"holdout_accuracy_{arm}"] = outcome.accuracy.mean
     if summary.known_errors is not None and summary.known_errors.precision is not None:
         metrics["precision"] = summary.known_errors.precision
     if summary.known_errors is not None and summary.known_errors.recall is not None:
@@ -137,9 +141,9 @@ def describe(summary: Summary) -> str:
         ]
     for arm, outcome in summary.arms.items():
         loss, accuracy = outcome.loss, outcome.accuracy
+        hits = "" if accuracy is None else f"accuracy {accuracy.mean:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}], "
         lines += [
-            f"- {arm}: holdout accuracy {accuracy.mean:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}], "
-            f"loss {loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}] nats, {outcome.seeds} seeds"
+            f"- {arm}: holdout {hits}loss {loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}] nats, {outcome.seeds} seeds"
         ]
     lines += [f"- {check.name}: {check.mean:+.4f} nats, {check.said}" for check in _told(summary)]
     lines += [f"- query set, foretold by the {one.method}: {one.said}" for one in summary.foreseen]

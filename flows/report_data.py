@@ -110,7 +110,9 @@ def _policies(summary: Summary, proposal: Proposal) -> list[Policy]:
 
 
 def _trust(summary: Summary, done: Progression, points: pa.Table) -> dict[str, str]:
-    facts = {"labels that are wrong, estimated": f"{done.scored.estimator['noise_rate']:.1%} of the points in training"}
+    facts, rate = dict[str, str](), done.scored.estimator["noise_rate"]
+    if rate is not None:
+        facts["labels that are wrong, estimated"] = f"{rate:.1%} of the points in training"
     wrong = points.filter(_named(points, "mislabeled"))
     if wrong.num_rows:
         mean = pc.mean(wrong["posterior"]).as_py()
@@ -180,9 +182,10 @@ def _arms(summary: Summary, done: Progression, points: pa.Table) -> list[Arm]:
             steps=done.retrained.steps[arm] if done.retrained else done.trained.steps,
             seeds=outcome.seeds,
             loss=Interval(outcome.loss.mean, outcome.loss.low, outcome.loss.high),
-            accuracy=Interval(outcome.accuracy.mean, outcome.accuracy.low, outcome.accuracy.high),
+            accuracy=None if hits is None else Interval(hits.mean, hits.low, hits.high),
         )
         for arm, outcome in summary.arms.items()
+        for hits in [outcome.accuracy]
     ]
 
 
@@ -202,12 +205,13 @@ def _figures(scores: pa.Table, points: pa.Table, arms: list[Arm], slices: Sequen
         "Influence, mean over the query set": score_histogram(
             {fate: _values(table, "influence") for fate, table in fates.items()}, highest, "influence (nats)"
         ),
-        "Label is wrong, probability by models and neighbours that never saw it": score_histogram(
-            {fate: _values(table, "posterior") for fate, table in fates.items()}, lowest, "probability"
-        ),
     }
     if slices:
         figures["Where the harm is, sums over slices with their 95 % intervals; ★ a pattern"] = slice_sums(slices)
+    if scores["posterior"].null_count < len(scores):
+        figures["Label is wrong, probability by models and neighbours that never saw it"] = score_histogram(
+            {fate: _values(table, "posterior") for fate, table in fates.items()}, lowest, "probability"
+        )
     if arms:
         figures["Holdout, every arm"] = arm_comparison(arms)
     return figures

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from flows.asking import labels_of
 from flows.workload import Workload
 from storage import selection
 from storage.points import PointId
@@ -40,16 +41,18 @@ class Samples:
     """
 
     workload: Any
-    queries: Mapping[str, tuple[int | str, int]]
+    queries: Mapping[str, tuple[int | str, str]]
     positions: Mapping[PointId, tuple[list[float], float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, workload: Workload, positions: Path | None = None) -> Samples:
         """Of a workload that is in order, with the file that the preview has written of positions."""
         queries, told = workload.queries(), [] if positions is None else pq.read_table(positions).to_pylist()
+        labels = labels_of(queries)
+        said = [""] * len(queries) if labels is None else [str(int(label)) for label in labels]
         return cls(
             workload,
-            {str(name): (name, int(label)) for name, label in zip(list[int | str](queries.ids), queries.labels)},
+            {str(name): (name, label) for name, label in zip(list[int | str](queries.ids), said)},
             {row["point_id"]: (row["positions"], row["rest"]) for row in told},
         )
 
@@ -70,7 +73,7 @@ class Samples:
         if query_id not in self.queries:
             return Query("", Sample("no longer in the query set"))
         name, label = self.queries[query_id]
-        return Query(str(label), self._shown("describe_query", name))
+        return Query(label, self._shown("describe_query", name))
 
     def _shown(self, method: str, name: int | str) -> Sample:
         describe = getattr(self.workload, method, None)
@@ -140,7 +143,8 @@ def _evidence(row: Mapping[str, Any], more: Mapping[str, Any]) -> Iterator[str]:
         yield f"an exact copy of point {row['repeated']}, which stays"
     if row["given"] is not None:
         yield f"given as {row['given']}; relabelled earlier, and {row['label']} is in force"
-    yield f"the model predicts {more['predicted']}; loss {more['loss']:.4g} nats; {more['memorization']}"
+    predicts = "" if more["predicted"] is None else f"the model predicts {more['predicted']}; "
+    yield f"{predicts}loss {more['loss']:.4g} nats; {more['memorization']}"
     if more["suspicion"] is not None:
         yield f"suspicion {more['suspicion']:.4g} (log-odds that the given label is wrong)"
 
@@ -155,8 +159,8 @@ def suspicious(folder: Path, proposal: Proposal, samples: Samples) -> Sequence[S
     return [
         SuspiciousQuery(
             query_id=row["query_id"],
-            label=str(row["label"]),
-            predicted=str(row["predicted"]),
+            label="" if row["label"] is None else str(row["label"]),
+            predicted="" if row["predicted"] is None else str(row["predicted"]),
             loss=row["loss"],
             harmed_by=harmed.get(row["query_id"], 0),
             sample=samples.query(row["query_id"]).sample,

@@ -190,8 +190,13 @@ def _points(proposal: Proposal, *actions: str) -> frozenset[PointId]:
 
 
 def random_control(cycle: Cycle, points: Collection[PointId], seed: int) -> list[PointId]:
-    """As many random removable points of each given label as these, a new draw per seed, to be removed."""
-    label = dict(zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist()))
+    """As many random removable points of each given label as these, a new draw per seed, to be removed.
+
+    Where there are no classes, of each group.
+    """
+    table = cycle.manifest.table
+    by = "label" if table["label"].null_count < len(table) else "group"
+    label = dict(zip(cycle.manifest.ids, table[by].to_pylist()))
     wanted = Counter(label[point] for point in points)
     kept_back = cycle.removed | untouchable(cycle)
     pool = [point for point in cycle.manifest.ids if point not in kept_back]

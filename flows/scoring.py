@@ -55,6 +55,11 @@ class Scored:
         return found
 
     @property
+    def classes(self) -> bool:
+        """Whether points have labels that may be suspected."""
+        return self.estimator["suspicion"] is not None
+
+    @property
     def probe(self) -> Probe | None:
         """How they compare with all parameters, where that was asked."""
         found: Probe | None = TypeAdapter(Probe | None).validate_python(self.estimator["probe"])

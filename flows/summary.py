@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from flows.asking import has_classes
 from flows.conclusion import Concluded
 from flows.estimators import named
 from flows.foreseen import Foreseen
@@ -193,7 +194,7 @@ def _open_reason(cycle: Cycle, proposed: Proposed, reviewed: Reviewed | None) ->
 
 def _known_errors(cycle: Cycle, workload: Workload, points: Collection[PointId]) -> KnownErrors | None:
     truth = getattr(workload, "truth", None)
-    if truth is None:
+    if truth is None or not has_classes(workload):
         return None
     true = truth()
     view = cycle.manifest.view(cycle.removed, cycle.relabeled)

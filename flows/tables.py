@@ -78,10 +78,12 @@ def _facts(summary: Summary) -> dict[str, str]:
 
 def _arms(summary: Summary) -> Table:
     table = Table(title="Holdout set: mean over seeds [95 % interval over points and seeds]", title_justify="left")
-    for column in ("arm", "seeds", "accuracy", "loss (nats)"):
+    accurate = all(outcome.accuracy is not None for outcome in summary.arms.values())
+    for column in ("arm", "seeds", *["accuracy"] * accurate, "loss (nats)"):
         table.add_column(column)
     for arm, outcome in summary.arms.items():
-        table.add_row(arm, str(outcome.seeds), _estimate(outcome.accuracy), _estimate(outcome.loss))
+        hits = [] if outcome.accuracy is None else [_estimate(outcome.accuracy)]
+        table.add_row(arm, str(outcome.seeds), *hits, _estimate(outcome.loss))
     return table
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from flows.agents import Launch
+from flows.asking import has_classes, inputs_of
 from flows.config import Config
 from flows.dataset import digest, manifest_of
 from flows.launch import Progress, run_ranks
@@ -87,7 +88,7 @@ class ScoreTrial:
         launched: What it took.
         points: How many.
         fold_steps: Of each out-of-fold model.
-        classes: C.
+        classes: C; 0 where there are none.
         shard_bytes: Of all their rows.
         parts_bytes: Of what was kept on the way, by what it is of: `fold`, `chunk`, `curvature`.
         input_bytes: Of a point, as nearest neighbours are measured on it.
@@ -205,19 +206,27 @@ def _score(
     plan = _score_plan(short, points, steps, horizon(config.training, *[steps_for(config.training, of)] * 2), folder)
     launched = _launch("score", plan, config.scoring.ranks, show)
     light, recipe = for_folds(workload, config.training)
-    one = Batches(points, collate_of(workload)).take(torch.zeros(1, dtype=torch.int64))
-    with torch.no_grad():
-        logits = workload.logits(seeded_model(workload, 0), one)
+    classes, input_bytes = _of_suspicion(workload, points)
     return ScoreTrial(
         launched=launched,
         points=len(points),
         fold_steps=steps_for(for_folds(workload, short.training)[1], seen),
-        classes=logits.shape[1],
+        classes=classes,
         shard_bytes=sum(path.stat().st_size for path in plan.folder.glob("*.parquet")),
         parts_bytes={kind: sum(map(size_of, plan.folder.glob(f"unfinished/*/{kind}*"))) for kind in PARTS},
-        input_bytes=inputs_of(workload, one).numel() * FLOAT,
+        input_bytes=input_bytes,
         fold_training=None if light is workload else recipe,
     )
+
+
+def _of_suspicion(workload: Workload, points: Sample) -> tuple[int, int]:
+    """Classes, and bytes of a point's inputs; 0 of a workload without classes, in which nothing is suspected."""
+    if not has_classes(workload):
+        return 0, 0
+    one = Batches(points, collate_of(workload)).take(torch.zeros(1, dtype=torch.int64))
+    with torch.no_grad():
+        logits = workload.logits(seeded_model(workload, 0), one)
+    return logits.shape[1], inputs_of(workload, one).numel() * FLOAT
 
 
 def _score_plan(config: Config, points: Sample, steps: int, horizon: float, folder: Path) -> ScorePlan:

@@ -30,6 +30,7 @@ from flows.sections.training import TrainingConfig
 from storage.points import PointId
 
 BUILT_IN: Mapping[str, str] = {
+    "causal_lm": "flows.workloads.causal_lm:CausalLM",
     "digits": "flows.workloads.digits:Digits",
     "fashion_mnist": "flows.workloads.fashion_mnist:FashionMnist",
     "ranking": "flows.workloads.ranking:Ranking",
@@ -54,7 +55,7 @@ class Home:
 
 
 class PointSet(Protocol):
-    """A map-style data set: `ids` and `labels` run beside the samples; `groups` is optional.
+    """A map-style data set: `ids` and `labels` run beside the samples; `groups` is optional, and `labels` of texts.
 
     Optional method, for a set that holds its samples as tensors: `batch_of(rows: Tensor) -> batch`, the tensors that
     the collation of these rows would give, made at once.
@@ -77,6 +78,9 @@ class PointSet(Protocol):
 
 class Workload(Protocol):
     """The model, the three sets and the per-point loss of one classification task.
+
+    A workload without classes, a language model, has instead of `labels` a method `targets(batch) -> Tensor[B, T]`, the
+    token that the logits `[B, T, V]` predict at each position or -100 for none; its loss is their mean cross-entropy.
 
     A constructor with the parameter `home` gets a `Home`; it is no option.
 
@@ -115,7 +119,7 @@ class Workload(Protocol):
         ...
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Class scores `[B, C]`."""
+        """Class scores `[B, C]`; of a language model `[B, T, V]`."""
         ...
 
     def labels(self, batch: Any) -> Tensor:
@@ -124,6 +128,7 @@ class Workload(Protocol):
 
 
 REQUIRED = ("model", "points", "queries", "holdout", "loss", "logits", "labels")
+"""Methods; `targets` may stand for `labels`."""
 
 
 def load_workload(config: Config) -> Workload:
@@ -147,7 +152,8 @@ def load_workload(config: Config) -> Workload:
         raise BadInput(
             f"workload.class = {entry!r}: {where} has no class {name}" + (f" (it has {classes})" * bool(classes))
         )
-    if missing := [method for method in REQUIRED if not callable(getattr(found, method, None))]:
+    either = {"labels": "targets"} if callable(getattr(found, "targets", None)) else {}
+    if missing := [method for method in REQUIRED if not callable(getattr(found, either.get(method, method), None))]:
         raise BadInput(f"workload {name} lacks {', '.join(missing)}: the protocol is in flows/workload.py")
     options = _options(found, config)
     try:
@@ -245,7 +251,8 @@ class Sample:
         count = min(count, len(points))
         self._points, self._rows = points, [row * len(points) // count for row in range(count)]
         self.ids: list[Any] = [points.ids[row] for row in self._rows]
-        self.labels = [int(points.labels[row]) for row in self._rows]
+        if (labels := getattr(points, "labels", None)) is not None:
+            self.labels = [int(labels[row]) for row in self._rows]
         groups = getattr(points, "groups", None)
         self.groups = None if groups is None else [groups[row] for row in self._rows]
         whole: Callable[[Tensor], Any] | None = getattr(points, "batch_of", None)
@@ -321,17 +328,6 @@ def _same(made: Any, collated: Any) -> bool:
 def collate_of(workload: Workload) -> Callable[[list[Any]], Any]:
     """The workload's own `collate`, or torch's default."""
     return cast(Callable[[list[Any]], Any], getattr(workload, "collate", default_collate))
-
-
-def inputs_of(workload: Workload, batch: Any) -> Tensor:
-    """What nearest neighbours are measured on: `[B, d]`."""
-    own = getattr(workload, "inputs", None)
-    if own is not None:
-        return cast(Tensor, own(batch))
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf.flatten(1)
-    raise BadInput("the batch holds no floating tensor: give the workload a method inputs(batch) -> Tensor[B, d]")
 
 
 def seeded_model(workload: Workload, seed: int) -> nn.Module:

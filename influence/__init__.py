@@ -5,7 +5,8 @@ Sign, everywhere: influence is the predicted rise of a query's loss, in nats, if
     T[i, q] = +(1/n) g_q' H^-1 g_i,
 
 so positive = helpful and negative = harmful. Notation: n train points, m queries, B points of a batch, T positions of a
-sequence, C classes, R Fisher roots of a point; a block is what one module owns, as one matrix [o, i].
+sequence, C classes, V words of a vocabulary, R Fisher roots of a point; a block is what one module owns, as one matrix
+[o, i].
 """
 
 from influence.blocks import (
@@ -90,6 +91,7 @@ from influence.scores import (
 from influence.sharding import ChunkGrid, Share
 from influence.stages import Stage, StageInfluence, stage_influence
 from influence.suspicion import Suspicion, knn_votes, suspect, two_round
+from influence.tokens import IGNORED, are_targets, point_losses
 from influence.trajectory import Step, Trajectory, removal_effects, step_effects
 from influence.turnover import TurnOver, turn_over_influence, turn_over_self_influence
 from influence.unlearning import unlearning_step
@@ -108,6 +110,7 @@ from influence.whole import Agreement, agreement, exact_influence, point_energie
 
 __all__ = [
     "EKFAC",
+    "IGNORED",
     "KFAC",
     "PCG",
     "Agreement",
@@ -179,6 +182,7 @@ __all__ = [
     "UnknownBlock",
     "agreement",
     "alone",
+    "are_targets",
     "arnoldi",
     "auc",
     "available",
@@ -227,6 +231,7 @@ __all__ = [
     "over_models",
     "pearson",
     "point_energies",
+    "point_losses",
     "position_influence",
     "precision_recall",
     "principal_logra",

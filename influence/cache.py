@@ -15,6 +15,7 @@ from influence.errors import InfluenceError
 from influence.factored import Factor, Factors
 from influence.reading import Reading
 from influence.sparse import TableFactor
+from influence.tokens import are_targets
 
 
 class CacheFile(Protocol):
@@ -115,20 +116,22 @@ class FactorCache:
             if self._file.readinto(_bytes(tensor)) != tensor.nbytes:
                 raise InfluenceError("the factor cache's file ends early: was it cut or written to by someone else?")
             tensors.append(tensor.permute([layout.order.index(d) for d in range(tensor.ndim)]))
-        logits, labels, *rest = tensors
+        said, labels, *rest = tensors
         losses, roots = {}, {}
         for place, name in enumerate(where.blocks):
             inputs, g, root = rest[3 * place : 3 * place + 3]
             table = where.tables.get(name)
             losses[name] = Factor(inputs, g) if table is None else TableFactor(inputs, g, table)
             roots[name] = losses[name].at(root)
-        return Reading(logits, labels, losses, roots)
+        if are_targets(labels):
+            return Reading(said.new_empty(len(labels), 0), labels, losses, roots, said)
+        return Reading(said, labels, losses, roots)
 
 
 def _tensors(reading: Reading) -> list[Tensor]:
     """Every tensor once; `losses` and `roots` share their inputs."""
     assert reading.roots is not None
-    tensors = [reading.logits, reading.labels]
+    tensors = [reading.logits if reading.of_tokens is None else reading.of_tokens, reading.labels]
     for name, factor in reading.losses.items():
         tensors += [factor.inputs, factor.g, reading.roots[name].g]
     return tensors

@@ -16,12 +16,12 @@ from typing import Generic
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map
 
 from influence.errors import InfluenceError
 from influence.reading import Batch, Task
 from influence.refusals import refuse_training
+from influence.tokens import point_losses
 from influence.unfused import unfused
 from influence.validation import spearman
 
@@ -136,7 +136,7 @@ class _Losses(nn.Module, Generic[Batch]):
         self.model, self._task = model, task
 
     def forward(self, batch: Batch) -> Tensor:
-        return cross_entropy(self._task.logits(self.model, batch), self._task.labels(batch), reduction="none")
+        return point_losses(self._task.logits(self.model, batch), self._task.labels(batch))
 
     def at(self, values: Values, batch: Batch) -> Tensor:
         """[B], under other values of the parameters."""

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from influence.blocks import Block, hooked
 from influence.calls import Call, Capture, widen
@@ -27,6 +26,7 @@ from influence.factored import Factor, Factors, squared_norms
 from influence.layouts import LinearLayout, TableLayout
 from influence.refusals import refuse_batch_statistics, refuse_compiled
 from influence.sparse import TableFactor
+from influence.tokens import point_losses
 
 Batch = TypeVar("Batch")
 REENTRANT = "inside a re-entrant activation checkpoint, which gives no per-point gradients: set use_reentrant=False"
@@ -323,10 +323,15 @@ def check_cross_entropy(losses: Tensor, logits: Tensor, labels: Tensor) -> None:
 
     Args:
         losses: per-point losses of the workload, [B].
-        logits: of the same points, [B, C].
-        labels: given labels, [B], int64.
+        logits: of the same points, [B, C]; of texts [B, T, V].
+        labels: given labels, [B], int64; of texts their targets, [B, T].
     """
-    losses, expected = losses.detach(), cross_entropy(logits.detach(), labels, reduction="none")
+    check_equal(losses, point_losses(logits.detach(), labels))
+
+
+def check_equal(losses: Tensor, expected: Tensor) -> None:
+    """The same, where the cross-entropy is known, [B]."""
+    losses = losses.detach()
     if not torch.allclose(losses, expected, rtol=1e-3, atol=1e-4):
         row = int((losses - expected).abs().argmax())
         raise InfluenceError(

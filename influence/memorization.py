@@ -27,7 +27,7 @@ class CheapSignals:
         confidence: p_y.
         entropy: of p, nats.
         el2n: ||p - e_y|| (Paul et al. 2021, arXiv 2107.07075).
-        predicted: class of the largest logit, int64.
+        predicted: class of the largest logit, int64; None of a text, of which the others are means over its tokens.
     """
 
     loss: Tensor
@@ -35,7 +35,7 @@ class CheapSignals:
     confidence: Tensor
     entropy: Tensor
     el2n: Tensor
-    predicted: Tensor
+    predicted: Tensor | None
 
 
 def memorization_labels(influence: Tensor, influence_se: Tensor, z: float = 1.0) -> list[MemorizationLabel]:

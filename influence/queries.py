@@ -15,6 +15,7 @@ from influence.errors import InfluenceError
 from influence.factored import Gradients, add_weighted, materialise
 from influence.reading import Reading
 from influence.sparse import TableFactor, stacked
+from influence.tokens import IGNORED, are_targets
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Queries:
     """Gradients of m queries.
 
     Attributes:
-        gradients: of minus the margin, name -> [m, o, i]; of a large table sparse, [m, V, d].
-        doubt: 1 - p_y: times this they are gradients of the loss, [m].
-        labels: [m].
+        gradients: of minus the margin, of texts of the loss, name -> [m, o, i]; of a large table sparse, [m, V, d].
+        doubt: 1 - p_y, of texts 1: times this they are gradients of the loss, [m].
+        labels: [m]; IGNORED of texts, which have none.
     """
 
     gradients: Gradients
@@ -68,7 +69,8 @@ def each(readings: Iterable[Reading], count: int) -> Queries:
             if name not in full:
                 full[name] = factor.g.new_empty(count, *factor.shape)
             full[name][rows] = materialise(factor)
-        labels[rows], doubt[rows] = reading.labels, _doubt(reading).double()
+        labels[rows] = IGNORED if are_targets(reading.labels) else reading.labels
+        doubt[rows] = _doubt(reading).double()
     if seen != count or not count:
         raise InfluenceError(f"{seen} queries read, {count} announced; give at least one, and all of them")
     return Queries(full | {name: stacked(parts) for name, parts in tables.items()}, doubt, labels)
@@ -103,7 +105,9 @@ def group_means(readings: Iterable[Reading], groups: Tensor, count: int) -> Grou
 
 
 def _doubt(reading: Reading) -> Tensor:
-    """1 - p_y = sigmoid(-margin), which does not round to 0 where p_y rounds to 1."""
+    """1 - p_y = sigmoid(-margin), which does not round to 0 where p_y rounds to 1; 1 of texts."""
+    if are_targets(reading.labels):
+        return reading.logits.new_ones(len(reading.labels))
     given = one_hot(reading.labels, reading.logits.shape[1]).bool()
     margin = reading.logits[given] - reading.logits.masked_fill(given, -torch.inf).logsumexp(1)
     return torch.sigmoid(-margin)

@@ -20,13 +20,14 @@ from influence.fisher import Fisher, margin_residuals, residuals
 from influence.gradients import FactorSource, head_outputs, refuse_non_finite
 from influence.layouts import LinearLayout
 from influence.reading import Batch, Reading, Task
+from influence.tokens import Tokens, are_targets
 
 
 class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
     """Reads batches of points with one model; a context manager, the model is restored on exit.
 
     Args:
-        model: a classifier.
+        model: a classifier, or a language model.
         task: how it is asked.
         blocks: what gradients are taken of.
         fisher: which roots to take.
@@ -90,8 +91,13 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
         return kept or self._read(batch, None)
 
     def queries(self, batch: Batch) -> Reading:
-        """Read query points; their `losses` are of minus the margin, whose gradient times 1 - p_y is the loss's."""
+        """Read query points; their `losses` are of minus the margin, whose gradient times 1 - p_y is the loss's.
+
+        A text has no margin: its are of the loss itself.
+        """
         logits, labels = self._forward(batch)
+        if are_targets(labels):
+            return self._read_texts(logits, labels, None)
         pulled = self._pull(logits, margin_residuals(_full(logits), labels))
         return Reading(_full(logits), labels, self._compressed(pulled))
 
@@ -103,6 +109,8 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
 
     def _read(self, batch: Batch, keys: Tensor | None) -> Reading:
         logits, labels = self._forward(batch)
+        if are_targets(labels):
+            return self._read_texts(logits, labels, keys)
         p = _full(logits).softmax(1)
         wanted, first = residuals(p, labels)[None], 0  # [1, B, C]; the empirical root is the loss gradient
         if keys is not None and self._fisher.kind != "empirical":
@@ -112,11 +120,22 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
         roots = {name: factor.at(factor.g[first:]) for name, factor in pulled.items()}
         return Reading(_full(logits), labels, losses, None if keys is None else roots)
 
+    def _read_texts(self, logits: Tensor, targets: Tensor, keys: Tensor | None) -> Reading:
+        tokens = Tokens(_full(logits), targets)
+        wanted = tokens.cotangents() if keys is None else tokens.cotangents(self._fisher, keys)
+        pulled = self._compressed(self.source.pull_many(logits, wanted))
+        losses = {name: Factor(factor.a, factor.g[0]) for name, factor in pulled.items()}
+        roots = None if keys is None else {name: Factor(one.a, one.g[1:]) for name, one in pulled.items()}
+        return Reading(_full(logits)[:, 0, :0], targets, losses, roots, tokens.signals())
+
     def _compressed(self, pulled: Factors) -> Factors:
         return pulled if self._compressor is None else self._compressor(pulled)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, labels = self.source.forward(self.task.logits, batch), self.task.labels(batch)
+        if are_targets(labels):
+            refuse_non_finite("logits", logits)
+            return logits, labels
         outside = labels[(labels < 0) | (labels >= logits.shape[1])]
         if len(outside):
             raise InfluenceError(f"label {int(outside[0])} is outside 0 … {logits.shape[1] - 1}, the logits' classes")

@@ -25,7 +25,8 @@ class PairScores:
 
     Attributes:
         influence: nats of query loss, positive = helpful, [b, m], float64.
-        classification: classification influence, logits of query margin, positive = helpful, [b, m], float64.
+        classification: classification influence, logits of query margin, positive = helpful, [b, m], float64; on texts,
+            which have no margin, influence once more.
         given: the points' own terms, without 1/n, if they were asked for.
     """
 
@@ -93,7 +94,7 @@ class ChunkScores:
         influence: mean over queries, nats, positive = helpful, [b].
         influence_se: its standard error over queries, stratified by class, [b].
         by_class: mean over the queries of each class, [b, C]; NaN for a class without queries.
-        classification_influence: mean over queries, logits, positive = helpful, [b].
+        classification_influence: mean over queries, logits, positive = helpful, [b]; NaN where there are no classes.
         own: the points' own terms.
         helpful: queries whose loss would rise most.
         harmful: queries whose loss would fall most.
@@ -171,24 +172,31 @@ def _positive(points: int) -> int:
     return points
 
 
-def summarize_chunk(pairs: PairScores, query_labels: Tensor, classes: int, top: int = 5) -> ChunkScores:
+def summarize_chunk(pairs: PairScores, query_labels: Tensor | None, classes: int, top: int = 5) -> ChunkScores:
     """Reduce the queries away.
 
     Args:
         pairs: of a chunk, added over checkpoints.
-        query_labels: [m], int64 in [0, classes).
-        classes: C.
+        query_labels: [m], int64 in [0, classes); None where queries have no classes.
+        classes: C; 0 then.
         top: how many queries of each sign to keep.
 
     Raises:
         InfluenceError: fewer than two queries, so that there is no standard error.
     """
     influence = pairs.influence  # [b, m]
+    if query_labels is None:
+        strata = torch.zeros(influence.shape[1], dtype=torch.int64)
+        by_class, on_margins = influence.new_empty(len(influence), 0), torch.full((len(influence),), torch.nan)
+    else:
+        strata = query_labels
+        by_class = _class_means(influence, one_hot(query_labels, classes).to(influence))
+        on_margins = pairs.classification.mean(1)
     return ChunkScores(
         influence=influence.mean(1),
-        influence_se=stratified_error(influence, query_labels),
-        by_class=_class_means(influence, one_hot(query_labels, classes).to(influence)),
-        classification_influence=pairs.classification.mean(1),
+        influence_se=stratified_error(influence, strata),
+        by_class=by_class,
+        classification_influence=on_margins,
         own=pairs.own,
         helpful=_top(influence, top, sign=1),
         harmful=_top(influence, top, sign=-1),

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.nn.functional import cross_entropy
 
 from influence.errors import InfluenceError, UnknownBlock
 from influence.fisher import uniforms
 from influence.reading import Batch, Task
 from influence.refusals import refuse_compiled, refuse_training
+from influence.tokens import point_losses
 from influence.unfused import unfused
 
 KEEP = 0.5  # the share at which a mask and its flip are alike
@@ -173,9 +173,9 @@ def _rises(turnover: TurnOver, model: nn.Module, task: Task[Batch], keys: Tensor
     """Of the losses of a batch from the own to the flipped masks, [B]."""
     labels = task.labels(batch)
     with turnover.own(keys):
-        seen = cross_entropy(task.logits(model, batch), labels, reduction="none")
+        seen = point_losses(task.logits(model, batch), labels)
     with turnover.flipped(keys):
-        unseen = cross_entropy(task.logits(model, batch), labels, reduction="none")
+        unseen = point_losses(task.logits(model, batch), labels)
     return unseen - seen
 
 

@@ -10,7 +10,6 @@ from math import isfinite
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from influence.blocks import available
 from influence.curvature.iterative import conjugate_gradients
@@ -19,6 +18,7 @@ from influence.curvature.products import model_product
 from influence.errors import InfluenceError
 from influence.factored import Gradients
 from influence.reading import Batch, Task
+from influence.tokens import total_loss
 from influence.validation import spearman
 
 TOLERANCE = 1e-3  # of the solutions, within reach of float32: moves influence by < .1 %, rank correlations by < 1e-4
@@ -103,7 +103,7 @@ def exact_influence(
     Returns:
         Nats of query loss, positive = helpful, [b, q], float64; NaN where conjugate gradients did not converge.
     """
-    product = model_product(model, task.logits, train, parameters, damping)
+    product = model_product(model, task.logits, train, parameters, damping, task.labels)
     found = torch.full((len(points), len(queries)), torch.nan, dtype=torch.float64)
     width = sum(parameter.numel() for name, parameter in model.named_parameters() if name in parameters)
     for run in runs(len(queries), width):
@@ -128,7 +128,7 @@ def _gradients(model: nn.Module, task: Task[Batch], group: Iterable[Batch], para
     sums, count = [torch.zeros_like(value) for value in values], 0
     for batch in group:
         labels = task.labels(batch)
-        loss = cross_entropy(task.logits(model, batch), labels, reduction="sum")
+        loss = total_loss(task.logits(model, batch), labels)
         count += len(labels)
         for total, gradient in zip(sums, torch.autograd.grad(loss, values, materialize_grads=True)):
             total += gradient

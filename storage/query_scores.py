@@ -1,8 +1,8 @@
 """What is known of the queries themselves, as one Parquet file beside the score shards.
 
     query_id   string
-    label      int32    as the query set gives it
-    predicted  int32    by the model that was scored
+    label      int32    as the query set gives it; null, written as -1, where there are no classes
+    predicted  int32    by the model that was scored; likewise
     loss       float64  nats, at that model, which was not trained on the query
 
 A query set is trusted, and still it may hold errors: the report shows the queries that look most like one. With a tenth
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -33,6 +34,9 @@ COLUMNS: Mapping[str, pa.DataType] = {
 def write_queries(folder: Path, columns: Mapping[str, Sequence[str] | NDArray[Any]]) -> None:
     """Write the columns of the module docstring, whole or not at all."""
     table = pa.table({name: pa.array(columns[name], kind) for name, kind in COLUMNS.items()})
+    for place, name in ((1, "label"), (2, "predicted")):
+        known = pc.if_else(pc.less(table[name], 0), pa.scalar(None, pa.int32()), table[name])
+        table = table.set_column(place, name, known)
     with atomic_path(folder / QUERIES) as temporary:
         pq.write_table(table, temporary)
 

@@ -43,6 +43,8 @@ COLUMNS = (
     Column("threshold", "threshold", "number", meaning="what the score was compared with"),
 )
 
+OF_LABELS = ("label", "suggested_label", "posterior")
+
 
 def script_json(value: JSON) -> Markup:
     """JSON that may stand in a script element: nothing in it ends the element or opens another."""
@@ -62,7 +64,7 @@ def embedded(points: pa.Table, details: Sequence[Detail], queries: Mapping[str, 
     return script_json(
         {
             "rows": points.num_rows,
-            "columns": [_column(column, points[column.name]) for column in COLUMNS],
+            "columns": [_column(column, points[column.name]) for column in COLUMNS if _holds(points, column.name)],
             "details": [
                 {
                     **_sample(detail.sample),
@@ -75,6 +77,11 @@ def embedded(points: pa.Table, details: Sequence[Detail], queries: Mapping[str, 
             "queries": [{"id": name, "label": one.label, **_sample(one.sample)} for name, one in queries.items()],
         }
     )
+
+
+def _holds(points: pa.Table, name: str) -> bool:
+    """Whether the page shows a column: those of labels not where no point has one."""
+    return name not in OF_LABELS or not len(points) or points[name].null_count < len(points)
 
 
 def _column(column: Column, values: pa.ChunkedArray) -> dict[str, JSON]:

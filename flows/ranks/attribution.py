@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, task_of
 from flows.config import Config
 from flows.estimators import approximation, damping_of, selections
 from flows.ranks.kept import NOTHING, Keep, keep_fitted, recall
@@ -39,9 +40,7 @@ from influence import (
     Reader,
     Reading,
     Share,
-    Task,
     alone,
-    check_cross_entropy,
     each,
     fit,
     grand,
@@ -54,6 +53,7 @@ from influence import (
     turn_over_self_influence,
 )
 from influence.factored import Gradients
+from influence.gradients import check_equal
 from influence.sharding import WHOLE
 from storage.files import JSON
 
@@ -128,7 +128,7 @@ class Attribution:
         self.curvature, self._compressor = chosen.curvature, chosen.compressor
         self.exact = GaussNewton([self.head]) if setting.exact_head else None
         self._grid = ChunkGrid(len(points), scoring.chunk)
-        self._model, self._workload, self._task = model, workload, Task[Any](workload.logits, workload.labels)
+        self._model, self._workload, self._task = model, workload, task_of(workload)
         self.together = scoring.placement == "partitioned"
         self._open = ExitStack()
 
@@ -197,7 +197,7 @@ class Attribution:
 
     def prepare(self, queries: Points) -> None:
         """Solve the gradients of every query; every rank must call this together."""
-        parts = torch.arange(len(queries)).split(QUERY_BATCH)
+        parts = torch.arange(len(queries)).split(at_a_time(self._workload, QUERY_BATCH))
         both = (self.curvature,) if self.exact is None else (self.curvature, self.exact)
 
         def read(part: int) -> Queries:
@@ -234,7 +234,7 @@ class Attribution:
         with torch.no_grad():
             losses = self._workload.loss(self._model, self._points.take(places))
         check_losses(losses, places, self._points.ids)
-        check_cross_entropy(losses, reading.logits, reading.labels)
+        check_equal(losses, reading.signals.loss)
 
     def score_points(self, points: Points, places: Tensor) -> ChunkPairs:
         """Score some points, queries too, as if they were a chunk of the train set."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from flows.asking import task_of
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
 from flows.workload import Workload
-from influence import Share, Task, available, point_energies
+from influence import Share, available, point_energies
 
 PROBE = 256
 
@@ -26,7 +25,7 @@ def measure_energies(model: nn.Module, workload: Workload, points: Points, place
     names = [block.name for block in available(model)]
     squares = torch.zeros(len(probe), len(names), dtype=torch.float64)
     mine = list(Share(place.index, place.world).of(len(probe)))
-    task = Task[Any](workload.logits, workload.labels)
+    task = task_of(workload)
     squares[mine] = point_energies(model.eval(), task, (points.take(probe[[row]]) for row in mine))
     place.sum(squares)
     return dict(zip(names, squares.mean(0).tolist()))

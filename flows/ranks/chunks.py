@@ -18,7 +18,6 @@ from influence import (
     ChunkGrid,
     Own,
     Share,
-    cheap_signals,
     relative_influence,
     summarize_chunk,
 )
@@ -80,11 +79,11 @@ def _score_chunk(attributions: Sequence[Attribution], queries: Points, chunk: in
 
 def _columns(found: Sequence[ChunkPairs], last: Attribution, queries: Points, turn_over: Tensor | None) -> ChunkColumns:
     pairs = score_trajectory(found)
-    classes = pairs.last.logits.shape[1]
+    classes, labels = (pairs.last.logits.shape[1], queries.labels) if pairs.last.of_tokens is None else (0, None)
     return ChunkColumns(
-        scores=summarize_chunk(pairs.blocks, queries.labels, classes),
-        head=None if pairs.head is None else summarize_chunk(pairs.head, queries.labels, classes),
-        cheap=cheap_signals(pairs.last.logits, pairs.last.labels),
+        scores=summarize_chunk(pairs.blocks, labels, classes),
+        head=None if pairs.head is None else summarize_chunk(pairs.head, labels, classes),
+        cheap=pairs.last.signals,
         grand=last.gradient_norms(pairs.last),
         agreement=sign_agreement(torch.stack([one.blocks.influence.mean(1) for one in found])),
         turn_over=turn_over,

@@ -31,7 +31,7 @@ class Points:
         relabeled: Labels that are in force in place of the given ones.
 
     Attributes:
-        labels: In force `[n]`.
+        labels: In force, -1 for none `[n]`.
         groups: A number for each group, -1 for none `[n]`.
         in_train: Whether each point is trained on `[n]`, bool.
         in_force: Batches by row, with the labels in force.
@@ -51,7 +51,7 @@ class Points:
         self.manifest: Manifest = manifest_of(name, points)
         self.ids: list[PointId] = self.manifest.ids
         self.rows = rows_by_id(points, self.manifest)
-        self.labels = torch.tensor(self.manifest.view((), relabeled).table["label"].to_pylist(), dtype=torch.int64)
+        self.labels = _labels(self.manifest, relabeled)
         groups = self.manifest.table["group"].combine_chunks().dictionary_encode().indices.fill_null(-1)
         self.groups = torch.tensor(groups.to_pylist(), dtype=torch.int64)
         self.in_train = torch.tensor([point not in removed for point in self.ids])
@@ -74,7 +74,7 @@ class Points:
         """The same set as another training sees it: without other points, and with other labels in force."""
         other = copy.copy(self)
         other.in_train = torch.tensor([point not in removed for point in self.ids])
-        other.labels = torch.tensor(self.manifest.view((), relabeled).table["label"].to_pylist(), dtype=torch.int64)
+        other.labels = _labels(self.manifest, relabeled)
         other.in_force = self.with_labels(relabeled)
         return other
 
@@ -98,6 +98,11 @@ class Points:
             yield
         except NotFinite as error:
             raise BadInput(f"{self._name} point {self.ids[int(places[error.row])]}: {error}") from error
+
+
+def _labels(manifest: Manifest, relabeled: Mapping[PointId, int]) -> Tensor:
+    labels = manifest.view((), relabeled).table["label"].combine_chunks()
+    return torch.tensor(labels.fill_null(-1).to_pylist(), dtype=torch.int64)
 
 
 def _key(point: PointId) -> int:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time
 from flows.dataset import check_unchanged
 from flows.foreseen import INFLUENCE, UNLEARNING, column
 from flows.plans import PreviewPlan, read_plan
@@ -24,7 +25,7 @@ from flows.ranks.attribution import Attribution, Setting
 from flows.ranks.blocks import measure_energies
 from flows.ranks.device import device
 from flows.ranks.kept import Kept
-from flows.ranks.outcome import Outcome
+from flows.ranks.outcome import Outcome, hits
 from flows.ranks.points import Points
 from flows.ranks.positions import has_positions, tell_positions
 from flows.ranks.rank import Rank, rank_process
@@ -66,7 +67,7 @@ class Previewing:
             move(available(model), step)
             loss, correct = queries.of(model.to(device()))
             table = table.append_column(column("loss", method), pa.array(loss.numpy()))
-            table = table.append_column(column("correct", method), pa.array(correct.bool().numpy()))
+            table = table.append_column(column("correct", method), hits(correct))
         if self._rank.index == 0:
             self._tell_positions()
             _write(table, self._plan.file)
@@ -105,7 +106,7 @@ class Previewing:
     def _total(self, attribution: Attribution, chosen: Tensor, source: Source) -> Gradients:
         """Summed loss gradients of some points, `[n]` bool, over all ranks."""
         places = chosen.nonzero()[:, 0]
-        parts = places.split(BATCH) if len(places) else ()
+        parts = places.split(at_a_time(self._workload, BATCH)) if len(places) else ()
 
         def batches() -> Iterator[tuple[Any, Tensor]]:
             mine = attribution.reads(len(parts))

@@ -8,13 +8,14 @@ queries; the points are drawn by the hash of their ids, so they are the same on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, task_of
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS, damping_of
 from flows.ranks.attribution import Attribution, Setting
@@ -23,7 +24,7 @@ from flows.ranks.points import Points
 from flows.ranks.rank import Alone, Place
 from flows.trust import Probe
 from flows.workload import Workload
-from influence import Blocks, Share, Task, agreement, exact_influence
+from influence import Blocks, Share, agreement, exact_influence
 from influence.curvature.iterative import LIMIT
 
 QUERIES = 10
@@ -110,7 +111,8 @@ class Exact:
         self.learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.curvature = drawn(points, CURVATURE)
         self._model = model.eval().requires_grad_(True)
-        self._task = Task[Any](workload.logits, workload.labels)
+        self._task = task_of(workload)
+        self._batch = at_a_time(workload, BATCH)
         self._points, self._queries, self._place = points, queries, place
 
     def within(self, blocks: Blocks) -> list[str]:
@@ -129,9 +131,9 @@ class Exact:
         found[:, mine] = exact_influence(
             self._model,
             self._task,
-            _Watched(self._points, self.curvature, self._place),
+            _Watched(self._points, self.curvature.split(self._batch), self._place),
             [self._points.take(row) for row in rows.split(1)],
-            [_batches(self._queries, groups[group]) for group in mine],
+            [_batches(self._queries, groups[group].split(self._batch)) for group in mine],
             parameters,
             damping,
             int(self._points.in_train.sum()),
@@ -143,19 +145,19 @@ class Exact:
 class _Watched:
     """The curvature's points, read anew for every product, each of which shows that work goes on."""
 
-    def __init__(self, points: Points, places: Tensor, place: Place) -> None:
-        self._points, self._places, self._place = points, places, place
+    def __init__(self, points: Points, parts: Sequence[Tensor], place: Place) -> None:
+        self._points, self._parts, self._place = points, parts, place
         self._products = 0
 
     def __iter__(self) -> Iterator[Any]:
         self._products += 1
-        for batch in _batches(self._points, self._places):
+        for batch in _batches(self._points, self._parts):
             self._place.progress("probing the blocks", min(self._products, LIMIT), LIMIT)
             yield batch
 
 
-def _batches(points: Points, places: Tensor) -> Iterator[Any]:
-    return (points.take(part) for part in places.split(BATCH))
+def _batches(points: Points, parts: Sequence[Tensor]) -> Iterator[Any]:
+    return (points.take(part) for part in parts)
 
 
 def _damping(setting: Setting, last: Attribution) -> float | None:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, has_classes
 from flows.dataset import check_unchanged
 from flows.estimators import named
 from flows.plans import ScorePlan, read_plan
@@ -35,13 +36,13 @@ from flows.ranks.positions import has_positions, keep_direction
 from flows.ranks.probe import probe
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.shards import shard_table
-from flows.ranks.suspects import Suspects, suspects
+from flows.ranks.suspects import Suspects, suspects, suspicion_columns
 from flows.ranks.weights import load_weights
 from flows.relabeling import read_labels
 from flows.trust import Probe
 from flows.workload import Sample, load_workload
-from influence import ChunkGrid, cheap_signals
-from influence.discovery import Influences, Trusted, harmful, memorized, mislabeled, trusted
+from influence import ChunkGrid
+from influence.discovery import Influences, Trusted, harmful, memorized, trusted
 from influence.redundancy import redundancy
 from storage import checkpoints, score_store
 from storage.query_scores import write_queries
@@ -65,7 +66,9 @@ class Scoring:
 
     def run(self) -> None:
         """Score every point and write this rank's shards."""
-        found = suspects(self._plan, self._workload, self._points, self._rank, self._keep)
+        found = None
+        if has_classes(self._workload):
+            found = suspects(self._plan, self._workload, self._points, self._rank, self._keep)
         setting = self._setting()
         with ExitStack() as sources:
             attributions = [self._attribution(path, setting, sources) for path in self._plan.checkpoints]
@@ -130,7 +133,7 @@ class Scoring:
         own = torch.zeros(m, dtype=torch.float64)
         loss = torch.zeros(m, dtype=torch.float64)
         predicted = torch.zeros(m, dtype=torch.int64)
-        parts = torch.arange(m).split(QUERY_BATCH)
+        parts = torch.arange(m).split(at_a_time(self._workload, QUERY_BATCH))
         last = attributions[-1]
         mine = last.reads(len(parts))
         for done, (part, counts) in enumerate(in_step(mine, self._rank, last.together)):
@@ -139,10 +142,14 @@ class Scoring:
             scores = score_trajectory(found)
             if counts and last.owns(part):
                 pairs[parts[part]], own[parts[part]] = scores.blocks.influence, scores.blocks.self_influence
-                cheap = cheap_signals(scores.last.logits, scores.last.labels)
-                loss[parts[part]], predicted[parts[part]] = cheap.loss.double(), cheap.predicted
+                cheap = scores.last.signals
+                loss[parts[part]] = cheap.loss.double()
+                if cheap.predicted is not None:
+                    predicted[parts[part]] = cheap.predicted
         for column in (pairs, own, loss, predicted):
             self._rank.sum(column)
+        if not has_classes(self._workload):
+            predicted.fill_(-1)
         if self._rank.index == 0:
             known = {"label": self._queries.labels, "predicted": predicted, "loss": loss}
             columns = {name: column.numpy() for name, column in known.items()}
@@ -150,28 +157,25 @@ class Scoring:
         return trusted(pairs, own)
 
     def _policies(
-        self, scores: PointScores, reference: Trusted, found: Suspects, originals: Tensor
+        self, scores: PointScores, reference: Trusted, found: Suspects | None, originals: Tensor
     ) -> dict[str, Tensor]:
         """What the policies read, by column, with the two signals that the suspicion is made of."""
         influences = Influences(scores.influence, scores.influence_se, scores.own.self_influence)
         in_train, q = self._points.in_train, self._plan.config.pruning.q
         cells = [self._points.labels, self._points.groups]
         harm = harmful(influences, reference, in_train, q)
-        wrong = mislabeled(found.suspicion.posterior, in_train, q)
+        suspected = suspicion_columns(found, in_train, q)
+        wrong = suspected.pop("mislabeled_q")
         return {
-            "signal_out_of_fold_loss": found.out_of_fold_loss,
-            "signal_knn": found.disagreement,
-            "suspicion": found.suspicion.score,
-            "posterior": found.suspicion.posterior,
-            "suggested_label": found.suspicion.suggested_label,
+            **suspected,
             "harmful_p": harm.evidence,
             "harmful_q": harm.q_value,
-            "mislabeled_q": wrong.q_value,
+            "mislabeled_q": wrong,
             "memorized_q": memorized(influences, in_train, q).q_value,
             "redundancy": redundancy(scores.own.self_influence, cells, in_train, self._points.keys, originals),
         }
 
-    def _metadata(self, last: Attribution, found: Suspects, probed: Probe | None) -> ScoreMetadata:
+    def _metadata(self, last: Attribution, found: Suspects | None, probed: Probe | None) -> ScoreMetadata:
         plan = self._plan
         return ScoreMetadata(
             cycle=plan.cycle,
@@ -181,9 +185,9 @@ class Scoring:
             checkpoint_digest=plan.checkpoint_digest,
             inputs_digest=plan.inputs_digest,
             extra={
-                "suspicion": "two-round stack",
+                "suspicion": None if found is None else "two-round stack",
                 "dropped_while_learning": plan.dropped,
-                "noise_rate": found.suspicion.noise_rate,
+                "noise_rate": None if found is None else found.suspicion.noise_rate,
                 "selection": asdict(last.summary),
                 "probe": None if probed is None else asdict(probed),
                 "diagnostics": last.describe(),

@@ -58,8 +58,8 @@ def shard_table(
         "in_train": pa.array(points.in_train[at].numpy()),
         "loss": _numbers(cheap.loss),
         "margin": _numbers(cheap.margin),
-        "predicted": pa.array(cheap.predicted.numpy(), pa.int32()),
-        "label": pa.array(points.labels[at].numpy(), pa.int32()),
+        "predicted": pa.nulls(len(at), pa.int32()) if cheap.predicted is None else _integers(cheap.predicted),
+        "label": _integers(points.labels[at]),
     }
     group = points.manifest.table["group"]
     if group.null_count < len(group):
@@ -84,9 +84,13 @@ def shard_table(
         columns["signal_self_influence_head"] = _numbers(chunk.head.own.self_influence)
     for name, values in whole.items():
         part = values[at]
-        columns[name] = _numbers(part) if part.is_floating_point() else pa.array(part.numpy(), pa.int32())
+        columns[name] = _numbers(part) if part.is_floating_point() else _integers(part)
     columns["top_queries"] = _top_queries(scores.helpful, scores.harmful, [str(query) for query in queries.ids])
     return pa.table(columns)
+
+
+def _integers(values: Tensor) -> pa.Array:
+    return pa.array(values.numpy(), pa.int32(), mask=(values < 0).numpy())  # -1 stands for none
 
 
 def _numbers(values: Tensor) -> pa.Array:

@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from flows.asking import inputs_of
 from flows.plans import ScorePlan
 from flows.ranks.folds import OutOfFold
 from flows.ranks.kept import Keep
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
-from flows.workload import Workload, inputs_of, seeded_model
+from flows.workload import Workload, seeded_model
+from influence.discovery import mislabeled
 from influence.sharding import Share
 from influence.suspicion import Suspicion, knn_votes, two_round
 
 READ_BATCH = 1024
+NUMBERS = ("signal_out_of_fold_loss", "signal_knn", "suspicion", "posterior", "mislabeled_q")
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,18 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, ke
         out_of_fold_loss=-(rounds[0] * given).sum(1),
         disagreement=1 - (votes * given).sum(1) / config.neighbours,
     )
+
+
+def suspicion_columns(found: Suspects | None, in_train: Tensor, q: float) -> dict[str, Tensor]:
+    """Columns of the scores, each `[n]`; without classes nothing is suspected, and they hold NaN and -1."""
+    if found is None:
+        empty = torch.full((len(in_train),), torch.nan, dtype=torch.float64)
+        return dict.fromkeys(NUMBERS, empty) | {"suggested_label": torch.full((len(in_train),), -1)}
+    numbers = (
+        found.out_of_fold_loss,
+        found.disagreement,
+        found.suspicion.score,
+        found.suspicion.posterior,
+        mislabeled(found.suspicion.posterior, in_train, q).q_value,
+    )
+    return dict(zip(NUMBERS, numbers)) | {"suggested_label": found.suspicion.suggested_label}

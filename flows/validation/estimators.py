@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flows.asking import task_of
 from flows.estimators import approximation, damping_of, selections
 from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
@@ -106,7 +107,7 @@ def _blocks(setting: Setting, model: nn.Module, energies: Mapping[str, float]) -
 
 
 def _task(setting: Setting) -> Task[Any]:
-    return Task(setting.workload.logits, setting.workload.labels)
+    return task_of(setting.workload)
 
 
 @dataclass(frozen=True)

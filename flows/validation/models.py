@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from flows.asking import at_a_time, has_classes
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.validation.setting import Setting
@@ -22,7 +23,10 @@ READ_BATCH = 1024
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model says, or several when stacked in front: losses in nats, float32, and whether it is right, bool."""
+    """What one model says, or several when stacked in front: losses in nats, float32, and whether it is right, bool.
+
+    Without classes nothing is right or wrong: empty.
+    """
 
     train_loss: Tensor
     train_correct: Tensor
@@ -75,12 +79,13 @@ def _ask(setting: Setting, model: nn.Module) -> Outcome:
 
 
 def _said(workload: Workload, points: Points, model: nn.Module) -> tuple[Tensor, Tensor]:
-    losses, correct = [], []
-    for part in torch.arange(len(points)).split(READ_BATCH):
+    losses, correct = [], [torch.zeros(0, dtype=torch.bool)]
+    for part in torch.arange(len(points)).split(at_a_time(workload, READ_BATCH)):
         batch = points.take(part)
         losses.append(workload.loss(model, batch).float())
         check_losses(losses[-1], part, points.ids)
-        correct.append(workload.logits(model, batch).argmax(1) == workload.labels(batch))
+        if has_classes(workload):
+            correct.append(workload.logits(model, batch).argmax(1) == workload.labels(batch))
     return torch.cat(losses), torch.cat(correct)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flows.asking import has_classes
 from flows.check import require
 from flows.config import load
 from flows.dataset import digest
@@ -33,6 +34,8 @@ STUDIES: Mapping[str, Callable[[Bench], Study]] = {
     "memorization": memorization.study,
 }
 
+WITHOUT_CLASSES = ("lds", "loo")
+"""What is asked of losses alone."""
 
 REQUIREMENTS: Mapping[str, Callable[[Setting, Extent], object]] = {
     "exact-loo": lambda setting, _: exact.convex_model(setting),
@@ -62,6 +65,8 @@ def validate_file(file: Path, studies: Sequence[str], extent: Extent, *, fragile
     require(config)
     setting = read_setting(config)
     wanted = tuple(dict.fromkeys(studies)) or (() if fragile else _usual(setting))
+    if not has_classes(setting.workload) and (classed := [name for name in wanted if name not in WITHOUT_CLASSES]):
+        raise BadInput(f"--study {classed[0]}: it needs classes; without them give {', '.join(WITHOUT_CLASSES)}")
     for name in wanted:
         if name in REQUIREMENTS:
             REQUIREMENTS[name](setting, extent)
@@ -84,6 +89,8 @@ def validate_file(file: Path, studies: Sequence[str], extent: Extent, *, fragile
 
 
 def _usual(setting: Setting) -> tuple[str, ...]:
+    if not has_classes(setting.workload):
+        return WITHOUT_CLASSES
     known = setting.wrong is not None and bool(setting.wrong.any())
     return tuple(name for name in STUDIES if name != "exact-loo" and (known or name != "mislabeled"))
 

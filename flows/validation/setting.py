@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flows.asking import has_classes
 from flows.config import Config
 from flows.dataset import digest
 from flows.ranks.points import Points
@@ -56,7 +57,7 @@ class Setting:
     def wrong(self) -> Tensor | None:
         """Whether each point's given label differs from the true one, `[n]`; None where the truth is not known."""
         truth = getattr(self.workload, "truth", None)
-        if truth is None:
+        if truth is None or not has_classes(self.workload):
             return None
         labels: Mapping[object, int] = truth()
         return torch.tensor([labels[point] for point in self.train.ids]) != self.train.labels

@@ -16,6 +16,7 @@ from influence.errors import InfluenceError
 from influence.factored import Factor, Factors, Gradients, materialise
 from influence.matmul import product
 from influence.refusals import refuse_training
+from influence.tokens import are_targets, weights
 from influence.unfused import unfused
 
 Batch = TypeVar("Batch")
@@ -106,6 +107,7 @@ def model_product(
     batches: Iterable[Batch],
     parameters: Sequence[str],
     damping: float,
+    labels: Callable[[Batch], Tensor] | None = None,
 ) -> Product:
     """The product through a model, forward over reverse: for any parameters, in the memory of a few batches.
 
@@ -113,10 +115,11 @@ def model_product(
 
     Args:
         model: in evaluation mode; its dtype is that of the computation.
-        logits: [B, C] of a batch.
+        logits: [B, C] of a batch; of texts [B, T, V].
         batches: all train points; read anew for every product.
         parameters: names, as in `named_parameters`; the others are constants.
         damping: at least 0.
+        labels: of a batch, which tell where texts have targets.
 
     Raises:
         InfluenceError: the model is in training mode, or a name is unknown.
@@ -131,7 +134,8 @@ def model_product(
         tangents = {name: v[name].to(value.dtype) for name, value in values.items()}
         sums, points = {name: torch.zeros_like(one) for name, one in v.items()}, 0
         for batch in batches:
-            count, added = _of_batch(at, values, batch, tangents)
+            given = None if labels is None else labels(batch)
+            count, added = _of_batch(at, values, batch, tangents, given)
             points += count
             for name, one in added.items():
                 sums[name] += one
@@ -170,7 +174,9 @@ class _Logits(nn.Module, Generic[Batch]):
         return found
 
 
-def _of_batch(logits: _Logits[Batch], values: Gradients, batch: Batch, tangents: Gradients) -> tuple[int, Gradients]:
+def _of_batch(
+    logits: _Logits[Batch], values: Gradients, batch: Batch, tangents: Gradients, labels: Tensor | None
+) -> tuple[int, Gradients]:
     """How many points a batch has, and the sum of their products."""
 
     def outputs(given: Gradients) -> Tensor:
@@ -178,13 +184,14 @@ def _of_batch(logits: _Logits[Batch], values: Gradients, batch: Batch, tangents:
 
     def one(tangent: Gradients) -> Gradients:
         moved: Tensor = jvp(outputs, (values,), (tangent,))[1]  # J v, [B, C]
-        weighted = p * moved
-        pulled: tuple[Gradients] = pull(weighted - p * weighted.sum(1, keepdim=True))
+        weighted = shares * moved
+        pulled: tuple[Gradients] = pull(weighted - p * weighted.sum(-1, keepdim=True))
         return pulled[0]
 
     with torch.no_grad(), unfused():  # or the constant parameters would keep the graph
         z, pull = vjp(outputs, values)[:2]
-        p = z.softmax(1)  # [B, C]
+        p = z.softmax(-1)  # [B, C]
+        shares = p if labels is None or not are_targets(labels) else p * weights(labels)[..., None].to(p)
         sums: Gradients = vmap(one, chunk_size=COLUMNS)(tangents)
     return len(z), sums
 

@@ -3,6 +3,7 @@ const PAGE = 50, STRIP = 3;
 const data = JSON.parse(document.getElementById("data").textContent);
 const column = Object.fromEntries(data.columns.map(one => [one.name, one]));
 const shown = data.columns.filter(one => one.name !== "influence_se");
+const labelled = data.queries.some(query => query.label) ? "label · " : "";
 const at = id => document.getElementById(id);
 const head = document.querySelector("#points thead"), body = document.querySelector("#points tbody");
 let order = [], page = 0, sorted = null, down = false;
@@ -35,10 +36,10 @@ function pulls(detail, sign) {
 function strip(some) {
   return make("div", some.map(([place, influence]) => {
     const query = data.queries[place], name = `query ${query.id}`;
-    const caption = `${query.label} · ${influence.toPrecision(3)}`;
+    const caption = (query.label && `${query.label} · `) + influence.toPrecision(3);
     const [seen = query.id] = sample(query, name); // the picture where there is one, else the text
     return make("figure", [make("div", seen, { class: "text" }), make("figcaption", caption)],
-      { title: `${name}, label ${query.label}, influence ${influence} nats` });
+      { title: `${name}, ${query.label && `label ${query.label}, `}influence ${influence} nats` });
   }), { class: "strip" });
 }
 
@@ -62,7 +63,7 @@ function detailRow(detail, width) {
   if (detail.tokens?.length) content.push(...marked(detail));
   for (const [sign, title] of [[-1, "queries it harms most (their loss falls if the point goes)"],
     [1, "queries it helps most (their loss rises)"]]) {
-    content.push(make("p", `${title}: label · influence in nats`, { class: "quiet" }), strip(pulls(detail, sign)));
+    content.push(make("p", `${title}: ${labelled}influence in nats`, { class: "quiet" }), strip(pulls(detail, sign)));
   }
   return make("tr", make("td", content, { colspan: width }), { class: "detail" });
 }
@@ -183,9 +184,9 @@ function choice(one) {
 }
 
 const headings = shown.map(heading);
-const queries = ["harms most", "helps most"].map(title => make("th", [title, make("small", "queries: label · nats")], { scope: "col" }));
+const queries = ["harms most", "helps most"].map(title => make("th", [title, make("small", `queries: ${labelled}nats`)], { scope: "col" }));
 head.append(make("tr", placed(headings, make("th", "sample", { scope: "col" }), queries)));
-at("choices").replaceWith(...["action", "reason", "label"].map(name => choice(column[name])));
+at("choices").replaceWith(...["action", "reason", "label"].filter(name => column[name]).map(name => choice(column[name])));
 at("filters").addEventListener("submit", event => event.preventDefault());
 at("filters").addEventListener("input", refresh);
 at("filters").addEventListener("reset", () => setTimeout(refresh));

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from flows.asking import inputs_of
 from flows.config import load
 from flows.errors import BadInput
-from flows.workload import Batches, Workload, check_losses, inputs_of, load_workload, seeded_model
+from flows.workload import Batches, Workload, check_losses, load_workload, seeded_model
 from tests.flows.blobs import Blobs, Cloud
 from tests.flows.helpers import BLOBS, write_toml
 

@@ -11,6 +11,7 @@ import tests.planted_removal
 import tests.planted_slices
 import tests.planted_solvers
 import tests.planted_stages
+import tests.planted_tokens
 import tests.planted_trajectory  # noqa: F401, enters its plants
 from tests.planted import PLANTS, Plant
 

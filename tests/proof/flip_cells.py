@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flows.asking import inputs_of
 from flows.ranks.folds import OutOfFold
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
@@ -23,7 +24,6 @@ from flows.ranks.rank import Rank
 from flows.recipe import save_points, steps_for
 from flows.sections.scoring import ScoringConfig
 from flows.sections.training import TrainingConfig
-from flows.workload import inputs_of
 from flows.workloads.fashion_mnist import FashionMnist
 from influence import auc, average_precision, cheap_signals, knn_votes, two_round
 

@@ -1,0 +1,223 @@
+"""Texts and a causal language model: a workload without code.
+
+One text is one point, and its loss the mean over its tokens. The model is a folder's, or a new one of a
+configuration, trained here from nothing. Of completions after prompts the prompt has no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from flows.errors import BadInput
+from flows.workload import Home
+from flows.workloads.sequences import BYTES, Bytes, Columns, Pretrained, Row, Tokenizer, encode, library, read, share
+from influence.tokens import IGNORED, point_losses
+
+Batch: TypeAlias = dict[str, Tensor]
+Text: TypeAlias = tuple[Row, tuple[list[int], int]]
+ATTENTION = "eager"  # torch's fused attention has no forward derivative, which the probe takes
+
+
+class TextSet(torch.utils.data.Dataset[Batch]):
+    """One set of texts.
+
+    Args:
+        texts: Each with its tokens, and how many from the first are not learned.
+    """
+
+    def __init__(self, texts: Sequence[Text]) -> None:
+        rows = [row for row, _ in texts]
+        self.ids: list[Any] = [row.id for row in rows]
+        groups = [row.group for row in rows]
+        self.groups = groups if any(group is not None for group in groups) else None
+        self._rows = {row.id: row for row in rows}
+        self._encoded = [encoded for _, encoded in texts]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Batch:
+        tokens, prompt = self._encoded[index]
+        return {"input_ids": torch.tensor(tokens), "prompt": torch.tensor(prompt)}
+
+    def text(self, point_id: int | str) -> str:
+        """A text after its source and time, a prompt and its completion on lines of their own."""
+        row = self._rows[point_id]
+        return "\n".join(filter(None, (row.seen and f"[{row.seen}]", row.prompt, row.text)))
+
+
+class CausalLM:
+    """Texts, and a model that foretells each next token.
+
+    Args:
+        home: Where the TOML is.
+        data: File of the train set, and of the sets that have no file: JSONL or Parquet.
+        model: Folder that save_pretrained wrote.
+        config: Instead of it a new model's: `model_type` and whatever else its configuration takes.
+        tokenizer: Folder or tokenizer.json; default: the model's, or `bytes` for a new model.
+        queries: File of the query set, holdout: of the holdout set; default: drawn from the data.
+        holdout: See queries.
+        text: Column of texts; further columns: prompt and completion in its place; id (default: the text's hash);
+            group; source; timestamp.
+        prompt: See text.
+        completion: See text.
+        id: See text.
+        group: See text.
+        source: See text.
+        timestamp: See text.
+        max_length: Most tokens of a text.
+        query_share: Of the data that is drawn for the query set, holdout_share: for the holdout set.
+        holdout_share: See query_share.
+        packing: Refused: texts that share a row of a batch would see each other.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        data: str,
+        model: str = "",
+        config: Mapping[str, Any] | None = None,
+        tokenizer: str = "",
+        queries: str = "",
+        holdout: str = "",
+        text: str = "text",
+        prompt: str = "",
+        completion: str = "",
+        id: str = "",
+        group: str = "",
+        source: str = "",
+        timestamp: str = "",
+        max_length: int = 512,
+        query_share: float = 0.1,
+        holdout_share: float = 0.2,
+        packing: bool = False,
+    ) -> None:
+        if packing:
+            raise BadInput("workload.options.packing = true: one text is one point; leave it out")
+        if bool(model) == bool(config):
+            raise BadInput("workload.options: give either model, a folder, or config, a table with model_type")
+        if bool(prompt) != bool(completion):
+            raise BadInput("workload.options: prompt and completion name two columns that go together: give both")
+        self._folder, self._settings = (home.folder / model if model else None), dict(config or {})
+        columns = Columns(completion or text, prompt, id, group, source, timestamp)
+        self._tokenizer = _tokenizer(home.folder, self._folder, tokenizer)
+        self._check_length(max_length)
+        files = {"train": data, "query": queries, "holdout": holdout}
+        texts: dict[str, list[Text]] = {}
+        for name in filter(files.get, files):
+            rows = read(home.folder / files[name], columns)
+            texts[name] = list(zip(rows, encode(rows, self._tokenizer, max_length)))
+        texts |= _dealt(texts["train"], {"query": query_share, "holdout": holdout_share}, texts)
+        self._sets = {name: TextSet(own) for name, own in texts.items()}
+
+    def model(self) -> nn.Module:
+        """The folder's weights, or a new model drawn from torch's global seed."""
+        auto = library("transformers").AutoModelForCausalLM
+        made: nn.Module
+        if self._folder is None:
+            made = auto.from_config(self._config(), attn_implementation=ATTENTION)
+            return made.float()
+        try:
+            made = auto.from_pretrained(
+                self._folder, local_files_only=True, attn_implementation=ATTENTION, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BadInput(f"model {self._folder}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+        return made
+
+    def points(self) -> TextSet:
+        """The train set."""
+        return self._sets["train"]
+
+    def queries(self) -> TextSet:
+        """The texts that influence is measured on."""
+        return self._sets["query"]
+
+    def holdout(self) -> TextSet:
+        """The texts that judge promotion."""
+        return self._sets["holdout"]
+
+    def collate(self, samples: Sequence[Batch]) -> Batch:
+        """Filled up on the right to the longest: `input_ids`, `attention_mask` and `targets` `[B, T]`."""
+        rows = [sample["input_ids"] for sample in samples]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        places, lengths = torch.arange(tokens.shape[1]), torch.tensor([len(row) for row in rows])[:, None]
+        prompts = torch.stack([sample["prompt"] for sample in samples])[:, None]
+        learned = (places + 1 >= prompts) & (places + 1 < lengths)  # of the tokens that follow
+        targets = tokens.roll(-1, 1).where(learned, IGNORED)
+        return {"input_ids": tokens, "attention_mask": (places < lengths).long(), "targets": targets}
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Of each next token `[B, T, V]`."""
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        logits: Tensor = found.logits
+        return logits
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The token that follows at each position, -100 where none does or none is learned `[B, T]`."""
+        return batch["targets"]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Nats per token `[B]`."""
+        return point_losses(self.logits(model, batch), batch["targets"])
+
+    def describe(self, point_id: int | str) -> str:
+        """A train text."""
+        return self._sets["train"].text(point_id)
+
+    def describe_query(self, query_id: int | str) -> str:
+        """A query's text."""
+        return self._sets["query"].text(query_id)
+
+    def _config(self) -> Any:
+        transformers, settings = library("transformers"), dict(self._settings)
+        kind = settings.pop("model_type", "")
+        try:
+            return transformers.AutoConfig.for_model(kind, **{"vocab_size": self._tokenizer.words} | settings)
+        except (ValueError, TypeError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise BadInput(f"workload.options.config: transformers makes no model of it: {said}") from error
+
+    def _check_length(self, max_length: int) -> None:
+        auto = library("transformers").AutoConfig
+        try:
+            config = (
+                self._config() if self._folder is None else auto.from_pretrained(self._folder, local_files_only=True)
+            )
+        except (OSError, ValueError) as error:
+            raise BadInput(f"model {self._folder}: no folder that save_pretrained wrote") from error
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and max_length > limit:
+            raise BadInput(f"max_length = {max_length}: the model takes at most {limit} tokens")
+        if self._tokenizer.words > config.vocab_size:
+            raise BadInput(
+                f"the tokenizer has {self._tokenizer.words:,} tokens, the model {config.vocab_size:,}: give the model's"
+            )
+
+
+def _tokenizer(home: Path, folder: Path | None, given: str) -> Tokenizer:
+    if given == BYTES or (not given and folder is None):
+        return Bytes()
+    return Pretrained(home / given if given or folder is None else folder)
+
+
+def _dealt(texts: Sequence[Text], shares: Mapping[str, float], given: Mapping[str, object]) -> dict[str, list[Text]]:
+    """The train set, and the sets that have no file of their own, by the hash of each text."""
+    found: dict[str, list[Text]] = {}
+    left = list(texts)
+    for place, (name, part) in enumerate(shares.items()):
+        if name in given:
+            continue
+        low = sum(list(shares.values())[:place])
+        if not 0 < part < 1 or low + part >= 1:
+            raise BadInput(f"workload.options.{name}_share = {part}: give shares above 0 that leave texts to train on")
+        found[name] = [text for text in left if low <= share(text[0]) < low + part]
+        left = [text for text in left if not low <= share(text[0]) < low + part]
+        if not found[name]:
+            raise BadInput(f"no text is drawn for the {name} set: raise {name}_share, or give a file")
+    return found | {"train": left}

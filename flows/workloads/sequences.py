@@ -1,0 +1,220 @@
+"""Rows of a file as sequences of tokens: whole texts, or completions after prompts that are not learned."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.errors import BadInput
+
+BYTES = "bytes"
+END = 256  # after the 256 bytes
+
+
+class Tokenizer(Protocol):
+    """Turns text into tokens."""
+
+    words: int
+    """Tokens that there are."""
+    end: int | None
+    """What ends a text, if anything does."""
+
+    def tokens(self, text: str, *, first: bool) -> list[int]:
+        """Of a text, or of what goes on after the first part of one."""
+        ...
+
+
+class Bytes:
+    """The bytes of UTF-8, and an end."""
+
+    words: int = END + 1
+    end: int | None = END
+
+    def tokens(self, text: str, *, first: bool) -> list[int]:
+        """Of either part alike."""
+        return list(text.encode(errors="surrogatepass"))
+
+
+class Pretrained:
+    """A tokenizer of transformers, with the special tokens that it sets before a text.
+
+    Args:
+        path: A folder that save_pretrained wrote, or a tokenizer.json.
+
+    Raises:
+        BadInput: There is none, or it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise BadInput(f"tokenizer {path}: no such file or folder; give one, or tokenizer = {BYTES!r}")
+        transformers = library("transformers")
+        try:
+            if path.is_file():
+                self._own = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+            else:
+                self._own = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise BadInput(f"tokenizer {path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+        if not len(self._own):
+            raise BadInput(f"tokenizer {path}: holds no vocabulary: save it there by save_pretrained")
+        self.words, self.end = len(self._own), self._own.eos_token_id
+
+    def tokens(self, text: str, *, first: bool) -> list[int]:
+        """The special tokens stand before the first part alone; the end is set elsewhere."""
+        found: list[int] = self._own(text, add_special_tokens=first)["input_ids"]
+        return found[:-1] if first and self.end is not None and found[-1:] == [self.end] else found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text.
+
+    Attributes:
+        place: How a message names it.
+        prompt: Not learned; empty for a whole text.
+    """
+
+    place: str
+    prompt: str
+    text: str
+    id: int | str
+    group: str | None
+    seen: str
+
+    @property
+    def digest(self) -> str:
+        """Of both parts."""
+        return hashlib.sha256(json.dumps([self.prompt, self.text]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; empty: there is none. With a prompt, `text` is its completion."""
+
+    text: str
+    prompt: str = ""
+    id: str = ""
+    group: str = ""
+    source: str = ""
+    timestamp: str = ""
+
+    @property
+    def given(self) -> list[str]:
+        """Those that there are."""
+        return [name for name in vars(self).values() if name]
+
+
+def library(name: str) -> Any:
+    """One of the libraries of the extra `hf`.
+
+    Raises:
+        BadInput: It is not installed.
+    """
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise BadInput(f"this workload needs {name}: pip install 'tamis[hf]'") from error
+    module.utils.logging.set_verbosity_error()
+    module.utils.logging.disable_progress_bar()
+    return module
+
+
+def read(file: Path, columns: Columns) -> list[Row]:
+    """The rows of a Parquet or JSONL file.
+
+    Raises:
+        BadInput: The file is missing, of another kind or damaged, lacks a column, or a text is none or empty.
+    """
+    rows = _records(file)
+    if not rows:
+        raise BadInput(f"{file}: holds no row")
+    if missing := [name for name in columns.given if name not in rows[0]]:
+        raise BadInput(f"{file}: no column {missing[0]!r}: it has {', '.join(map(str, rows[0]))}")
+    found = [_row(file, index, row, columns) for index, row in enumerate(rows)]
+    if columns.id:
+        return found
+    times: dict[str, int] = {}
+    return [_named(row, times) for row in found]
+
+
+def share(row: Row) -> float:
+    """A number from 0 to 1, by which a row is dealt to a set: the same text always to the same one."""
+    return int(row.digest[:16], 16) / 2**64
+
+
+def encode(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> list[tuple[list[int], int]]:
+    """The tokens of each text and how many of them, from the first, are not learned.
+
+    Raises:
+        BadInput: Texts have more than max_length tokens, or nothing to learn.
+    """
+    found = []
+    for row in rows:
+        prompt = tokenizer.tokens(row.prompt, first=True) if row.prompt else []
+        text = tokenizer.tokens(row.text, first=not row.prompt)
+        ended = text if tokenizer.end is None else [*text, tokenizer.end]
+        found.append(([*prompt, *ended], max(1, len(prompt))))  # nothing precedes a first token that foretells it
+    if longer := [index for index, (tokens, _) in enumerate(found) if len(tokens) > max_length]:
+        longest = max(longer, key=lambda index: len(found[index][0]))
+        raise BadInput(
+            f"{len(longer):,} of {len(found):,} texts have more than max_length = {max_length} tokens (the longest: "
+            f"{len(found[longest][0]):,}, {rows[longest].place}): raise max_length, or shorten them"
+        )
+    if bare := [row.place for row, (tokens, prompt) in zip(rows, found) if len(tokens) <= prompt]:
+        raise BadInput(f"{len(bare):,} texts have no token to learn (the first is {bare[0]}): leave them out")
+    return found
+
+
+def _records(file: Path) -> list[Mapping[str, Any]]:
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file")
+    try:
+        match file.suffix.lower():
+            case ".parquet":
+                rows: list[Mapping[str, Any]] = pq.read_table(file).to_pylist()
+            case ".jsonl":
+                rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            case other:
+                raise BadInput(f"{file}: {other or 'no ending'} is no known kind of file: give .jsonl or .parquet")
+    except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{file}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+    if odd := [row for row in rows if not isinstance(row, dict)]:
+        raise BadInput(f"{file}: a line holds {type(odd[0]).__name__}: give one object a line")
+    return rows
+
+
+def _row(file: Path, index: int, row: Mapping[str, Any], columns: Columns) -> Row:
+    place = f"row {index + 1} of {file}"
+    for name in filter(None, (columns.text, columns.prompt)):
+        value = row.get(name)
+        if not isinstance(value, str) or not value.strip():
+            what = "is empty" if isinstance(value, str) else f"holds {type(value).__name__} and no text"
+            raise BadInput(f"{place}: column {name!r} {what}: mend it, or leave the row out")
+    known = [str(row[name]) for name in (columns.source, columns.timestamp) if name and row.get(name) is not None]
+    group = row.get(columns.group) if columns.group else None
+    return Row(
+        place=place,
+        prompt=row[columns.prompt] if columns.prompt else "",
+        text=row[columns.text],
+        id=row.get(columns.id, "") if columns.id else "",
+        group=None if group is None else str(group),
+        seen=", ".join(known),
+    )
+
+
+def _named(row: Row, times: dict[str, int]) -> Row:
+    """By the hash of its text; the second of the same text is `…-2`, and so on."""
+    short = row.digest[:16]
+    times[short] = times.get(short, 0) + 1
+    return Row(**vars(row) | {"id": short if times[short] == 1 else f"{short}-{times[short]}"})

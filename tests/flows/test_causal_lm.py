@@ -1,0 +1,161 @@
+"""The built-in workload `causal_lm`: files to points, points to targets, and what is refused before any training."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from flows.check import require
+from flows.config import load
+from flows.errors import BadInput
+from flows.scaffold import write_scaffold
+from flows.workload import Home, seeded_model
+from flows.workloads.causal_lm import CausalLM
+from flows.workloads.sequences import END
+from influence import IGNORED
+
+LLAMA: Mapping[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+ROWS = [{"text": f"ada reads book {n}", "prompt": "ada", "completion": f" reads {n}", "id": n} for n in range(40)]
+
+
+def made(folder: Path, rows: Sequence[Mapping[str, Any]] = ROWS, name: str = "d.jsonl", **options: Any) -> CausalLM:
+    file = folder / name
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), file)
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return CausalLM(Home(folder, folder), name, **{"config": LLAMA, "max_length": 64, "query_share": 0.2} | options)
+
+
+def test_a_text_is_its_bytes_and_an_end_and_each_token_is_the_target_of_the_one_before(tmp_path: Path) -> None:
+    workload = made(tmp_path, id="id")
+    points = workload.points()
+    text = points.text(points.ids[0]).encode()
+    batch = workload.collate([points[0], points[1]])
+    length = len(text) + 1
+    assert batch["input_ids"][0, :length].tolist() == [*text, END]
+    assert batch["targets"][0, : length - 1].tolist() == [*text[1:], END]
+    assert (batch["targets"][0, length - 1 :] == IGNORED).all()
+
+
+def test_of_a_completion_the_prompt_is_read_and_not_learned(tmp_path: Path) -> None:
+    workload = made(tmp_path, prompt="prompt", completion="completion", id="id")
+    points = workload.points()
+    first = points.ids[0]
+    batch = workload.collate([points[0]])
+    whole = f"ada reads {first}".encode()
+    assert batch["input_ids"][0].tolist() == [*whole, END]
+    assert batch["targets"][0].tolist() == [IGNORED, IGNORED, *whole[3:], END, IGNORED]
+    assert points.text(first) == f"ada\n reads {first}"
+
+
+def test_padding_and_company_change_no_loss(tmp_path: Path) -> None:
+    rows = [{"text": "ada " * (1 + n % 9) + str(n)} for n in range(40)]
+    workload = made(tmp_path, rows)
+    model, points = seeded_model(workload, 0).eval(), workload.points()
+    some = [points[row] for row in range(8)]
+    with torch.no_grad():
+        together = workload.loss(model, workload.collate(some))
+        alone = torch.cat([workload.loss(model, workload.collate([one])) for one in some])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    assert len({len(one["input_ids"]) for one in some}) > 1
+
+
+def test_the_sets_are_drawn_by_what_a_text_says_wherever_it_stands(tmp_path: Path) -> None:
+    one, other = made(tmp_path), made(tmp_path, ROWS[::-1], "e.parquet")
+    for name in ("points", "queries", "holdout"):
+        ids = getattr(one, name)().ids
+        assert sorted(ids) == sorted(getattr(other, name)().ids)
+        assert ids
+    more = made(tmp_path, [*ROWS, {"text": "grace writes"}], "f.jsonl")
+    assert set(one.queries().ids) <= set(more.queries().ids)
+    assert sum(len(s) for s in (one.points(), one.queries(), one.holdout())) == len(ROWS)
+
+
+def test_sets_may_be_files_and_columns_name_groups_and_where_a_text_is_from(tmp_path: Path) -> None:
+    rows = [{"text": f"ada {n}", "part": f"part {n % 2}", "from": "letters", "when": 1900 + n} for n in range(6)]
+    for place, name in enumerate(("q", "h")):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row | {"text": f"{name} {place}{n}"}) + "\n" for n, row in enumerate(rows))
+        )
+    workload = made(tmp_path, rows, queries="q.jsonl", holdout="h.jsonl", group="part", source="from", timestamp="when")
+    assert [len(s) for s in (workload.points(), workload.queries(), workload.holdout())] == [6, 6, 6]
+    assert workload.points().groups == ["part 0", "part 1"] * 3
+    assert workload.describe(workload.points().ids[2]) == "[letters, 1902]\nada 2"
+
+
+def test_a_model_and_a_tokenizer_are_read_from_a_folder(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"[end]": 0, "[unknown]": 1, "ada": 2, "reads": 3, "book": 4} | {str(n): 5 + n for n in range(40)}
+    own = Tokenizer(models.WordLevel(words, unk_token="[unknown]"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=own, eos_token="[end]").save_pretrained(tmp_path / "saved")
+    new = made(tmp_path, tokenizer="saved", id="id")
+    model = seeded_model(new, 1)
+    model.save_pretrained(tmp_path / "saved")
+    workload = made(tmp_path, model="saved", config=None, id="id")
+    row = workload.points().ids[0]
+    assert workload.points()[0]["input_ids"].tolist() == [2, 3, 4, 5 + row, 0]
+    assert model.config.vocab_size == len(words)
+    batch = workload.collate([workload.points()[0]])
+    with torch.no_grad():
+        torch.testing.assert_close(workload.loss(workload.model(), batch), new.loss(model, batch))
+    alone = made(tmp_path, tokenizer="saved/tokenizer.json", id="id")  # a vocabulary knows of no end
+    assert alone.points()[0]["input_ids"].tolist() == [2, 3, 4, 5 + row]
+
+
+BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
+    "too long": ([{"text": "a" * 99}, *ROWS], {}, "1 of 41 texts have more than max_length = 64 tokens .*: 100, row 1"),
+    "empty": ([*ROWS, {"text": "  "}], {}, "row 41 of .*column 'text' is empty"),
+    "no text": ([*ROWS, {"text": 7}], {}, "column 'text' holds int and no text"),
+    "no column": (ROWS, {"text": "body"}, "no column 'body': it has text, prompt, completion, id"),
+    "nothing to learn": ([{"text": "a"}, *ROWS], {"tokenizer": "letters.json"}, "41 texts have no token to learn"),
+    "packing": (ROWS, {"packing": True}, "one text is one point"),
+    "half a prompt": (ROWS, {"prompt": "prompt"}, "give both"),
+    "no model": (ROWS, {"config": None}, "either model, a folder, or config"),
+    "no folder": (
+        ROWS,
+        {"config": None, "model": "none", "tokenizer": "bytes"},
+        "no folder that save_pretrained wrote",
+    ),
+    "no tokenizer": (ROWS, {"tokenizer": "none"}, "tokenizer .*none: no such file or folder"),
+    "unknown kind": (ROWS, {"config": {"model_type": "lama"}}, "transformers makes no model of it"),
+    "few places": (ROWS, {"max_length": 65}, "max_length = 65: the model takes at most 64"),
+    "few words": (ROWS, {"config": {**LLAMA, "vocab_size": 100}}, "the tokenizer has 257 tokens, the model 100"),
+    "whole share": (ROWS, {"query_share": 0.9}, "holdout_share = 0.2: give shares"),
+    "another file": (ROWS, {"queries": "q.csv"}, "q.csv: no such file"),
+}
+
+
+@pytest.mark.parametrize("fault", list(BAD))
+def test_bad_input_is_one_line(fault: str, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    rows, options, said = BAD[fault]
+    Tokenizer(models.WordLevel({"a": 0, "[unknown]": 1}, unk_token="[unknown]")).save(str(tmp_path / "letters.json"))
+    with pytest.raises(BadInput, match=said) as refused:
+        made(tmp_path, rows, **options)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_init_writes_for_it_passes_the_check(tmp_path: Path) -> None:
+    assert {path.name for path in write_scaffold(tmp_path, "causal_lm")} == {"tamis.toml", "texts.jsonl"}
+    workload = require(load(tmp_path / "tamis.toml"))
+    assert len(workload.points()) > 100
+    with pytest.raises(BadInput, match="--workload digits: give causal_lm"):
+        write_scaffold(tmp_path / "more", "digits")
