@@ -26,7 +26,7 @@ from flows.plans import HOLDOUT, QUERIES, Job, Plan, ScorePlan, TrainPlan, write
 from flows.recipe import horizon, resume_points, save_points, steps_for
 from flows.sections.training import TrainingConfig
 from flows.spent import Spent
-from flows.workload import Batches, Sample, Workload, collate_of, for_folds, inputs_of, seeded_model
+from flows.workload import Batches, Sample, Workload, collate_of, for_folds, seeded_model
 from storage import checkpoints
 from storage.files import read_json, size_of
 from storage.trajectory_store import TRAJECTORY

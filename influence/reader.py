@@ -124,8 +124,8 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
         tokens = Tokens(_full(logits), targets)
         wanted = tokens.cotangents() if keys is None else tokens.cotangents(self._fisher, keys)
         pulled = self._compressed(self.source.pull_many(logits, wanted))
-        losses = {name: Factor(factor.a, factor.g[0]) for name, factor in pulled.items()}
-        roots = None if keys is None else {name: Factor(one.a, one.g[1:]) for name, one in pulled.items()}
+        losses = {name: factor.at(factor.g[0]) for name, factor in pulled.items()}
+        roots = None if keys is None else {name: one.at(one.g[1:]) for name, one in pulled.items()}
         return Reading(_full(logits)[:, 0, :0], targets, losses, roots, tokens.signals())
 
     def _compressed(self, pulled: Factors) -> Factors:

@@ -21,7 +21,7 @@ from flows.stores import ledger_of
 from tests.faults.harness import ROOT, TAMIS, alive, command_line, wait_for
 from tests.services import HERE, Service, answers, composed, database, free_ports, postgres, prefect_server, running
 
-PATIENCE = 900.0  # seconds until a wait is given up; no test depends on how long anything takes
+PATIENCE = 1800.0  # seconds until a wait is given up; no test depends on how long anything takes
 FLOW = "tamis-cycle"
 PROGRAM = {
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
