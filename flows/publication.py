@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from flows.guardrail import DIFFERENCES, Check, read_outcome
+from flows.printing import visible
 from flows.report_data import report_data
 from flows.slices import slices_of
 from flows.stages import Cycle
@@ -127,7 +128,7 @@ def describe(summary: Summary) -> str:
         f"Influence on {summary.blocks}. {summary.probe} {summary.fragility}".rstrip(),
         "",
         *([f"The data {summary.moved}.", ""] if summary.moved else []),
-        *([f"Where the harm is: {'; '.join(summary.patterns)}.", ""] if summary.patterns else []),
+        *([f"Where the harm is: {visible('; '.join(summary.patterns))}.", ""] if summary.patterns else []),
         "The report is under Artifacts, `review/00_report.html`.",
     ]
     if summary.state == "awaiting_review":

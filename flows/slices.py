@@ -26,6 +26,8 @@ from storage.slices import Sliced, Sums, sum_slices
 
 LEVEL = 0.05
 SAID = 3
+LETTERS = 100
+"""Of a name, at most."""
 
 
 def slices_of(workload: Workload, scored: Scored, proposal: Proposal) -> list[Slice]:
@@ -84,7 +86,7 @@ def _slice(one: Sums, whole: Sums, p: float) -> Slice:
     low, high = one.low if one.low is not None else "none", one.high
     return Slice(
         facet=one.facet,
-        name=low if high is None or high == low else f"{low} to {high}",
+        name=low[:LETTERS] if high is None or high == low else f"{low} to {high}",
         points=one.points,
         total=Interval(one.total, one.total - half, one.total + half),
         p=p,

@@ -123,3 +123,19 @@ def test_a_facet_may_be_called_like_a_score_or_like_another_in_capitals_or_hold_
     found = sum_slices(scores(tmp_path), pa.table({"point_id": range(N), **dict.fromkeys(names, values)}), ())
     for name in names:
         agree(next(one for one in found.slices if (one.facet, one.low) == (name, "a")), lambda point: point % 2 == 1)
+
+
+def test_values_are_given_back_as_they_are_whatever_they_hold(tmp_path: Path) -> None:
+    hostile = [
+        "'; DROP TABLE base; --",
+        "nul\0byte",
+        "line\nbreak",
+        "NULL",
+        "$most {0} %s",
+        "\u202eleft",
+        "",
+        "x" * 5000,
+    ]
+    values = [hostile[point % len(hostile)] for point in range(N)]
+    assert set(slices(scores(tmp_path), "source", values)) == set(hostile)
+    assert set(slices(tmp_path, "words", [[value] for value in values])) == set(hostile)
