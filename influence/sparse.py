@@ -40,6 +40,9 @@ class TableFactor(Factor):
         for name, value in (("_rows", rows), ("g", g), ("table", table)):
             object.__setattr__(self, name, value)  # frozen
 
+    def __repr__(self) -> str:
+        return f"TableFactor(inputs={self.inputs}, g={self.g}, table={self.table})"
+
     @classmethod
     def of(cls, tokens: Tensor, g: Tensor, table: int) -> "TableFactor":
         """From the token of each position, -1 for none, [B, T], which may repeat."""
