@@ -15,7 +15,6 @@ from itertools import compress
 import torch
 from torch import Tensor
 
-from influence.curvature.base import Own
 from influence.errors import InfluenceError
 from influence.factored import Factor, add_weighted, dots, squared_norms
 
@@ -40,6 +39,9 @@ class TableFactor(Factor):
     def __init__(self, rows: Tensor, g: Tensor, table: int) -> None:
         for name, value in (("_rows", rows), ("g", g), ("table", table)):
             object.__setattr__(self, name, value)  # frozen
+
+    def __repr__(self) -> str:
+        return f"TableFactor(inputs={self.inputs}, g={self.g}, table={self.table})"
 
     @classmethod
     def of(cls, tokens: Tensor, g: Tensor, table: int) -> "TableFactor":
@@ -114,16 +116,6 @@ def with_values(gradients: Tensor, values: Tensor) -> Tensor:
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Sparse gradients one after the other."""
     return torch.cat(list(parts)).coalesce()
-
-
-def own_of_rows(rotated: TableFactor, weights: Tensor, *, step: bool) -> Own:
-    """The own terms of rotated factors, for weights 1 / (Lambda + damping) and their squares, [2, d, V]."""
-    point, row, value = rotated.touched()
-    energies = value.square()
-    found = weights.new_zeros(2, len(rotated))
-    for total, weight in zip(found, weights[: 1 + step]):
-        total.index_add_(0, point, (energies * weight.T[row]).sum(1))
-    return Own(found[0].double(), found[1].double() if step else None)
 
 
 @squared_norms.register

@@ -17,7 +17,7 @@ from influence.curvature.base import Own, Scored
 from influence.curvature.cut import Cut
 from influence.factored import DENSE_ELEMENTS, Factor, Factors, Gradients, dots, materialise, pieces, rotate
 from influence.matmul import product, products
-from influence.sparse import TableFactor, own_of_rows, with_values
+from influence.sparse import TableFactor, with_values
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Eigenbasis:
     def own(self, factor: Factor, *, step: bool) -> Own:
         """The own terms of B points in this block."""
         if isinstance(factor, TableFactor):
-            return own_of_rows(self.rotate_rows(factor), self.weights, step=step)
+            return _own_of_rows(self.rotate_rows(factor), self.weights, step=step)
         if factor.a.shape[1] > 1:
             return Own.join([self.own_of_full(self.materialise(factor[piece]), step=step) for piece in pieces(factor)])
         if self.cut is not None:
@@ -172,3 +172,13 @@ def _own(a: Tensor, g: Tensor, weights: Tensor, *, step: bool) -> Own:
     """Own terms from squared rotated factors a [B, i] and g [B, o], and weights [2, o, i]."""
     found = [(product(g, weight) * a).sum(1).double() for weight in weights[: 1 + step]]
     return Own(found[0], found[1] if step else None)
+
+
+def _own_of_rows(rotated: TableFactor, weights: Tensor, *, step: bool) -> Own:
+    """The same of a table, with weights [2, d, V]."""
+    point, row, value = rotated.touched()
+    energies = value.square()
+    found = weights.new_zeros(2, len(rotated))
+    for total, weight in zip(found, weights[: 1 + step]):
+        total.index_add_(0, point, (energies * weight.T[row]).sum(1))
+    return Own(found[0].double(), found[1].double() if step else None)
