@@ -37,7 +37,7 @@ postgres:
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(STAMP)
+test-all: $(STAMP) texts
 	$(BIN)/python -m pytest -m "not matrix and not service"
 
 test-service: $(STAMP) data browser postgres
