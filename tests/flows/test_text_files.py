@@ -87,7 +87,7 @@ def ids(values: list[Any]) -> list[Any]:
         (ids, [1.0, 2.0], r"column 'id' holds float: give integers or texts"),
         (ids, [1, 2, "3"], r"column 'id' holds 2 int, 1 str \(line 3: '3'\): give values of one type"),
         (labels, [0, None, 1], r"column 'label' has no value in 1 of 3 rows \(the first is line 2: None\)"),
-        (labels, [0, 2, 1, 3], r"none of the classes in 2 of 4 rows \(the first is line 2: 2\): they are '0', '1'"),
+        (labels, [0, 2, 1, 3], r"none of the classes in 2 of 4 rows \(the first is line 2: 2\): allowed are '0', '1'"),
         (labels, ["0", 1], r"column 'label' holds 1 str, 1 int"),
         (classes, [-1, 1], r"holds -1, 1: integers count the classes from 0 .* by labels = \[-1, 1\]"),
         (classes, [0, 2], r"holds 0, 2: integers count the classes from 0 without a gap"),
@@ -107,6 +107,9 @@ def test_classes_are_sorted_or_in_the_order_that_is_given() -> None:
     assert labels_of(rows, "label", classes_of(rows, "label", [])) == [1, 0, 1]
     assert labels_of(rows, "label", classes_of(rows, "label", ["good", "bad", "unseen"])) == [0, 1, 0]
     assert labels_of(rows_of(label=[-1, 1]), "label", classes_of(rows_of(label=[-1, 1]), "label", [-1, 1])) == [0, 1]
+    assert labels_of(rows_of(label=[0, 1]), "label", ["good", "bad"]) == [0, 1], "integers count the names"
+    with pytest.raises(BadInput, match=r"\(the first is line 2: 2\): allowed are 0 to 1, which count 'good', 'bad'"):
+        labels_of(rows_of(label=[1, 2]), "label", ["good", "bad"])
 
 
 def test_ids_by_content_tell_copies_apart_and_stay_when_rows_are_appended() -> None:

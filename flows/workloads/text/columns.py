@@ -79,16 +79,15 @@ def classes_of(rows: Rows, column: str, names: Sequence[int | str]) -> tuple[str
 
 
 def labels_of(rows: Rows, column: str, classes: Sequence[str]) -> list[int]:
-    """Numbers of the classes."""
-    values, number = _of_one_type(rows, column), {name: index for index, name in enumerate(classes)}
-    _refuse(
-        rows,
-        column,
-        "is none of the classes",
-        [str(value) not in number for value in values],
-        f"they are {_some(classes)}; give labels = [...] to name others",
-    )
-    return [number[str(value)] for value in values]
+    """Numbers of the classes: integers count them, unless they are what the classes are called."""
+    values = _of_one_type(rows, column)
+    counted = isinstance(values[0], int) and not all(name.lstrip("-").isdecimal() for name in classes)
+    number = {index if counted else name: index for index, name in enumerate(classes)}
+    found = [number.get(value if counted else str(value)) for value in values]
+    allowed = f"0 to {len(classes) - 1}, which count {_some(classes)}" if counted else _some(classes)
+    remedy = f"allowed are {allowed}; give labels = [...] to name others"
+    _refuse(rows, column, "is none of the classes", [label is None for label in found], remedy)
+    return [label for label in found if label is not None]
 
 
 def _of_one_type(rows: Rows, column: str) -> list[Any]:
