@@ -31,7 +31,7 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
     """One model's influence engine; a context manager, the model is restored on exit.
 
     Args:
-        model: a classifier.
+        model: a classifier, or a language model.
         task: how it is asked.
         curvature: not yet fitted.
         blocks: the model's; the curvature is made for them, or for the compressor's.

@@ -8,6 +8,8 @@ Pulled back to the blocks, the R roots of a point are R gradients whose outer pr
 | exact | sqrt(p_y) (e_y - p) for every label y | C |
 | sampled | (e_y - p) / sqrt(R) for R labels y ~ p: for large vocabularies | draws |
 | empirical | p - e_y for the given label: not a Gauss-Newton matrix, but free with the loss gradient | 1 |
+
+Of a text, which has a label at each of T positions, see `tokens`.
 """
 
 from dataclasses import dataclass

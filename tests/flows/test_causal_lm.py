@@ -18,6 +18,8 @@ from flows.workload import Home, seeded_model
 from flows.workloads.causal_lm import CausalLM
 from flows.workloads.sequences import END
 from influence import IGNORED
+from storage import score_store
+from tests.flows.helpers import turn, write_toml
 
 LLAMA: Mapping[str, Any] = {
     "model_type": "llama",
@@ -159,3 +161,21 @@ def test_what_init_writes_for_it_passes_the_check(tmp_path: Path) -> None:
     assert len(workload.points()) > 100
     with pytest.raises(BadInput, match="--workload digits: give causal_lm"):
         write_scaffold(tmp_path / "more", "digits")
+
+
+@pytest.mark.slow
+def test_a_new_model_is_trained_and_its_texts_are_scored_and_proposed(here: Path) -> None:
+    (here / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    file = write_toml(
+        here,
+        "causal_lm",
+        {"data": "d.jsonl", "config": LLAMA, "max_length": 64, "prompt": "prompt", "completion": "completion"},
+        training={"epochs": 1},
+        scoring={"chunk": 16, "fisher": "empirical", "exact_head": False, "probe": 0},
+        pruning={"policies": ["memorized", "redundant"], "redundant_share": 0.1},
+    )
+    summary = turn(file, dry_run=True)
+    scores = score_store.read(here / "ws" / "cycles" / "000001" / "scores")
+    assert len(scores) == summary.points > 10
+    assert scores["influence"].null_count == scores["redundancy"].null_count == 0
+    assert summary.candidates["redundant"] > 0

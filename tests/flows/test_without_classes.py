@@ -17,9 +17,11 @@ from flows.config import load
 from flows.dataset import manifest_of
 from flows.errors import BadInput
 from flows.evidence import account_of
+from flows.forecast import foretell
 from flows.ledger_tables import print_account
 from flows.score_file import score_file
 from flows.tables import print_summary
+from flows.trial import measure
 from flows.validation.bench import Extent
 from flows.validation.running import validate_file
 from flows.workload import seeded_model
@@ -27,7 +29,7 @@ from influence import auc
 from storage import score_store
 from storage.proposals import Proposal
 from storage.query_scores import read_queries
-from tests.flows.helpers import turn, write_toml
+from tests.flows.helpers import run_here, turn, write_toml
 from tests.flows.little_lm import LittleLM, Texts
 
 LITTLE = f"{Path(__file__).with_name('little_lm.py')}:LittleLM"
@@ -139,6 +141,17 @@ def test_settings_that_need_classes_are_refused_in_one_line_that_says_what_to_se
         assert part in said
     assert "prune_while_learning" not in said
     require(load(write_toml(tmp_path, LITTLE, **SETTINGS)))
+
+
+def test_a_cycle_is_foretold_without_what_it_leaves_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.trial.run_ranks", run_here)
+    config = load(write_toml(here, LITTLE, **SETTINGS))
+    trial = measure(config, require(config), here / "trial", lambda _: None)
+    assert trial.score.classes == trial.score.input_bytes == trial.score.parts_bytes["fold"] == 0
+    assert not any("out-of-fold" in phase for phase in trial.score.launched.spent.seconds)
+    found = foretell(trial, config, 240)
+    assert found.seconds["score"] > 0
+    assert found.memory["score"] > 0
 
 
 def test_a_study_that_needs_classes_is_refused(tmp_path: Path) -> None:
