@@ -110,12 +110,7 @@ def dots(factor: Factor, gradients: Tensor) -> Tensor:
 @singledispatch
 def add_weighted(factor: Factor, total: Tensor, weights: Tensor) -> None:
     """Add sum_b w_b G_b, for weights [B], to a total [o, i] in place."""
-    total += weighted_sum(factor, weights)
-
-
-def weighted_sum(factor: Factor, weights: Tensor) -> Tensor:
-    """sum_b w_b G_b, [o, i], for weights [B]."""
-    return product((factor.g * weights[:, None, None]).flatten(0, 1).T, factor.a.flatten(0, 1))
+    total += product((factor.g * weights[:, None, None]).flatten(0, 1).T, factor.a.flatten(0, 1))
 
 
 @singledispatch

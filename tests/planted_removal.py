@@ -24,8 +24,8 @@ def a_removal_with_the_sign_of_an_addition(patch: pytest.MonkeyPatch) -> None:
 
 @seen_by("test_removal", QUADRATIC)
 def every_point_taken_for_one_that_leaves(patch: pytest.MonkeyPatch) -> None:
-    right = removal.weighted_sum
-    patch.setattr(removal, "weighted_sum", lambda factor, weights: right(factor, torch.ones_like(weights)))
+    right = removal.add_weighted
+    patch.setattr(removal, "add_weighted", lambda factor, total, w: right(factor, total, torch.ones_like(w)))
 
 
 @seen_by("test_removal", "test_unlearning_is_one_step_of_adam_on_the_loss_that_stays_less_the_loss_that_goes")
