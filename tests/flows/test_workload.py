@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from flows.config import load
 from flows.errors import BadInput
-from flows.workload import Batches, Workload, check_losses, inputs_of, load_workload, seeded_model
+from flows.workload import Batches, Home, Workload, check_losses, inputs_of, load_workload, seeded_model
 from tests.flows.blobs import Blobs, Cloud
 from tests.flows.helpers import BLOBS, write_toml
 
@@ -195,3 +195,18 @@ def test_a_reduced_loss_is_told_by_its_shape_and_a_nan_by_its_point() -> None:
         check_losses(torch.tensor(1.0), rows, ids)
     with pytest.raises(BadInput, match="the loss of point c is not finite"):
         check_losses(torch.tensor([torch.nan, 1.0]), rows, ids)
+
+
+class AtHome(Blobs):
+    """Asks where it is."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__()
+        self.home = home
+
+
+def test_a_workload_that_asks_is_told_the_folder_of_the_toml_and_a_cache(tmp_path: Path) -> None:
+    workload: Any = loaded(tmp_path, "tests.flows.test_workload:AtHome")
+    assert (workload.home.folder, workload.home.cache) == (tmp_path, tmp_path / "ws" / "cache")
+    with pytest.raises(BadInput, match=r"workload\.options\.home: AtHome is given the TOML's folder; leave the option"):
+        loaded(tmp_path, "tests.flows.test_workload:AtHome", {"home": "elsewhere"})
