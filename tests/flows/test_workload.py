@@ -88,7 +88,7 @@ def test_a_built_in_is_loaded_by_its_name_and_given_its_options(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("entry", "options", "parts"),
     [
-        ("nothing", {}, ("workload.class = 'nothing'", "digits, fashion_mnist, tiny", "file.py:Class")),
+        ("nothing", {}, ("workload.class = 'nothing'", "digits, fashion_mnist, ", "file.py:Class")),
         ("none.py:Mine", {}, ("none.py: no such file",)),
         ("no.such.module:Mine", {}, ("No module named 'no'", "beside the TOML")),
         ("mine.py:Missing", {}, ("mine.py has no class Missing", "it has ['Mine']")),
