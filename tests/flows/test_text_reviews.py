@@ -11,8 +11,8 @@ import torch
 
 from flows.config import load
 from flows.workload import load_workload
+from influence.validation import auc
 from tests.flows.helpers import turn
-from tests.flows.test_score_file import auc
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "text"
 COLUMNS = ["point_id", "label", "suspicion"]

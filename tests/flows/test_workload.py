@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from flows.asking import inputs_of
 from flows.config import load
 from flows.errors import BadInput
-from flows.workload import Batches, Workload, check_losses, load_workload, seeded_model
+from flows.workload import Batches, Home, Workload, check_losses, load_workload, seeded_model
 from tests.flows.blobs import Blobs, Cloud
 from tests.flows.helpers import BLOBS, write_toml
 
@@ -89,7 +89,7 @@ def test_a_built_in_is_loaded_by_its_name_and_given_its_options(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("entry", "options", "parts"),
     [
-        ("nothing", {}, ("workload.class = 'nothing'", "digits, fashion_mnist, tiny", "file.py:Class")),
+        ("nothing", {}, ("workload.class = 'nothing'", "digits, fashion_mnist, ", "file.py:Class")),
         ("none.py:Mine", {}, ("none.py: no such file",)),
         ("no.such.module:Mine", {}, ("No module named 'no'", "beside the TOML")),
         ("mine.py:Missing", {}, ("mine.py has no class Missing", "it has ['Mine']")),
@@ -196,3 +196,18 @@ def test_a_reduced_loss_is_told_by_its_shape_and_a_nan_by_its_point() -> None:
         check_losses(torch.tensor(1.0), rows, ids)
     with pytest.raises(BadInput, match="the loss of point c is not finite"):
         check_losses(torch.tensor([torch.nan, 1.0]), rows, ids)
+
+
+class AtHome(Blobs):
+    """Asks where it is."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__()
+        self.home = home
+
+
+def test_a_workload_that_asks_is_told_the_folder_of_the_toml_and_a_cache(tmp_path: Path) -> None:
+    workload: Any = loaded(tmp_path, "tests.flows.test_workload:AtHome")
+    assert (workload.home.folder, workload.home.cache) == (tmp_path, tmp_path / "ws" / "cache")
+    with pytest.raises(BadInput, match=r"workload\.options\.home: AtHome is given the TOML's folder; leave the option"):
+        loaded(tmp_path, "tests.flows.test_workload:AtHome", {"home": "elsewhere"})

@@ -25,7 +25,7 @@ from flows.workloads.text.sets import TextSet, collated
 from flows.workloads.text.tokens import Batch, TooLong
 from storage.points import PointId
 
-HEAD_ALONE: Mapping[str, Any] = {"epochs": 10, "learning_rate": 3e-3, "schedule": "linear"}
+HEAD_ALONE: Mapping[str, Any] = {"epochs": 10, "learning_rate": 1e-3, "schedule": "linear"}
 """How a linear head is trained on features of unit variance, whatever the fine-tuning's rates are."""
 
 
