@@ -76,8 +76,7 @@ def problem() -> tuple[Handed, Handed]:
     asked = WORKLOAD.collate(queries.samples)
 
     def losses(rows: Tensor, seed: int) -> Tensor:
-        with torch.no_grad():
-            return WORKLOAD.loss(_trained(texts, rows, seed), asked).double()
+        return WORKLOAD.loss(_trained(texts, rows, seed), asked).detach().double()
 
     def of(first: int, count: int, models: int) -> Handed:
         generator = torch.Generator().manual_seed(first)
