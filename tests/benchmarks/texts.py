@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from influence import EKFAC, Curvature, Damping, Fisher, Identity, Influence, Reader, Task, linear_blocks
-from influence.validation import lds
+from influence.validation import lds, noise_ceiling
 from tests.benchmarks.peak import status
 from tests.flows.little_lm import Batch, Little, LittleLM, Texts
 
 TEXTS, QUERIES, BATCH = 240, 60, 32
 HALVES, MODELS, TUNING = 32, 2, 16
 EPOCHS, RATE, DECAY = 20, 1e-2, 0.1
-DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+DAMPINGS = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 LONG, WORDS = 512, 8192
 WORKLOAD = LittleLM()
 TASK: Task[Batch] = Task(WORKLOAD.logits, WORKLOAD.targets)
@@ -70,23 +70,26 @@ def chosen(name: str, handed: Handed, truth: Handed, score: Callable[[nn.Module,
     return Row(name, damping, float(lds(found, truth["halves"], truth["losses"]).mean()), seconds)
 
 
-def problem() -> tuple[Handed, Handed]:
-    """The model on all texts, halves to choose by, and halves to judge by."""
+def problem() -> tuple[Handed, Handed, float]:
+    """The model on all texts, halves to choose by, halves to judge by, and the LDS that these allow for."""
     texts, queries = WORKLOAD.points(), Texts(10_000, QUERIES)
     asked = WORKLOAD.collate(queries.samples)
 
     def losses(rows: Tensor, seed: int) -> Tensor:
-        with torch.no_grad():
-            return WORKLOAD.loss(_trained(texts, rows, seed), asked).double()
+        return WORKLOAD.loss(_trained(texts, rows, seed), asked).detach().double()
 
-    def of(first: int, count: int, models: int) -> Handed:
+    def of(first: int, count: int, models: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(first)
         halves = torch.stack([torch.randperm(TEXTS, generator=generator) < TEXTS // 2 for _ in range(count)])
-        each = [[losses(half.nonzero()[:, 0], first + 1 + seed) for seed in range(models)] for half in halves]
-        return Handed(weights=weights, halves=halves, losses=torch.stack([torch.stack(one).mean(0) for one in each]))
+        rows = [half.nonzero()[:, 0] for half in halves]
+        each = [torch.stack([losses(one, first + 1 + seed) for seed in range(models)]) for one in rows]
+        return halves, torch.stack(each)  # [M, R, m]
 
     weights = _trained(texts, torch.arange(TEXTS), 0).state_dict()
-    return of(1000, TUNING, 1), of(2000, HALVES, MODELS)
+    (some, rough), (others, fine) = of(1000, TUNING, 1), of(2000, HALVES, MODELS)
+    handed = Handed(weights=weights, halves=some, losses=rough.mean(1))
+    truth = Handed(weights=weights, halves=others, losses=fine.mean(1))
+    return handed, truth, float(noise_ceiling(fine).mean())
 
 
 def _trained(texts: Texts, rows: Tensor, seed: int) -> nn.Module:
@@ -146,7 +149,7 @@ def main() -> None:
     """Print the table and the memory."""
     torch.set_num_threads(1)
     print(memory(), flush=True)
-    handed, truth = problem()
+    handed, truth, ceiling = problem()
     rows = [
         chosen("Tamis, EK-FAC, sampled", handed, truth, ours(EKFAC, Fisher("sampled"))),
         chosen("Tamis, EK-FAC, empirical", handed, truth, ours(EKFAC, Fisher("empirical"))),
@@ -158,7 +161,7 @@ def main() -> None:
             torch.save([handed, truth], given)
             subprocess.run([sys.argv[1], "-m", "tests.benchmarks.peer_texts", str(given), str(found)], check=True)
             rows += [Row(**one) for one in torch.load(found)]
-    print("| method | damping | LDS | CPU s |\n|---|---|---|---|")
+    print(f"noise ceiling {ceiling:.3f}\n\n| method | damping | LDS | CPU s |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row.name} | {row.damping:g} | {row.lds:.3f} | {row.seconds:.2f} |")
 
