@@ -28,7 +28,8 @@ from flows.workload import Batches, PointSet, Workload, check_losses, collate_of
 from influence import Blocks, Share, blocks
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError
-from influence.gradients import check_cross_entropy, head_outputs
+from influence.gradients import head_outputs
+from influence.objective import check_cross_entropy
 from influence.reader import Reader
 from influence.tokens import Tokens
 from influence.turnover import TurnOver

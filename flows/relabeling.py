@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from flows.errors import BadInput
 from flows.workload import Batches, PointSet, Workload, collate_of
-from influence.gradients import check_cross_entropy
+from influence.objective import check_cross_entropy
 from storage.files import atomic_path
 from storage.points import Manifest, PointId
 

@@ -67,9 +67,10 @@ from influence.exchange import Broadcast, share_queries
 from influence.factored import Factor, Factors, Gradients, materialise
 from influence.fisher import Fisher, FisherKind
 from influence.fitting import fit, subset
-from influence.gradients import FactorSource, check_cross_entropy, gradient_energy
+from influence.gradients import FactorSource, gradient_energy
 from influence.learning import LearningSignals, learning_signals
 from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, grand, memorization_labels
+from influence.objective import check_cross_entropy
 from influence.positions import PositionInfluence, direction, position_influence
 from influence.proxies import held_out_retrain, loss_curvature
 from influence.queries import Groups, Queries, each, group_means

@@ -26,7 +26,6 @@ from influence.factored import Factor, Factors, squared_norms
 from influence.layouts import LinearLayout, TableLayout
 from influence.refusals import refuse_batch_statistics, refuse_compiled
 from influence.sparse import TableFactor
-from influence.tokens import point_losses
 
 Batch = TypeVar("Batch")
 REENTRANT = "inside a re-entrant activation checkpoint, which gives no per-point gradients: set use_reentrant=False"
@@ -316,28 +315,6 @@ def head_outputs(source: FactorSource, block: Block, logits: Tensor) -> HeadOutp
         raise InfluenceError(f"block {block.name!r} does not produce the logits as they are, so it is no softmax head")
     refuse_non_finite(block.name, outputs)
     return HeadOutputs(block.name, inputs[:, 0], outputs.softmax(-1))
-
-
-def check_cross_entropy(losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Refuse a loss that is not the cross-entropy of the logits, for which this curvature would be the wrong one.
-
-    Args:
-        losses: per-point losses of the workload, [B].
-        logits: of the same points, [B, C]; of texts [B, T, V].
-        labels: given labels, [B], int64; of texts their targets, [B, T].
-    """
-    check_equal(losses, point_losses(logits.detach(), labels))
-
-
-def check_equal(losses: Tensor, expected: Tensor) -> None:
-    """The same, where the cross-entropy is known, [B]."""
-    losses = losses.detach()
-    if not torch.allclose(losses, expected, rtol=1e-3, atol=1e-4):
-        row = int((losses - expected).abs().argmax())
-        raise InfluenceError(
-            f"the loss is not the cross-entropy of the logits and labels (row {row}: {float(losses[row]):.4g}, "
-            f"expected {float(expected[row]):.4g}); only that loss is supported"
-        )
 
 
 def refuse_non_finite(block: str, values: Tensor) -> None:

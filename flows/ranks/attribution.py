@@ -53,7 +53,7 @@ from influence import (
     turn_over_self_influence,
 )
 from influence.factored import Gradients
-from influence.gradients import check_equal
+from influence.objective import check_equal
 from influence.sharding import WHOLE
 from storage.files import JSON
 

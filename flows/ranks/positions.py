@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from flows.asking import task_of
 from flows.config import Config
 from flows.plans import DIRECTIONS, PreviewPlan
 from flows.ranks.attribution import QUERY_BATCH, Attribution
@@ -23,7 +24,7 @@ from flows.ranks.rank import Place
 from flows.ranks.weights import load_weights
 from flows.relabeling import Source
 from flows.workload import Workload
-from influence import PositionInfluence, Reader, Task, available, direction, position_influence
+from influence import PositionInfluence, Reader, available, direction, position_influence
 from influence.factored import Gradients
 from storage import score_store
 from storage.points import PointId, id_array
@@ -109,7 +110,7 @@ def _split(
 ) -> list[PositionInfluence]:
     blocks = tuple(block for block in available(model) if block.name in along)
     directions = {name: one[None] for name, one in along.items()}
-    with Reader(model, Task[Any](workload.logits, workload.labels), blocks) as reader:
+    with Reader(model, task_of(workload), blocks) as reader:
         return [
             position_influence(reader.losses(batch).losses, directions, blocks, length)
             for batch, length in zip(batches, lengths)

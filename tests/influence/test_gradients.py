@@ -16,7 +16,6 @@ from influence import (
     NotPerPoint,
     Reader,
     by_name,
-    check_cross_entropy,
     gradient_energy,
     head,
     last,

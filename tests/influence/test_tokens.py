@@ -27,7 +27,7 @@ from influence import (
     point_losses,
     select,
 )
-from influence.gradients import check_cross_entropy
+from influence.objective import check_cross_entropy
 
 WORDS = 7
 Batch = tuple[Tensor, Tensor]  # tokens, targets
