@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 
 from flows.config import Config
 from flows.errors import BadInput
+from flows.modules import module_of
 from flows.sections.training import TrainingConfig
 from storage.points import PointId
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from influence.blocks import Block
 from influence.curvature.base import Curvature
 from influence.factored import Factor, Factors, Gradients, dots
-from influence.layouts import EmbeddingLayout
+from influence.layouts import EmbeddingLayout, TableLayout
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def position_influence(
 
 def _in_order(block: Block) -> bool:
     """Whether the rows of a block's factors are positions of its input; others' are columns of the gradient."""
-    return not block.layout.free or isinstance(block.layout, EmbeddingLayout)
+    small = isinstance(block.layout, EmbeddingLayout) and not isinstance(block.layout, TableLayout)
+    return not block.layout.free or small
 
 
 def _by_position(factor: Factor, along: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from influence import (
 )
 from influence.fisher import residuals
 from influence.gradients import head_outputs
+from influence.objective import check_cross_entropy
 from tests.influence.cases import (
     TASK,
     Batch,
