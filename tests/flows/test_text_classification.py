@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flows.asking import inputs_of
 from flows.check import check
 from flows.config import TrainingConfig, load
 from flows.errors import BadInput
@@ -16,7 +17,7 @@ from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.recipe import steps_for
-from flows.workload import Batches, Workload, collate_of, for_folds, inputs_of, seeded_model
+from flows.workload import Batches, Workload, collate_of, for_folds, seeded_model
 from flows.workloads.text import frozen as frozen_module
 from flows.workloads.text.classification import HEAD_ALONE
 from flows.workloads.text.tokens import Batch, Tokens, keys_of, padded
