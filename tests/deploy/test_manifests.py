@@ -94,7 +94,7 @@ def test_the_pods_of_cycles_are_unprivileged_and_have_their_secrets_from_one_tha
 def test_no_address_in_the_folder_holds_a_password() -> None:
     for path in DEPLOY.rglob("*"):
         if path.is_file():
-            assert not re.search(r"://[^/\s@:]+:[^/\s@]+@", path.read_text()), path
+            assert not re.search(rb"://[^/\s@:]+:[^/\s@]+@", path.read_bytes()), path
 
 
 def test_both_platforms_start_the_same_servers_with_the_same_commands() -> None:
