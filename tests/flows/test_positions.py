@@ -19,7 +19,7 @@ from tests.flows.helpers import launch, turn, write_toml
 from tests.flows.small_texts import Texts
 from tests.flows.test_ranks import here, score_plan, train_plan
 
-ENTRY = f"{Path(__file__).with_name('texts.py')}:Texts"
+ENTRY = f"{Path(__file__).with_name('small_texts.py')}:Texts"
 SHOWN = ("line 7", "line 0", "line 4")  # the last is out of training
 Row = dict[str, Any]
 
