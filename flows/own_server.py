@@ -90,17 +90,21 @@ def _free(port: int) -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether a Prefect server, given by the address of its API, is there."""
+    """Whether a server, given by the address of its API, says anything: a proxy before it may want to know who asks."""
+    return _status(url) is not None
+
+
+def _status(url: str) -> int | None:
     try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK
+        return httpx.get(f"{url}/health", timeout=5).status_code
     except httpx.TransportError:
-        return False
+        return None
 
 
 def _await(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while server.poll() is None and time.monotonic() < deadline:
-        if answers(url):
+        if _status(url) == httpx.codes.OK:
             return
         time.sleep(0.2)
     raise StageFailed(f"Prefect's server did not start; its log is {log}")

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 
 LAST_PORT = 65535
-STOP_SECONDS = 30.0
-"""How long the service tries to tell a Prefect server that does not answer that it ends."""
+STOP_SECONDS, LAST_SECONDS = 30.0, 10.0
+"""How long a Prefect server that does not answer is told that the service ends, before it is asked once more."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _in_time(url: str) -> Iterator[None]:
 
     def look() -> None:
         while not done.wait(STOP_SECONDS):
-            if not answers(url):
+            if not answers(url) and not done.wait(LAST_SECONDS) and not answers(url):
                 say(f"Prefect's server at {url} does not answer; ended without telling it, and what was run ends, too")
                 os._exit(1)  # the lifelines of its server and its cycles end them
 

@@ -138,7 +138,8 @@ def _first_line(error: Exception) -> str:
 def _transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
     con.begin()
     try:
-        yield
+        with interruptible(con):  # a query goes on until then, and the roll-back would wait for it
+            yield
     except BaseException:
         con.rollback()
         raise

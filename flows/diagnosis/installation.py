@@ -17,8 +17,8 @@ NAMED = ("tamis", "torch", "deepspeed", "prefect", "fastapi", "mlflow", "duckdb"
 
 def versions(config: Config) -> str:
     """Releases outside the ranges are not known to work: Prefect 3.8, e.g., cannot run a flow beside fastapi 0.151."""
-    asked = [Requirement(text) for text in requires("tamis") or ()]
-    wrong = [fault for one in asked if one.marker is None and (fault := _fault(one))]
+    asked = [one for text in requires("tamis") or () if (one := Requirement(text)).marker is None]  # extras have one
+    wrong = [fault for one in asked if (fault := _fault(one))]
     python = metadata("tamis")["Requires-Python"]
     if not SpecifierSet(python).contains(platform.python_version(), prereleases=True):
         wrong.append(f"Python {platform.python_version()}, Tamis asks for {python}: make an environment of such a one")

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from flows.asking import has_classes
 from flows.errors import BadInput
 from flows.launch import Progress
 from flows.ranks.plain import train_plainly
@@ -90,9 +91,10 @@ class Bench:
         """The signals of the first-seed model and its checkpoints."""
         self.show(Progress("influence", 0, 1))
         checkpoints = self.checkpoints
-        labels = self.setting.train.labels
-        cheap = cheap_signals(logits_of(self.setting, checkpoints[-1]), labels)
-        suspects = {"loss": cheap.loss, "EL2N": cheap.el2n}
+        suspects: dict[str, Tensor] = {}
+        if has_classes(self.setting.workload):
+            cheap = cheap_signals(logits_of(self.setting, checkpoints[-1]), self.setting.train.labels)
+            suspects |= {"loss": cheap.loss, "EL2N": cheap.el2n}
         if self._suspicion is not None:
             suspects["suspicion"] = self._suspicion
         scores = Scores(self.score(checkpoints), gradient_dot(self.setting, checkpoints[-1]), suspects)

@@ -97,6 +97,8 @@ def _usual(setting: Setting) -> tuple[str, ...]:
 
 def _suspicion(setting: Setting) -> Tensor | None:
     """Suspicion of each point, from the newest cycle of the workspace that scored this very train set."""
+    if not has_classes(setting.workload):
+        return None
     for folder in sorted(setting.config.workspace.glob("cycles/*"), reverse=True):
         scored = score_store.load(folder / "scores")
         if scored and read_json(folder / "cycle.json")["digests"]["train"] == digest(setting.train.manifest):

@@ -36,7 +36,7 @@ def test_a_service_whose_watcher_has_ended_ends_with_a_line_and_one_that_is_stop
         watcher.start()
         if stopped:
             stop.set()
-        await _until(stop, {}, watcher)
+        await _until(stop, {}, watcher, "http://127.0.0.1:9/api")
 
     class Waiting(Watcher):
         def run(self) -> None:

@@ -168,3 +168,10 @@ def test_a_text_with_another_word_is_another_point_and_has_no_label() -> None:
     after = manifest_of("train", texts).table
     assert before["label"].null_count == 5
     assert pc.not_equal(before["content"], after["content"]).to_pylist() == [False, False, True, False, False]
+
+
+@pytest.mark.slow
+def test_the_estimator_is_judged_without_classes(here: Path) -> None:
+    file = write_toml(here, LITTLE, **SETTINGS)
+    found = validate_file(file, ["lds"], Extent(subsets=4, retrains=2, seeds=1))
+    assert [study.name for study in found.studies] == ["lds"]
