@@ -1,5 +1,6 @@
 """A model of texts gives a point the same scores in any batch, and is the same where its lower layers run once."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.recipe import steps_for
+from flows.sections.training import DropConfig
 from flows.workload import Batches, Workload, collate_of, for_folds, seeded_model
 from flows.workloads.text import frozen as frozen_module
 from flows.workloads.text.classification import HEAD_ALONE
+from flows.workloads.text.library import load_model
 from flows.workloads.text.tokens import Batch, Tokens, keys_of, padded
 from influence import EKFAC, Blocks, Curvature, Damping, GaussNewton, Identity, Influence, Task, select
 from influence.blocks import features
@@ -185,6 +188,27 @@ def test_a_recipe_for_folds_with_an_unknown_key_is_refused(tmp_path: Path, bert:
     monkeypatch.setattr(workload, "for_folds", lambda: (workload, {"rate": 1}))
     with pytest.raises(BadInput, match=r"for_folds\(\) of TextClassification: rate is no key of \[training\]"):
         for_folds(workload, TrainingConfig())
+
+
+def test_a_recipe_for_folds_is_checked_as_the_cycles_own_is(tmp_path: Path, bert: Path, monkeypatch: Any) -> None:
+    workload = texts_of(tmp_path, bert, ROWS)
+    drops = DropConfig(from_epoch=20)
+    cycle = TrainingConfig(epochs=40, ranks=2, prune_while_learning=drops)
+    assert for_folds(workload, cycle)[1].epochs == HEAD_ALONE["epochs"], "no point is dropped in training these"
+    masked = TrainingConfig(turn_over=("encoder",))
+    assert for_folds(workload, masked)[1].turn_over == ()
+    monkeypatch.setattr(workload, "for_folds", lambda: (object(), {"epochs": 0, "batch_size": "many"}))
+    with pytest.raises(BadInput, match=r"for_folds\(\) of TextClassification: epochs: .* batch_size: .*; mend the rec"):
+        for_folds(workload, TrainingConfig())
+
+
+def test_a_folder_saved_in_bfloat16_is_loaded_in_float32(tmp_path: Path, bert: Path) -> None:
+    saved = load_model("AutoModel", bert)
+    assert saved.to(torch.bfloat16).dtype == torch.bfloat16
+    saved.save_pretrained(shutil.copytree(bert, tmp_path / "half"))
+    kinds = ("AutoModel", "AutoModelForSequenceClassification")
+    found = {one.dtype for kind in kinds for one in load_model(kind, tmp_path / "half").parameters()}
+    assert found == {torch.float32}
 
 
 def test_the_last_layer_and_the_head_learn_the_texts(tmp_path: Path, bert: Path) -> None:
