@@ -24,7 +24,7 @@ from flows.ranks.split import owned
 from flows.relabeling import check_relabeling
 from flows.trust import described
 from flows.without_classes import refuse_settings
-from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, load_workload, seeded_model
+from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, for_folds, load_workload, seeded_model
 from influence import Blocks, Share, blocks
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError
@@ -48,6 +48,7 @@ class _Checker:
     def load(self) -> str:
         self.workload = load_workload(self.config)
         refuse_settings(self.config, self.workload)
+        for_folds(self.workload, self.config.training)  # refuses a recipe that no model can be trained by
         return f"{self.config.workload.entry} loads"
 
     def build(self) -> str:

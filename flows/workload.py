@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import default_collate
@@ -159,6 +160,8 @@ def load_workload(config: Config) -> Workload:
         return cast(Workload, found(**options))
     except ValueError as error:
         raise BadInput(f"workload.options: {error}") from error
+    except TypeError as error:
+        raise BadInput(f"workload.options: {name} cannot be made of them; is one of another type? {error}") from error
 
 
 def _options(found: type, config: Config) -> dict[str, Any]:
@@ -277,7 +280,16 @@ def for_folds(workload: Workload, training: TrainingConfig) -> tuple[Workload, T
     light, recipe = own()
     if unknown := sorted(set(recipe) - set(TrainingConfig.model_fields)):
         raise BadInput(f"for_folds() of {type(workload).__name__}: {unknown[0]} is no key of [training]")
-    return light, training.model_copy(update=dict(recipe))
+    # these models see all their points, in one process; turn_over names modules that a light model need not have
+    plain = {"ranks": 1, "accumulation": 1, "prune_while_learning": None, "turn_over": ()}
+    given = training.model_dump() | (plain if light is not workload else {}) | dict(recipe)
+    try:
+        return light, TrainingConfig.model_validate(given)
+    except ValidationError as error:
+        wrong = "; ".join(
+            ": ".join([*map(str, one["loc"][:1]), one["msg"].removeprefix("Value error, ")]) for one in error.errors()
+        )
+        raise BadInput(f"for_folds() of {type(workload).__name__}: {wrong}; mend the recipe it gives") from error
 
 
 def check_losses(losses: Tensor, rows: Tensor, ids: Sequence[PointId]) -> None:

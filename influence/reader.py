@@ -126,7 +126,8 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
         pulled = self._compressed(self.source.pull_many(logits, wanted))
         losses = {name: factor.at(factor.g[0]) for name, factor in pulled.items()}
         roots = None if keys is None else {name: one.at(one.g[1:]) for name, one in pulled.items()}
-        return Reading(_full(logits)[:, 0, :0], targets, losses, roots, tokens.signals())
+        none = logits.new_empty(len(logits), 0)  # no view: the cache would hold all [B, T, V] of them with it
+        return Reading(_full(none), targets, losses, roots, tokens.signals())
 
     def _compressed(self, pulled: Factors) -> Factors:
         return pulled if self._compressor is None else self._compressor(pulled)

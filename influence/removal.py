@@ -49,7 +49,15 @@ def influence_step(curvature: Curvature, gradients: Gradients, points: int) -> G
 
 
 def move(blocks: Iterable[Block], step: Gradients) -> None:
-    """Add a step to the parameters of the blocks that it has, in place."""
+    """Add a step to the parameters of the blocks that it has, in place.
+
+    Args:
+        blocks: `select`ed, so that a table and a layer that share a weight are one.
+        step: block name to [o, i].
+
+    Raises:
+        InfluenceError: the step of a block has another shape than the block.
+    """
     with torch.no_grad():
         for block in blocks:
             if block.name in step:
@@ -57,6 +65,11 @@ def move(blocks: Iterable[Block], step: Gradients) -> None:
 
 
 def _move(block: Block, step: Tensor) -> None:
+    if step.shape != block.weight_shape:  # a transpose has as many entries, and would be reshaped into nonsense
+        raise InfluenceError(
+            f"block {block.name!r} takes a step {list(block.weight_shape)}, given is {list(step.shape)}: give the "
+            "blocks that the step was made of, by `select`"
+        )
     own = dict(block.module.named_parameters(recurse=False))
     if isinstance(block.layout, AnyLayout):
         parts = list(step.flatten().split([value.numel() for value in own.values()]))

@@ -7,24 +7,24 @@ by itself, and splits their influence over their positions (influence/positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from flows.asking import task_of
+from flows.asking import TEXTS, task_of
 from flows.config import Config
 from flows.plans import DIRECTIONS, PreviewPlan
-from flows.ranks.attribution import QUERY_BATCH, Attribution
+from flows.ranks.attribution import Attribution
 from flows.ranks.kept import Keep, Kept
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
 from flows.ranks.weights import load_weights
 from flows.relabeling import Source
 from flows.workload import Workload
-from influence import PositionInfluence, Reader, available, direction, position_influence
+from influence import Blocks, PositionInfluence, Reader, direction, position_influence, select
 from influence.factored import Gradients
 from storage import score_store
 from storage.points import PointId, id_array
@@ -34,6 +34,11 @@ def has_positions(config: Config, workload: Workload) -> bool:
     """Whether influence can be told by position: compressed or partitioned it is not had by positions."""
     scoring = config.scoring
     return hasattr(workload, "tokens") and scoring.compression is None and scoring.placement != "partitioned"
+
+
+def blocks_in(model: nn.Module, names: Container[str]) -> Blocks:
+    """Blocks of a model by name, a table and the layer that shares its weight as the one that they were scored as."""
+    return select(model, lambda found: tuple(block for block in found if block.name in names))
 
 
 def keep_direction(attribution: Attribution, checkpoint: str, queries: Points, points: int, keep: Keep) -> None:
@@ -46,7 +51,7 @@ def keep_direction(attribution: Attribution, checkpoint: str, queries: Points, p
         points: In training.
         keep: Where.
     """
-    parts = torch.arange(len(queries)).split(QUERY_BATCH)
+    parts = torch.arange(len(queries)).split(TEXTS)  # whatever has positions may have as many as a language model
 
     def batches() -> Iterator[tuple[Any, Tensor]]:
         for part in attribution.reads(len(parts)):
@@ -108,7 +113,7 @@ def _batches(points: Points, source: Source, shown: Sequence[PointId]) -> Iterat
 def _split(
     model: nn.Module, workload: Workload, along: Gradients, batches: Iterator[Any], lengths: Sequence[int]
 ) -> list[PositionInfluence]:
-    blocks = tuple(block for block in available(model) if block.name in along)
+    blocks = blocks_in(model, along)
     directions = {name: one[None] for name, one in along.items()}
     with Reader(model, task_of(workload), blocks) as reader:
         return [

@@ -27,12 +27,12 @@ from flows.ranks.device import device
 from flows.ranks.kept import Kept
 from flows.ranks.outcome import Outcome, hits
 from flows.ranks.points import Points
-from flows.ranks.positions import has_positions, tell_positions
+from flows.ranks.positions import blocks_in, has_positions, tell_positions
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.weights import load_weights
 from flows.relabeling import Source, read_labels
 from flows.workload import load_workload
-from influence import available, influence_step, move, unlearning_step
+from influence import influence_step, move, unlearning_step
 from influence.factored import Gradients
 from storage import score_store
 from storage.files import atomic_path
@@ -64,7 +64,7 @@ class Previewing:
         for method, step in {"": dict[str, Tensor](), **self._steps()}.items():
             self._rank.progress("asking the queries", 0, 1)
             model = self._model()
-            move(available(model), step)
+            move(blocks_in(model, step), step)
             loss, correct = queries.of(model.to(device()))
             table = table.append_column(column("loss", method), pa.array(loss.numpy()))
             table = table.append_column(column("correct", method), hits(correct))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flows.errors import BadInput
+from flows.workload import Home
 from flows.workloads.label_errors import check_rate, flipped
 
 COLUMNS = ("user", "item", "rating")
@@ -105,6 +106,7 @@ class Ranking:
     """Whether users like items.
 
     Args:
+        home: Where the TOML is.
         ratings: A .parquet or .csv file with the columns user, item and rating, one row for each pair; None: MovieLens.
         liked: The least rating that means yes; 1 for clicks of 0 and 1.
         rate: Share of the train points whose label is flipped.
@@ -118,6 +120,7 @@ class Ranking:
 
     def __init__(
         self,
+        home: Home,
         ratings: str | None = None,
         liked: float = 4.0,
         rate: float = 0.0,
@@ -129,7 +132,7 @@ class Ranking:
         hidden: int = 32,
     ) -> None:
         check_rate(rate)
-        self._ratings = found = _movielens() if ratings is None else read_ratings(Path(ratings))
+        self._ratings = found = _movielens() if ratings is None else read_ratings(home.folder / ratings)
         self._true = (found.rating >= liked).long()
         if len(self._true.unique()) < 2:
             raise ValueError(f"liked = {liked}: all ratings are on one side of it; give a number between them")
@@ -230,6 +233,9 @@ def _rated(table: pa.Table, where: str, titles: Mapping[str, str] | None = None)
         rating = torch.from_numpy(table["rating"].cast(pa.float64()).to_numpy().copy())
     except pa.ArrowInvalid as error:
         raise BadInput(f"{where}: a rating is no number: {error}") from error
+    if not bool(rating.isfinite().all()):
+        row = int((~rating.isfinite()).nonzero()[0])
+        raise BadInput(f"{where}: row {row + 1} has the rating {float(rating[row])}; leave such rows out")
     (users, user), (items, item) = (_numbered(table[name]) for name in ("user", "item"))
     pairs = torch.stack([user, item], 1)
     ids = [f"{users[u]}:{items[i]}" for u, i in pairs.tolist()]

@@ -7,8 +7,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch import Tensor, nn
 
 from flows.plans import PreviewPlan, ScorePlan
+from flows.ranks.positions import _split, blocks_in
 from flows.relabeling import write_labels
 from flows.report_points import TOKENS, Samples
 from flows.training import write_ids
@@ -86,6 +89,31 @@ def test_what_is_told_by_position_adds_up_to_the_influence_in_the_scores(one_ran
     plan.positions.unlink()
     here("preview", plan)
     assert not plan.positions.exists()
+
+
+class Copies(Texts):
+    """Texts whose words are told by the table itself, a language model's way."""
+
+    def logits(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return model(batch[0])
+
+    def targets(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return batch[0]
+
+    labels = None  # type: ignore[assignment]
+
+
+def test_the_influence_of_a_table_that_is_also_the_output_layer_is_rest() -> None:
+    model = nn.Sequential(nn.Embedding(30, 4), nn.Linear(4, 4), nn.Linear(4, 30, bias=False))
+    model[2].weight = model[0].weight
+    assert [block.weight_shape for block in blocks_in(model, {"0", "1"})] == [(30, 4), (4, 5)]
+    along = {"0": torch.randn(30, 4), "1": torch.zeros(4, 5)}
+    words = Texts().points()[0][0][None]
+    [found] = _split(model, Copies(), along, iter([(words, words)]), [words.shape[1]])
+    loss = nn.functional.cross_entropy(model(words)[0], words[0])
+    [slope] = torch.autograd.grad(loss, model[0].weight)
+    assert not found.positions.any()
+    assert float(found.rest) == pytest.approx(float((slope * along["0"]).sum()), rel=1e-4)
 
 
 @pytest.mark.slow

