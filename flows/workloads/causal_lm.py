@@ -56,7 +56,7 @@ class CausalLM:
 
     Args:
         home: Where the TOML is.
-        data: File of the train set, and of the sets that have no file: JSONL or Parquet.
+        data: File of the train set, and of the sets that have no file: JSONL, Parquet, CSV or TSV.
         model: Folder that save_pretrained wrote.
         config: Instead of it a new model's: `model_type` and whatever else its configuration takes.
         tokenizer: Folder or tokenizer.json; default: the model's, or `bytes` for a new model.
@@ -207,7 +207,7 @@ def _tokenizer(home: Path, folder: Path | None, given: str) -> Tokenizer:
 
 
 def _dealt(texts: Sequence[Text], shares: Mapping[str, float], given: Mapping[str, object]) -> dict[str, list[Text]]:
-    """The train set, and the sets that have no file of their own, by the hash of each text."""
+    """The train set, and the sets that have no file of their own, by the hash of each text's tokens."""
     found: dict[str, list[Text]] = {}
     left = list(texts)
     for place, (name, part) in enumerate(shares.items()):
@@ -216,8 +216,8 @@ def _dealt(texts: Sequence[Text], shares: Mapping[str, float], given: Mapping[st
         low = sum(list(shares.values())[:place])
         if not 0 < part < 1 or low + part >= 1:
             raise BadInput(f"workload.options.{name}_share = {part}: give shares above 0 that leave texts to train on")
-        found[name] = [text for text in left if low <= share(text[0]) < low + part]
-        left = [text for text in left if not low <= share(text[0]) < low + part]
+        found[name] = [text for text in left if low <= share(text[1][0]) < low + part]
+        left = [text for text in left if not low <= share(text[1][0]) < low + part]
         if not found[name]:
             raise BadInput(f"no text is drawn for the {name} set: raise {name}_share, or give a file")
     return found | {"train": left}
