@@ -186,6 +186,29 @@ def test_bad_input_is_one_line(fault: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+BERT = {"model_type": "bert", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1} | {
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "gpt2", "n_embd": 30, "n_head": 4, "n_layer": 1}, "config: transformers makes no model of it"),
+        ({**LLAMA, "vocab_size": "x"}, "config: transformers makes no model of it.*vocab_size"),
+        (BERT, "BertLMHeadModel sees the tokens that it is to foretell"),
+    ],
+)
+def test_a_configuration_of_no_causal_model_is_refused_in_a_line(
+    config: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=said) as refused:
+        seeded_model(made(tmp_path, config=config), 0)
+    assert "\n" not in str(refused.value)
+    seeded_model(made(tmp_path, config=BERT | {"is_decoder": True}), 0)
+
+
 def test_what_init_writes_for_it_passes_the_check(tmp_path: Path) -> None:
     assert {path.name for path in write_scaffold(tmp_path, "causal_lm")} == {"tamis.toml", "texts.jsonl"}
     workload = require(load(tmp_path / "tamis.toml"))
