@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.asking import has_classes
+from flows.asking import TEXTS, has_classes
 from flows.config import Config
 from flows.errors import BadInput
 from flows.workload import Workload
@@ -20,6 +20,8 @@ def refuse_settings(config: Config, workload: Workload) -> None:
     others: list[str] = [policy for policy in pruning.policies if policy != "mislabeled"]
     wrong = {
         f"pruning.policies = {_listed(others or ['harmful'])}": "mislabeled" in pruning.policies,
+        'pruning.mislabeled_action = "remove"': pruning.mislabeled_action == "relabel",
+        f"scoring.chunk = {TEXTS} or less": scoring.chunk > TEXTS,  # the curvature pass reads a chunk at once
         "scoring.exact_head = false": scoring.exact_head,
         'scoring.fisher = "sampled", or "empirical"': scoring.fisher == "exact",
         "no training.prune_while_learning": config.training.prune_while_learning is not None,

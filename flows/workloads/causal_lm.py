@@ -6,6 +6,7 @@ configuration, trained here from nothing. Of completions after prompts the promp
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +21,10 @@ from influence.tokens import IGNORED, point_losses
 
 Batch: TypeAlias = dict[str, Tensor]
 Text: TypeAlias = tuple[Row, tuple[list[int], int]]
+FAULTS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError, AssertionError, OSError)
+"""Of transformers where a configuration or a folder is not right, besides those of huggingface_hub."""
+SEEN = 8
+"""Tokens of the text by which a model is asked whether it sees the future; an influence fades with more."""
 ATTENTION = "eager"  # torch's fused attention has no forward derivative, which the probe takes
 
 
@@ -56,7 +61,7 @@ class CausalLM:
 
     Args:
         home: Where the TOML is.
-        data: File of the train set, and of the sets that have no file: JSONL or Parquet.
+        data: File of the train set, and of the sets that have no file: JSONL, Parquet, CSV or TSV.
         model: Folder that save_pretrained wrote.
         config: Instead of it a new model's: `model_type` and whatever else its configuration takes.
         tokenizer: Folder or tokenizer.json; default: the model's, or `bytes` for a new model.
@@ -103,6 +108,7 @@ class CausalLM:
             raise BadInput("workload.options: give either model, a folder, or config, a table with model_type")
         if bool(prompt) != bool(completion):
             raise BadInput("workload.options: prompt and completion name two columns that go together: give both")
+        self._looks_back = False  # asked of the first model
         self._folder, self._settings = (home.folder / model if model else None), dict(config or {})
         columns = Columns(completion or text, prompt, id, group, source, timestamp)
         self._tokenizer = _tokenizer(home.folder, self._folder, tokenizer)
@@ -116,18 +122,24 @@ class CausalLM:
         self._sets = {name: TextSet(own) for name, own in texts.items()}
 
     def model(self) -> nn.Module:
-        """The folder's weights, or a new model drawn from torch's global seed."""
+        """The folder's weights, or a new model drawn from torch's global seed.
+
+        Raises:
+            BadInput: There can be none, or it sees the tokens that it is to foretell.
+        """
         auto = library("transformers").AutoModelForCausalLM
-        made: nn.Module
-        if self._folder is None:
-            made = auto.from_config(self._config(), attn_implementation=ATTENTION)
-            return made.float()
+        settings = {"attn_implementation": ATTENTION}
         try:
-            made = auto.from_pretrained(
-                self._folder, local_files_only=True, attn_implementation=ATTENTION, dtype=torch.float32
+            made: nn.Module = (
+                auto.from_config(self._config(), **settings).float()
+                if self._folder is None
+                else auto.from_pretrained(self._folder, local_files_only=True, dtype=torch.float32, **settings)
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BadInput(f"model {self._folder}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+        except _faults() as error:
+            raise self._unfit(error) from error
+        if not self._looks_back:
+            self._refuse_foresight(made)
+            self._looks_back = True
         return made
 
     def points(self) -> TextSet:
@@ -175,29 +187,54 @@ class CausalLM:
         return self._sets["query"].text(query_id)
 
     def _config(self) -> Any:
-        transformers, settings = library("transformers"), dict(self._settings)
-        kind = settings.pop("model_type", "")
+        auto, settings = library("transformers").AutoConfig, dict(self._settings)
+        if self._folder is not None and not (self._folder / "config.json").is_file():
+            raise BadInput(f"model {self._folder}: no folder that save_pretrained wrote")
         try:
-            return transformers.AutoConfig.for_model(kind, **{"vocab_size": self._tokenizer.words} | settings)
-        except (ValueError, TypeError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise BadInput(f"workload.options.config: transformers makes no model of it: {said}") from error
+            if self._folder is not None:
+                return auto.from_pretrained(self._folder, local_files_only=True)
+            return auto.for_model(settings.pop("model_type", ""), **{"vocab_size": self._tokenizer.words} | settings)
+        except _faults() as error:
+            raise self._unfit(error) from error
+
+    def _unfit(self, error: Exception) -> BadInput:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if self._folder is None:
+            return BadInput(f"workload.options.config: transformers makes no model of it: {said}")
+        return BadInput(f"model {self._folder}: cannot be read: {said}")
 
     def _check_length(self, max_length: int) -> None:
-        auto = library("transformers").AutoConfig
-        try:
-            config = (
-                self._config() if self._folder is None else auto.from_pretrained(self._folder, local_files_only=True)
-            )
-        except (OSError, ValueError) as error:
-            raise BadInput(f"model {self._folder}: no folder that save_pretrained wrote") from error
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is not None and max_length > limit:
+        config = self._config()
+        limit, words = getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
+        if isinstance(limit, int) and max_length > limit:
             raise BadInput(f"max_length = {max_length}: the model takes at most {limit} tokens")
-        if self._tokenizer.words > config.vocab_size:
-            raise BadInput(
-                f"the tokenizer has {self._tokenizer.words:,} tokens, the model {config.vocab_size:,}: give the model's"
+        if isinstance(words, int) and self._tokenizer.words > words:
+            raise BadInput(f"the tokenizer has {self._tokenizer.words:,} tokens, the model {words:,}: give the model's")
+
+    def _refuse_foresight(self, model: nn.Module) -> None:
+        """Change the last token of a text: no logit before it may move."""
+        tokens = self.points()[0]["input_ids"][:SEEN][None]
+        other = tokens.clone()
+        other[0, -1] = (other[0, -1] + 1) % self._tokenizer.words
+        was = model.training
+        model.eval()
+        with torch.no_grad():  # each alone, so that rounding is the same
+            one, same = (
+                self.logits(model, {"input_ids": text, "attention_mask": torch.ones_like(text)})[:, :-1]
+                for text in (tokens, other)
             )
+        model.train(was)
+        if bool((one - same).abs().max() > 1e-6 * one.abs().max()):
+            raise BadInput(
+                f"{type(model).__name__} sees the tokens that it is to foretell: an earlier logit moves with a later "
+                "token; give a causal model (is_decoder = true in the configuration of an encoder)"
+            )
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    hub = importlib.import_module("huggingface_hub.errors")
+    strict = getattr(hub, "StrictDataclassError", None)  # older versions check no field of a configuration
+    return FAULTS if strict is None else (*FAULTS, strict)
 
 
 def _tokenizer(home: Path, folder: Path | None, given: str) -> Tokenizer:
@@ -207,7 +244,7 @@ def _tokenizer(home: Path, folder: Path | None, given: str) -> Tokenizer:
 
 
 def _dealt(texts: Sequence[Text], shares: Mapping[str, float], given: Mapping[str, object]) -> dict[str, list[Text]]:
-    """The train set, and the sets that have no file of their own, by the hash of each text."""
+    """The train set, and the sets that have no file of their own, by the hash of each text's tokens."""
     found: dict[str, list[Text]] = {}
     left = list(texts)
     for place, (name, part) in enumerate(shares.items()):
@@ -216,8 +253,8 @@ def _dealt(texts: Sequence[Text], shares: Mapping[str, float], given: Mapping[st
         low = sum(list(shares.values())[:place])
         if not 0 < part < 1 or low + part >= 1:
             raise BadInput(f"workload.options.{name}_share = {part}: give shares above 0 that leave texts to train on")
-        found[name] = [text for text in left if low <= share(text[0]) < low + part]
-        left = [text for text in left if not low <= share(text[0]) < low + part]
+        found[name] = [text for text in left if low <= share(text[1][0]) < low + part]
+        left = [text for text in left if not low <= share(text[1][0]) < low + part]
         if not found[name]:
             raise BadInput(f"no text is drawn for the {name} set: raise {name}_share, or give a file")
     return found | {"train": left}

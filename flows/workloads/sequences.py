@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from flows.errors import BadInput
+from flows.workloads.text.columns import ids_of, names_of, texts_of
+from flows.workloads.text.files import Rows, read_rows
+from flows.workloads.text.tokens import set_shares
 
 BYTES = "bytes"
 END = 256  # after the 256 bytes
@@ -81,6 +83,8 @@ class Row:
     Attributes:
         place: How a message names it.
         prompt: Not learned; empty for a whole text.
+        source: Where it is from, where that is known.
+        timestamp: When it was written, where that is known.
     """
 
     place: str
@@ -88,7 +92,13 @@ class Row:
     text: str
     id: int | str
     group: str | None
-    seen: str
+    source: str | None
+    timestamp: str | None
+
+    @property
+    def seen(self) -> str:
+        """Source and time, as far as they are known."""
+        return ", ".join(known for known in (self.source, self.timestamp) if known is not None)
 
     @property
     def digest(self) -> str:
@@ -131,26 +141,28 @@ def library(name: str) -> Any:
 
 
 def read(file: Path, columns: Columns) -> list[Row]:
-    """The rows of a Parquet or JSONL file.
+    """The rows of a Parquet, JSONL, CSV or TSV file.
 
     Raises:
-        BadInput: The file is missing, of another kind or damaged, lacks a column, or a text is none or empty.
+        BadInput: The file is missing, of another kind or damaged, a row lacks a column, a text is none or empty, or an
+            id is neither integer nor text, or of two rows.
     """
-    rows = _records(file)
-    if not rows:
-        raise BadInput(f"{file}: holds no row")
-    if missing := [name for name in columns.given if name not in rows[0]]:
-        raise BadInput(f"{file}: no column {missing[0]!r}: it has {', '.join(map(str, rows[0]))}")
-    found = [_row(file, index, row, columns) for index, row in enumerate(rows)]
+    rows = read_rows(file, columns.given)
+    texts = texts_of(rows, columns.text)
+    prompts = texts_of(rows, columns.prompt) if columns.prompt else [""] * len(rows)
+    ids = ids_of(rows, columns.id) if columns.id else [""] * len(rows)
+    known = (_names(rows, name) for name in (columns.group, columns.source, columns.timestamp))
+    places = (f"{rows.place(index)} of {file}" for index in range(len(rows)))
+    found = [Row(*values) for values in zip(places, prompts, texts, ids, *known, strict=True)]
     if columns.id:
         return found
     times: dict[str, int] = {}
     return [_named(row, times) for row in found]
 
 
-def share(row: Row) -> float:
-    """A number from 0 to 1, by which a row is dealt to a set: the same text always to the same one."""
-    return int(row.digest[:16], 16) / 2**64
+def share(tokens: Sequence[int]) -> float:
+    """A number from 0 to 1, by which a text is dealt to a set: the same tokens always to the same one."""
+    return set_shares([np.asarray(tokens, dtype=np.int64)])[0]  # two spellings may be one sequence of tokens
 
 
 def encode(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> list[tuple[list[int], int]]:
@@ -176,41 +188,8 @@ def encode(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> list[t
     return found
 
 
-def _records(file: Path) -> list[Mapping[str, Any]]:
-    if not file.is_file():
-        raise BadInput(f"{file}: no such file")
-    try:
-        match file.suffix.lower():
-            case ".parquet":
-                rows: list[Mapping[str, Any]] = pq.read_table(file).to_pylist()
-            case ".jsonl":
-                rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-            case other:
-                raise BadInput(f"{file}: {other or 'no ending'} is no known kind of file: give .jsonl or .parquet")
-    except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{file}: cannot be read: {' '.join(str(error).split())[:300]}") from error
-    if odd := [row for row in rows if not isinstance(row, dict)]:
-        raise BadInput(f"{file}: a line holds {type(odd[0]).__name__}: give one object a line")
-    return rows
-
-
-def _row(file: Path, index: int, row: Mapping[str, Any], columns: Columns) -> Row:
-    place = f"row {index + 1} of {file}"
-    for name in filter(None, (columns.text, columns.prompt)):
-        value = row.get(name)
-        if not isinstance(value, str) or not value.strip():
-            what = "is empty" if isinstance(value, str) else f"holds {type(value).__name__} and no text"
-            raise BadInput(f"{place}: column {name!r} {what}: mend it, or leave the row out")
-    known = [str(row[name]) for name in (columns.source, columns.timestamp) if name and row.get(name) is not None]
-    group = row.get(columns.group) if columns.group else None
-    return Row(
-        place=place,
-        prompt=row[columns.prompt] if columns.prompt else "",
-        text=row[columns.text],
-        id=row.get(columns.id, "") if columns.id else "",
-        group=None if group is None else str(group),
-        seen=", ".join(known),
-    )
+def _names(rows: Rows, column: str) -> Sequence[str | None]:
+    return names_of(rows, column) if column else [None] * len(rows)
 
 
 def _named(row: Row, times: dict[str, int]) -> Row:

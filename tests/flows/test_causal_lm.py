@@ -16,7 +16,7 @@ from flows.errors import BadInput
 from flows.scaffold import write_scaffold
 from flows.workload import Home, seeded_model
 from flows.workloads.causal_lm import CausalLM
-from flows.workloads.sequences import END
+from flows.workloads.sequences import END, Columns, read
 from influence import IGNORED
 from storage import score_store
 from tests.flows.helpers import turn, write_toml
@@ -87,6 +87,30 @@ def test_the_sets_are_drawn_by_what_a_text_says_wherever_it_stands(tmp_path: Pat
     assert sum(len(s) for s in (one.points(), one.queries(), one.holdout())) == len(ROWS)
 
 
+def test_a_line_ends_at_a_line_feed_alone_and_messages_count_such_lines(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"ada\u2028reads {n}"}, ensure_ascii=False) for n in range(40)]
+    file = tmp_path / "d.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert [row.text for row in read(file, Columns("text"))] == [f"ada\u2028reads {n}" for n in range(40)]
+    file.write_text("\n".join([*lines, "{"]), encoding="utf-8")
+    with pytest.raises(BadInput, match="line 41: not a JSON object"):
+        read(file, Columns("text"))
+
+
+def test_two_spellings_of_the_same_tokens_are_dealt_to_the_same_set(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: place for place, word in enumerate(["[unknown]", "ada", *map(str, range(40))])}
+    own = Tokenizer(models.WordLevel(words, unk_token="[unknown]"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    own.save(str(tmp_path / "words.json"))
+    rows = [{"text": f"ada{' ' * spaces}{n}"} for n in range(40) for spaces in (1, 2)]
+    workload = made(tmp_path, rows, tokenizer="words.json")
+    for points in (workload.points(), workload.queries(), workload.holdout()):
+        said = [points.text(point).split()[1] for point in points.ids]
+        assert all(said.count(one) == 2 for one in said)
+
+
 def test_sets_may_be_files_and_columns_name_groups_and_where_a_text_is_from(tmp_path: Path) -> None:
     rows = [{"text": f"ada {n}", "part": f"part {n % 2}", "from": "letters", "when": 1900 + n} for n in range(6)]
     for place, name in enumerate(("q", "h")):
@@ -122,10 +146,17 @@ def test_a_model_and_a_tokenizer_are_read_from_a_folder(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
-    "too long": ([{"text": "a" * 99}, *ROWS], {}, "1 of 41 texts have more than max_length = 64 tokens .*: 100, row 1"),
-    "empty": ([*ROWS, {"text": "  "}], {}, "row 41 of .*column 'text' is empty"),
-    "no text": ([*ROWS, {"text": 7}], {}, "column 'text' holds int and no text"),
-    "no column": (ROWS, {"text": "body"}, "no column 'body': it has text, prompt, completion, id"),
+    "too long": (
+        [{"text": "a" * 99}, *ROWS],
+        {},
+        "1 of 41 texts have more than max_length = 64 tokens .*: 100, line 1 ",
+    ),
+    "empty": ([*ROWS, {"text": "  "}], {}, "column 'text' is empty in 1 of 41 rows .*line 41"),
+    "no text": ([*ROWS, {"text": 7}], {}, "column 'text' is no text in 1 of 41 rows .*line 41: 7"),
+    "no column": (ROWS, {"text": "body"}, "line 1: no column 'body': there are 'text', 'prompt', 'completion', 'id'"),
+    "a later row without an id": ([*ROWS, {"text": "ada"}], {"id": "id"}, "line 41: no column 'id'"),
+    "an id of no kind": ([*ROWS, {"text": "ada", "id": 1.5}], {"id": "id"}, "give values of one type"),
+    "ids of no kind": ([row | {"id": [1]} for row in ROWS], {"id": "id"}, "holds list: give integers or texts"),
     "nothing to learn": ([{"text": "a"}, *ROWS], {"tokenizer": "letters.json"}, "41 texts have no token to learn"),
     "packing": (ROWS, {"packing": True}, "one text is one point"),
     "half a prompt": (ROWS, {"prompt": "prompt"}, "give both"),
@@ -153,6 +184,29 @@ def test_bad_input_is_one_line(fault: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=said) as refused:
         made(tmp_path, rows, **options)
     assert "\n" not in str(refused.value)
+
+
+BERT = {"model_type": "bert", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1} | {
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "gpt2", "n_embd": 30, "n_head": 4, "n_layer": 1}, "config: transformers makes no model of it"),
+        ({**LLAMA, "vocab_size": "x"}, "config: transformers makes no model of it.*vocab_size"),
+        (BERT, "BertLMHeadModel sees the tokens that it is to foretell"),
+    ],
+)
+def test_a_configuration_of_no_causal_model_is_refused_in_a_line(
+    config: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=said) as refused:
+        seeded_model(made(tmp_path, config=config), 0)
+    assert "\n" not in str(refused.value)
+    seeded_model(made(tmp_path, config=BERT | {"is_decoder": True}), 0)
 
 
 def test_what_init_writes_for_it_passes_the_check(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """A planted pattern is the first slice and marked, chance is not; facets that cannot be used are refused in a line."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from flows.check import check
 from flows.config import load
@@ -126,12 +127,39 @@ def test_facets_are_texts_numbers_times_truth_values_and_sets_of_texts() -> None
         ({"length": [1.0, float("nan"), 2.0, 3.0]}, "[1] is nan: give a finite number"),
         ({"source": [{"a": 1}] * 4}, "holds struct"),
         ({"source": ["\ud800"] * 4}, "values of several kinds"),
+        ({"\ud800": [1] * 4}, "half a surrogate pair"),
+        ({"length": None}, "is a NoneType: give a list"),
+        ({"length": 4}, "is a int: give a list"),
+        ({"length": (n for n in range(4))}, "is a generator: give a list"),
+        ({"length": np.array(4)}, "is a ndarray: give a list"),
+        ({"source": "webs"}, "is a str: give a list"),
+        ({"length": torch.ones(4, 2)}, "[0] is no value"),
+        ({"when": [None, *[datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=2)))] * 3]}, "[1] is no value"),
+        ({"when": [np.datetime64("-0005-01-01")] * 4}, "beyond the years 1 to 9999"),
     ],
 )
 def test_facets_that_cannot_be_used_are_refused_in_a_line(facets: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput) as refused:
         facets_of(workload(**facets))
     assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [None, [1, 2, 3, 4]])
+def test_facets_without_names_are_refused(given: Any) -> None:
+    nameless = workload()
+    nameless.facets = lambda: given
+    with pytest.raises(BadInput, match=f"gives a {type(given).__name__}"):
+        facets_of(nameless)
+
+
+def test_times_of_numpy_and_pandas_are_times_and_none_where_there_is_no_time() -> None:
+    pandas = pytest.importorskip("pandas")
+    noon = datetime(2026, 3, 1, 12)
+    numpy = np.array([noon, "NaT", noon, noon], dtype="datetime64[ns]")
+    zoned = [pandas.Timestamp(noon, tz="UTC"), pandas.NaT, *[pandas.Timestamp(noon)] * 2]
+    table = facets_of(workload(numpy=numpy, pandas=zoned))
+    assert table["numpy"].to_pylist() == table["pandas"].to_pylist() == [noon, None, noon, noon]
 
 
 def test_a_check_refuses_them_before_anything_is_trained(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from tests.flows.little_lm import LittleLM, Texts
 LITTLE = f"{Path(__file__).with_name('little_lm.py')}:LittleLM"
 SETTINGS: dict[str, dict[str, Any]] = {
     "training": {"epochs": 20, "learning_rate": 1e-2},
-    "scoring": {"chunk": 32, "fisher": "sampled", "exact_head": False, "probe": 0},
+    "scoring": {"chunk": 16, "fisher": "sampled", "exact_head": False, "probe": 0},
     "pruning": {"policies": ["harmful"]},
 }
 OF_CLASSES = {
@@ -105,10 +105,10 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pa.Table]:
         optimizer.step()
     safetensors.torch.save_file(model.state_dict(), checkpoint)
     ways = {
-        "plain": ({}, 32),
-        "padded": ({"padding": 9}, 32),
-        "other batches": ({}, 23),
-        "other order": ({"backwards": True}, 32),
+        "plain": ({}, 16),
+        "padded": ({"padding": 9}, 16),
+        "other batches": ({}, 11),
+        "other order": ({"backwards": True}, 16),
     }
     return {name: _scores(folder / name, checkpoint, options, chunk) for name, (options, chunk) in ways.items()}
 
@@ -137,9 +137,13 @@ def test_settings_that_need_classes_are_refused_in_one_line_that_says_what_to_se
         require(load(write_toml(tmp_path, LITTLE)))
     said = str(refused.value)
     assert "\n" not in said
-    for part in ('policies = ["harmful"]', "exact_head = false", 'fisher = "sampled"'):
+    for part in ('policies = ["harmful"]', "exact_head = false", 'fisher = "sampled"', "chunk = 16 or less"):
         assert part in said
     assert "prune_while_learning" not in said
+    assert "mislabeled_action" not in said
+    pruning = SETTINGS["pruning"] | {"mislabeled_action": "relabel"}
+    with pytest.raises(BadInput, match=r'need: set pruning\.mislabeled_action = "remove"$'):
+        require(load(write_toml(tmp_path, LITTLE, **SETTINGS | {"pruning": pruning})))
     require(load(write_toml(tmp_path, LITTLE, **SETTINGS)))
 
 
