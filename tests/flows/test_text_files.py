@@ -55,6 +55,12 @@ def test_a_damaged_file_is_refused_by_its_line(tmp_path: Path, name: str, conten
     assert "\n" not in str(refused.value)
 
 
+def test_ids_of_a_file_without_types_are_read_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("text,id,label\na,001,1\nb,1,0\n")
+    read = read_rows(tmp_path / "texts.csv", ["id", "label"], ["id"])
+    assert read.columns == {"id": ["001", "1"], "label": [1, 0]}
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"none\.csv: no such file"):
         read_rows(tmp_path / "none.csv", ["text"])
@@ -84,6 +90,18 @@ def ids(values: list[Any]) -> list[Any]:
         (texts, [7, "a"], r"column 'text' is no text in 1 of 2 rows \(the first is line 1: 7\)"),
         (ids, [1, 2, 1], r"id 1 is in line 1 and in line 3"),
         (ids, [1.0, math.nan], r"column 'id' has no value in 1 of 2 rows \(the first is line 2: nan\)"),
+        (
+            ids,
+            [1, 2**63],
+            r"column 'id' has more than 64 bits in 1 of 2 rows \(the first is line 2: 9223372036854775808\)",
+        ),
+        (
+            ids,
+            ["a", "b\ud800"],
+            r"column 'id' holds a lone surrogate in 1 of 2 rows \(the first is line 2: 'b\\ud800'\)",
+        ),
+        (ids, ["a", ""], r"column 'id' has no value in 1 of 2 rows \(the first is line 2: ''\)"),
+        (texts, ["a", "b\ud800"], r"column 'text' holds a lone surrogate in 1 of 2 rows \(the first is line 2: "),
         (ids, [1.0, 2.0], r"column 'id' holds float: give integers or texts"),
         (ids, [1, 2, "3"], r"column 'id' holds 2 int, 1 str \(line 3: '3'\): give values of one type"),
         (labels, [0, None, 1], r"column 'label' has no value in 1 of 3 rows \(the first is line 2: None\)"),

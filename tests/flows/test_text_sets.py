@@ -52,9 +52,9 @@ def test_ids_come_from_the_text_where_there_is_no_column(tmp_path: Path, bert: P
 
 
 def test_query_and_holdout_set_may_be_files_of_their_own(tmp_path: Path, bert: Path) -> None:
-    write_rows(tmp_path / "queries.csv", ROWS[:10])
+    write_rows(tmp_path / "queries.parquet", ROWS[:10])
     write_rows(tmp_path / "holdout.jsonl", ROWS[10:30])
-    workload = texts_of(tmp_path, bert, ROWS[30:], queries="queries.csv", holdout="holdout.jsonl")
+    workload = texts_of(tmp_path, bert, ROWS[30:], queries="queries.parquet", holdout="holdout.jsonl")
     assert ids_of(workload) == [set(range(30, 80)), set(range(10)), set(range(10, 30))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,24 +13,30 @@ from flows.workloads.text.files import Rows
 
 ID_DIGITS = 16
 SHOWN = 20
+HALF = re.compile("[\ud800-\udfff]")
 
 
 def texts_of(rows: Rows, column: str) -> list[str]:
     """Texts, none of them empty."""
     values = rows.columns[column]
     _refuse(rows, column, "is no text", [not isinstance(value, str) for value in values])
+    _refuse_surrogates(rows, column)
     _refuse(rows, column, "is empty", [not value.strip() for value in values], "leave such rows out")
     return list(values)
 
 
 def names_of(rows: Rows, column: str) -> list[str | None]:
     """Names of groups or sources, times: whatever it is, as text."""
+    _refuse_surrogates(rows, column)
     return [None if value is None else str(value) for value in rows.columns[column]]
 
 
 def ids_of(rows: Rows, column: str) -> list[int] | list[str]:
     """Ids of one type, each once."""
     values = _of_one_type(rows, column)
+    _refuse(rows, column, "has no value", [value == "" for value in values])
+    large = [isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values]
+    _refuse(rows, column, "has more than 64 bits", large, "give such ids as texts")
     first: dict[Any, int] = {}
     for index, value in enumerate(values):
         if first.setdefault(value, index) != index:
@@ -94,6 +101,7 @@ def _of_one_type(rows: Rows, column: str) -> list[Any]:
     """All integers, or all texts; truth values are integers."""
     values = [int(value) if isinstance(value, bool) else value for value in rows.columns[column]]
     _refuse(rows, column, "has no value", [value is None or value != value for value in values])  # NaN
+    _refuse_surrogates(rows, column)
     kinds = Counter(type(value).__name__ for value in values)
     if len(kinds) > 1:
         most = kinds.most_common(1)[0][0]
@@ -105,6 +113,12 @@ def _of_one_type(rows: Rows, column: str) -> list[Any]:
     if not isinstance(values[0], int | str):
         raise BadInput(f"{rows.file}: column {column!r} holds {type(values[0]).__name__}: give integers or texts")
     return values
+
+
+def _refuse_surrogates(rows: Rows, column: str) -> None:
+    """Half of a pair of UTF-16, as a cut JSON escape leaves it, which no UTF-8 file can hold."""
+    halves = [isinstance(value, str) and HALF.search(value) is not None for value in rows.columns[column]]
+    _refuse(rows, column, "holds a lone surrogate", halves, "such a character is damaged: leave it out")
 
 
 def _refuse(rows: Rows, column: str, what: str, bad: Sequence[bool], remedy: str = "") -> None:

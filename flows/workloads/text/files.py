@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.csv
@@ -39,8 +39,16 @@ class Rows:
         return f"{self.unit} {self.first + index}"
 
 
-def read_rows(file: Path, names: Sequence[str]) -> Rows:
+Reader: TypeAlias = Callable[[Path, Sequence[str], Sequence[str]], Rows]
+
+
+def read_rows(file: Path, names: Sequence[str], texts: Sequence[str] = ()) -> Rows:
     """Read some columns of a file whole.
+
+    Args:
+        file: Of texts.
+        names: Of the columns.
+        texts: Those that are read as they are written where a file does not say its types: 001 is not 1.
 
     Raises:
         BadInput: The file is missing, of no known kind, damaged, empty, or lacks a column.
@@ -50,13 +58,13 @@ def read_rows(file: Path, names: Sequence[str]) -> Rows:
         raise BadInput(f"{file}: {file.suffix or 'no ending'} is no known kind of file: give {', '.join(READERS)}")
     if not file.is_file():
         raise BadInput(f"{file}: no such file")
-    rows = reader(file, tuple(dict.fromkeys(names)))
+    rows = reader(file, tuple(dict.fromkeys(names)), texts)
     if not len(rows):
         raise BadInput(f"{file}: holds no row")
     return rows
 
 
-def _parquet(file: Path, names: Sequence[str]) -> Rows:
+def _parquet(file: Path, names: Sequence[str], _: Sequence[str]) -> Rows:
     try:
         opened = pq.ParquetFile(file)
         _check(file, names, opened.schema_arrow.names)
@@ -66,15 +74,19 @@ def _parquet(file: Path, names: Sequence[str]) -> Rows:
     return Rows(file, "row", 1, {name: table[name].to_pylist() for name in names})
 
 
-def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
-    def read(file: Path, names: Sequence[str]) -> Rows:
+def _separated(separator: str) -> Reader:
+    def read(file: Path, names: Sequence[str], texts: Sequence[str]) -> Rows:
         try:
             with pa.csv.open_csv(file, parse_options=pa.csv.ParseOptions(delimiter=separator)) as header:
                 _check(file, names, header.schema.names)
             table = pa.csv.read_csv(
                 file,
                 parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-                convert_options=pa.csv.ConvertOptions(include_columns=list(names), strings_can_be_null=False),
+                convert_options=pa.csv.ConvertOptions(
+                    include_columns=list(names),
+                    strings_can_be_null=False,
+                    column_types={name: pa.string() for name in texts},
+                ),
             )
         except (pa.ArrowException, OSError) as error:
             raise BadInput(f"{file}: cannot be read: {_line(error)}") from error
@@ -85,7 +97,7 @@ def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
     return read
 
 
-def _json_lines(file: Path, names: Sequence[str]) -> Rows:
+def _json_lines(file: Path, names: Sequence[str], _: Sequence[str]) -> Rows:
     found: dict[str, list[Any]] = {name: [] for name in names}
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -124,7 +136,7 @@ def _line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-READERS: Mapping[str, Callable[[Path, Sequence[str]], Rows]] = {
+READERS: Mapping[str, Reader] = {
     ".parquet": _parquet,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,

@@ -25,7 +25,7 @@ from flows.workloads.text.library import tokenizer_files
 from flows.workloads.text.tokens import Tokens, TooLong, set_shares, tokenized
 from storage.files import atomic_path, sha256_file, sha256_json
 
-VERSION = 1
+VERSION = 2
 """Of what is kept; another number makes it anew."""
 SETS = ("train", "query", "holdout")
 
@@ -46,6 +46,11 @@ class Columns:
     def given(self) -> tuple[str, ...]:
         """Those that there are."""
         return tuple(name for name in asdict(self).values() if name)
+
+    @property
+    def read_as_written(self) -> tuple[str, ...]:
+        """The ids, unless they are something else, too."""
+        return (self.id,) if self.given.count(self.id) == 1 else ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,9 @@ def prepared(spec: Spec, cache: Path) -> Prepared:
 
 
 def _make(spec: Spec) -> pa.Table:
-    rows = {name: read_rows(file, spec.columns.given) for name, file in spec.files.items()}
+    rows = {
+        name: read_rows(file, spec.columns.given, spec.columns.read_as_written) for name, file in spec.files.items()
+    }
     classes = classes_of(rows["train"], spec.columns.label, spec.labels)
     parts = {name: _columns(own, spec.columns, classes) for name, own in rows.items()}
     texts = [text for part in parts.values() for text in part["text"].to_pylist()]
