@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flows.errors import BadInput
 from flows.workload import Home
 from flows.workloads.sequences import BYTES, Bytes, Columns, Pretrained, Row, Tokenizer, encode, library, read, share
+from flows.workloads.text.sets import facets_of_rows
 from influence.tokens import IGNORED, point_losses
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -54,6 +55,17 @@ class TextSet(torch.utils.data.Dataset[Batch]):
         """A text after its source and time, a prompt and its completion on lines of their own."""
         row = self._rows[point_id]
         return "\n".join(filter(None, (row.seen and f"[{row.seen}]", row.prompt, row.text)))
+
+    def tokens(self, point_id: int | str) -> list[int]:
+        """Of one text, as many as it has positions in a batch of its own."""
+        return self._encoded[self.ids.index(point_id)][0]
+
+    def facets(self) -> dict[str, Sequence[Any]]:
+        """Length in tokens, source and time where they are known."""
+        rows = [self._rows[one] for one in self.ids]
+        sources, times = [row.source for row in rows], [row.timestamp for row in rows]
+        lengths = [len(tokens) for tokens, _ in self._encoded]
+        return facets_of_rows(lengths, sources if any(sources) else None, times if any(times) else None)
 
 
 class CausalLM:
@@ -177,6 +189,14 @@ class CausalLM:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Nats per token `[B]`."""
         return point_losses(self.logits(model, batch), batch["targets"])
+
+    def facets(self) -> Mapping[str, Sequence[Any]]:
+        """Length in tokens, source and time where they are known, of each train point."""
+        return self._sets["train"].facets()
+
+    def tokens(self, point_id: int | str) -> list[str]:
+        """A text for each position of a train point."""
+        return [self._tokenizer.shown(token) for token in self._sets["train"].tokens(point_id)]
 
     def describe(self, point_id: int | str) -> str:
         """A train text."""

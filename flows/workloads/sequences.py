@@ -33,6 +33,10 @@ class Tokenizer(Protocol):
         """Of a text, or of what goes on after the first part of one."""
         ...
 
+    def shown(self, token: int) -> str:
+        """One token as text."""
+        ...
+
 
 class Bytes:
     """The bytes of UTF-8, and an end."""
@@ -43,6 +47,10 @@ class Bytes:
     def tokens(self, text: str, *, first: bool) -> list[int]:
         """Of either part alike."""
         return list(text.encode(errors="surrogatepass"))
+
+    def shown(self, token: int) -> str:
+        """A part of a longer character has no text of its own, and is shown by its number."""
+        return "[end]" if token == END else bytes([token]).decode(errors="backslashreplace")
 
 
 class Pretrained:
@@ -74,6 +82,10 @@ class Pretrained:
         """The special tokens stand before the first part alone; the end is set elsewhere."""
         found: list[int] = self._own(text, add_special_tokens=first)["input_ids"]
         return found[:-1] if first and self.end is not None and found[-1:] == [self.end] else found
+
+    def shown(self, token: int) -> str:
+        """Decoded by itself."""
+        return str(self._own.decode([token]))
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,11 @@ def test_sets_may_be_files_and_columns_name_groups_and_where_a_text_is_from(tmp_
     assert [len(s) for s in (workload.points(), workload.queries(), workload.holdout())] == [6, 6, 6]
     assert workload.points().groups == ["part 0", "part 1"] * 3
     assert workload.describe(workload.points().ids[2]) == "[letters, 1902]\nada 2"
+    lengths, times = [len("ada 0") + 1] * 6, [1900.0 + n for n in range(6)]
+    assert workload.facets() == {"length": lengths, "source": ["letters"] * 6, "time": times}
+    first = workload.points().ids[0]
+    assert workload.tokens(first) == [*"ada 0", "[end]"]
+    assert len(workload.tokens(first)) == workload.collate([workload.points()[0]])["input_ids"].shape[1]
 
 
 def test_a_model_and_a_tokenizer_are_read_from_a_folder(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from flows.asking import inputs_of
 from flows.check import check
 from flows.config import TrainingConfig, load
 from flows.errors import BadInput
+from flows.facets import facets_of
 from flows.ranks.folds import OutOfFold
 from flows.ranks.plain import train_plainly
 from flows.ranks.points import Points
@@ -271,3 +272,12 @@ def test_a_model_that_computes_something_else_without_its_lower_layers_is_refuse
     with pytest.raises(BadInput, match="computes something else when it is entered at layer 1"):
         frozen_module.make(whole, 2, tokens, tmp_path / "frozen")
     assert not (tmp_path / "frozen").exists()
+
+
+def test_a_text_has_a_string_for_each_position_and_facets(tmp_path: Path, bert: Path) -> None:
+    workload = texts_of(tmp_path, bert, ROWS)
+    points, facets = workload.points(), workload.facets()
+    width = workload.collate([points[0]])["input_ids"].shape[1]
+    assert len(workload.tokens(points.ids[0])) == width == facets["length"][0]
+    assert set(facets_of(workload).column_names) == {"point_id", *facets}
+    assert facets["words"][0] == set(workload.describe(points.ids[0]).lower().split())

@@ -19,6 +19,7 @@ from flows.workload import Home
 from flows.workloads.label_errors import check_rate, flipped
 from flows.workloads.text.encoder import Head, build, cut, frozen_layers, logits_of
 from flows.workloads.text.frozen import Frozen, digest_of, make
+from flows.workloads.text.library import load_tokenizer
 from flows.workloads.text.places import file_of, model_folder
 from flows.workloads.text.prepared import SETS, Columns, Spec, prepared, tokens_of
 from flows.workloads.text.sets import TextSet, collated
@@ -158,6 +159,14 @@ class TextClassification:
         """The text of a query."""
         return self._queries.text(query_id)
 
+    def facets(self) -> Mapping[str, Sequence[Any]]:
+        """Length in tokens, source and time where they are known, and words of each train point."""
+        return self._train.facets()
+
+    def tokens(self, point_id: PointId) -> list[str]:
+        """A text for each position of a train point, special tokens included."""
+        return [self._tokenizer.decode([token]) for token in self._train.tokens(point_id)]
+
     def _truth(self) -> Mapping[PointId, int]:
         """The true labels of the train points."""
         return dict(zip(self._train.ids, self._true.tolist()))
@@ -171,6 +180,10 @@ class TextClassification:
     def width(self) -> int:
         """Of the features."""
         return self._frozen.size
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._folder)
 
     @cached_property
     def _train(self) -> TextSet:

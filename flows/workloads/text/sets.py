@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -51,6 +54,46 @@ class TextSet(torch.utils.data.Dataset[dict[str, Any]]):
         known = [names[row] for names in (self.sources, self.timestamps) if names is not None and names[row]]
         text: str = self._texts[row].as_py()
         return f"[{', '.join(map(str, known))}] {text}" if known else text
+
+    def tokens(self, point_id: int | str) -> list[int]:
+        """Of one text, as many as it has positions in a batch of its own."""
+        found: list[int] = self._tokens.row(self._row[point_id]).tolist()
+        return found
+
+    def facets(self) -> dict[str, Sequence[Any]]:
+        """Length in tokens, source and time where they are known, and words."""
+        words = [set(re.findall(r"\w+", text.lower())) for text in self._texts.to_pylist()]
+        known = facets_of_rows(self._tokens.lengths.tolist(), self.sources, self.timestamps)
+        return known | {"words": words}
+
+
+def facets_of_rows(
+    lengths: Sequence[int], sources: Sequence[str | None] | None, times: Sequence[str | None] | None
+) -> dict[str, Sequence[Any]]:
+    """Facets that any text has, and those that are known."""
+    found: dict[str, Sequence[Any]] = {"length": lengths}
+    if sources is not None:
+        found["source"] = sources
+    if times is not None:
+        found["time"] = _times(times)
+    return found
+
+
+def _times(values: Sequence[str | None]) -> Sequence[Any]:
+    """Numbers or times if all of them are, so that they have an order; otherwise the texts."""
+    kinds: tuple[Callable[[str], Any], ...] = (_number, datetime.fromisoformat)
+    for kind in kinds:
+        try:
+            return [None if value is None else kind(value) for value in values]
+        except ValueError:
+            continue
+    return values
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number
 
 
 def collated(samples: Sequence[dict[str, Any]], padding: int) -> Batch:
