@@ -6,7 +6,6 @@ configuration, trained here from nothing. Of completions after prompts the promp
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from flows.errors import BadInput
 from flows.workload import Home
-from flows.workloads.sequences import BYTES, Bytes, Columns, Pretrained, Row, Tokenizer, encode, library, read, share
+from flows.workloads.sequences import BYTES, Bytes, Columns, Pretrained, Row, Tokenizer, encode, read, share
+from flows.workloads.text.library import library
 from flows.workloads.text.sets import facets_of_rows
 from influence.tokens import IGNORED, point_losses
 
@@ -252,7 +252,8 @@ class CausalLM:
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    hub = importlib.import_module("huggingface_hub.errors")
+    from huggingface_hub import errors as hub
+
     strict = getattr(hub, "StrictDataclassError", None)  # older versions check no field of a configuration
     return FAULTS if strict is None else (*FAULTS, strict)
 

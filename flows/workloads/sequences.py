@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from flows.errors import BadInput
 from flows.workloads.text.columns import ids_of, names_of, texts_of
 from flows.workloads.text.files import Rows, read_rows
+from flows.workloads.text.library import library
 from flows.workloads.text.tokens import set_shares
 
 BYTES = "bytes"
@@ -133,23 +133,6 @@ class Columns:
     def given(self) -> list[str]:
         """Those that there are."""
         return [name for name in vars(self).values() if name]
-
-
-def library(name: str) -> Any:
-    """One of the libraries of the extra `hf`.
-
-    Raises:
-        BadInput: It is not installed.
-    """
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise BadInput(f"this workload needs {name}: pip install 'tamis[hf]'") from error
-    module.utils.logging.set_verbosity_error()
-    module.utils.logging.disable_progress_bar()
-    return module
 
 
 def read(file: Path, columns: Columns) -> list[Row]:

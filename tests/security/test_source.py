@@ -126,7 +126,9 @@ def test_only_the_loader_of_workloads_imports_by_name_and_that_of_duckdbs_extens
         for path in FILES
         if re.search(r"import_module|exec_module|__import__", path.read_text())
     }
-    assert found == {"flows/workload.py", "storage/lake_extensions.py"}
+    assert found == {"flows/modules.py", "flows/workloads/text/library.py", "storage/lake_extensions.py"}
+    named = {name for path in FILES for name in re.findall(r"(?<!def )\blibrary\((.*?)\)", path.read_text())}
+    assert all(re.fullmatch(r'("[a-z_.]+")?', name) for name in named), "libraries of the extra hf by fixed names"
     assert set(lake_extensions.EXTENSIONS) == {"ducklake", "postgres_scanner", "httpfs"}
 
 
