@@ -29,6 +29,7 @@ from tests.stack import Served, Servers, address, ended, servers, serving
 
 STAGES = ("train", "score", "propose", "preview", "retrain", "judge")
 VICTIMS = ("postgres", "prefect", "mlflow", "serve")
+GIVEN_UP = "is not begun again"  # said by the service where all of a cycle's last runs were killed
 LONGEST = 3.0  # seconds between the end of a stage and the blow
 SETTINGS = '[service]\npoll_seconds = 1.0\n[servers]\nmlflow = "{mlflow}"\n'
 
@@ -42,6 +43,7 @@ class Rig:
     draw: random.Random
     say: Callable[[str], None]
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+    asked: int = 0  # how often the service of this cycle has given up, as far as it was answered
 
     def cycle(self, name: str, blows: Sequence[tuple[str, str]] = ()) -> Bench:
         """Run a cycle to its end; each blow names a stage, and which victim is killed after it."""
@@ -51,6 +53,7 @@ class Rig:
         )
         served = Served([bench.file], self.servers.prefect)
         victims = {**vars(self.servers), "serve": served.service}
+        self.asked = 0
         with serving(served):
             served.begin(bench.file)
             for stage, victim in blows:
@@ -73,14 +76,16 @@ class Rig:
         return outcome(bench, address(self.servers.mlflow), bench.folder.name)
 
     def _await(self, served: Served, bench: Bench, there: Callable[[], bool]) -> None:
-        """Wait for something; what has failed is run again."""
+        """Wait for something; what has failed, or was killed so often that the service asks, is run again."""
 
         def happened() -> bool:
             if there():
                 return True
-            runs = served.runs(bench.file)
-            if runs and not served.under_way(bench.file) and runs[-1]["state_type"] == "FAILED":
-                self.say(f"{bench.folder.name}: run failed: {runs[-1]['state']['message']}")
+            runs, given_up = served.runs(bench.file), served.log.count(GIVEN_UP)
+            failed = bool(runs) and runs[-1]["state_type"] == "FAILED"
+            if not served.under_way(bench.file) and (failed or given_up > self.asked):
+                self.say(f"{bench.folder.name}: begun by hand: {runs[-1]['state']['message']}")
+                self.asked = given_up
                 served.begin(bench.file, cycle=1)
             return False
 
