@@ -30,7 +30,8 @@ from tests.stack import Served, Servers, address, ended, servers, serving
 STAGES = ("train", "score", "propose", "preview", "retrain", "judge")
 VICTIMS = ("postgres", "prefect", "mlflow", "serve")
 GIVEN_UP = "is not begun again"  # said by the service where all of a cycle's last runs were killed
-LONGEST = 3.0  # seconds between the end of a stage and the blow
+LONGEST = dict.fromkeys(STAGES, 3.0) | {"retrain": 0.3, "judge": 0.0}
+"""Seconds between the end of a stage and the blow, at most: what follows the last two is over at once."""
 SETTINGS = '[service]\npoll_seconds = 1.0\n[servers]\nmlflow = "{mlflow}"\n'
 
 
@@ -58,7 +59,7 @@ class Rig:
             served.begin(bench.file)
             for stage, victim in blows:
                 self._await(served, bench, partial(_came_to, bench, stage))
-                time.sleep(self.draw.uniform(0, LONGEST))
+                time.sleep(self.draw.uniform(0, LONGEST[stage]))
                 if ended(bench.file, 1):
                     break
                 strike(victims[victim])
