@@ -20,7 +20,8 @@ class PruningConfig(Section):
     q: Rate = 0.2
     """False-discovery rate of each of harmful, mislabeled and memorized."""
     agreement: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the checkpoints that must agree on the sign of the influence, for harmful and memorized; 0: any."""
+    """Share of the checkpoints that must agree on the sign of the influence, for harmful and memorized; 0: any. Under
+    `scoring.compression` each has a mask of its own."""
     mislabeled_action: Literal["remove", "relabel"] = "remove"
     """What becomes of a mislabeled point; `relabel` gives it the suggested label."""
     redundant_share: Rate = 0.2
