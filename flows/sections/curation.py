@@ -82,6 +82,9 @@ class GuardrailConfig(Section):
     """Most seeds of each arm; two are trained first, one more each time while the answer is open."""
     tolerance: Annotated[float, Field(ge=0)] = 0.01
     """Nats per holdout point that the challenger may lose against baseline and champion."""
+    redundant_tolerance: Annotated[float, Field(ge=0)] = 0.01
+    """Nats per holdout point that the challenger may lose against baseline, control and champion where all that leaves
+    is redundant: then it need not be better than the control."""
     group_tolerance: Annotated[float, Field(ge=0)] = 0.05
     """Nats per holdout point that a class or group may lose before promotion is refused."""
     resamples: Annotated[int, Field(ge=100)] = 2000
