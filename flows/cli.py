@@ -253,7 +253,7 @@ def status(file: TOML = HERE, as_json: JSON_OPTION = False) -> None:
 def export(
     file: TOML = HERE,
     as_of: Annotated[
-        int | None, typer.Option("--as-of", help="The data set after this cycle; default: the last that has ended.")
+        int | None, typer.Option("--as-of", help="The data set that this cycle left; default: the last that has ended.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A folder to make; default: export-<cycle> here.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Write the lists as text, too, one id a line.")] = False,

@@ -132,6 +132,10 @@ COMPRESSORS: Mapping[CompressionKind, Callable[[Blocks, float, int], Compressor]
 }
 
 
+DRAWS = 1000
+"""More than there are checkpoints: those of another seed are other draws."""
+
+
 @dataclass(frozen=True)
 class Approximation:
     """A curvature that is not yet fitted, and what makes gradients small before it takes them."""
@@ -146,10 +150,19 @@ def named(config: Config) -> str:
     return config.scoring.estimator if small is None else f"{config.scoring.estimator}, {small.kind} {small.ratio:g} x"
 
 
-def approximation(config: Config, blocks: Blocks, share: Share) -> Approximation:
-    """The configured estimator on the selected blocks; compression is drawn by the training's seed."""
+def approximation(config: Config, blocks: Blocks, share: Share, checkpoint: int = 0) -> Approximation:
+    """The configured estimator on the selected blocks.
+
+    Args:
+        config: The settings.
+        blocks: Of the model.
+        share: What this rank does.
+        checkpoint: Which of the training's. Each is compressed by a draw of its own, so that what a single draw shows
+            neither adds up over the checkpoints nor makes them agree.
+    """
     small, scoring = config.scoring.compression, config.scoring
-    compressor = None if small is None else COMPRESSORS[small.kind](blocks, small.ratio, config.training.seed)
+    seed = DRAWS * config.training.seed + checkpoint
+    compressor = None if small is None else COMPRESSORS[small.kind](blocks, small.ratio, seed)
     taken = blocks if compressor is None else compressor.blocks
     return Approximation(ESTIMATORS[scoring.estimator].build(taken, share), compressor)
 

@@ -9,7 +9,8 @@ from flows.config import load
 from flows.errors import BadInput
 from flows.moving import manifest_of_cycle
 from flows.stores import ledger_of
-from storage.exports import Export, write_export
+from storage.exports import Export, check_start, write_export
+from storage.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Exported:
 
 
 def export_file(file: Path, as_of: int | None, out: Path | None, *, text: bool) -> Exported:
-    """Write the data set as of a cycle of a tamis.toml's workspace.
+    """Write the data set as of a cycle of a tamis.toml's workspace: of the points that the workload gave it.
 
     Args:
         file: The tamis.toml.
-        as_of: The data set after this cycle; 0 is that before the first. None: the last cycle that has ended.
+        as_of: The data set that this cycle left; 0 is that before the first. None: the last cycle that has ended.
         out: A folder that does not exist; None: `export-000007` here.
         text: Write lists as text, too.
 
@@ -41,8 +42,15 @@ def export_file(file: Path, as_of: int | None, out: Path | None, *, text: bool) 
     cycle = ended if as_of is None else as_of
     if not opened or not 0 <= cycle <= ended:
         raise BadInput(f"--as-of {cycle}: {ended} cycles have ended in {workspace}: give 0 to {ended}")
-    started = cycle + 1 if cycle < opened else None
-    manifest = manifest_of_cycle(workspace, started or cycle)
-    recorded = (started, ledger.cycle(started).dataset_sha256) if started else None
+    manifest, recorded = manifest_of_cycle(workspace, max(cycle, 1)), None
+    if cycle < opened and not _moved(ledger, cycle + 1):
+        recorded = (cycle + 1, ledger.cycle(cycle + 1).dataset_sha256)
+    elif cycle < opened:
+        check_start(manifest, ledger.decisions(cycle - 1), (cycle, ledger.cycle(cycle).dataset_sha256))
     folder = out or Path(f"export-{cycle:06d}")
     return Exported(folder, write_export(folder, manifest, ledger.decisions(cycle), cycle, recorded, text=text))
+
+
+def _moved(ledger: Ledger, cycle: int) -> bool:
+    """Whether a cycle was opened on other data than the one before had, so that its record is of those."""
+    return any(event.state == "moved" for event in ledger.events(cycle))

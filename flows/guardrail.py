@@ -6,6 +6,12 @@ below 0, that of the mean challenger - champion below `tolerance`, and no class 
 more than `group_tolerance`, by one-sided tests corrected after Holm. All must hold, so each may be tested at the level
 of the whole (Berger 1982). Nothing else promotes.
 
+A proposal of nothing but `redundant` points saves training and promises no better model, so its challenger need not be
+one: all three bounds must be below `redundant_tolerance`, that against the control, too (non-inferiority). A challenger
+that truly loses so much or more against any of the three is promoted once in twenty at most, by the same bounds, seeds,
+looks and levels, whatever is found against the other two. What is no longer claimed is that these points were a better
+choice than random ones; and each such cycle may cost the margin, k of them k times.
+
 Seeds come in rounds, and after each the answer may be clear. A challenger is given up when a difference is itself on
 the wrong side of its limit, or a class or group is worse beyond doubt: that can only lose promotions. It is promoted
 before the last round by bounds at a small level (Haybittle 1971, Peto 1976): those of all early looks and of the last
@@ -28,10 +34,11 @@ from flows.errors import BadInput
 from flows.looks import looks_before, refusal
 from flows.plans import HOLDOUT
 from flows.pruning import Proposed
-from flows.retraining import FIRST_ROUND, Retrained
+from flows.retraining import FIRST_ROUND, Retrained, for_load_alone
 from flows.sections.curation import GuardrailConfig
 from flows.stages import Cycle, once
 from storage.files import JSON, sha256_file
+from storage.proposals import Proposal
 
 ALPHA = 0.05
 EARLY = 0.01  # of it, for all looks before the last
@@ -130,6 +137,7 @@ def judge(cycle: Cycle, proposed: Proposed, retrained: Retrained) -> Verdict:
         return Verdict("", refused, (), {}, 0, "the holdout set is not looked at again")
     files = [folder / HOLDOUT for folders in retrained.folders.values() for folder in folders]
     inputs: dict[str, JSON] = {"outcomes": [sha256_file(path) for path in files], **cycle.section("guardrail")}
+    inputs["proposal"] = proposed.hash
     if retrained.champion is not None:
         inputs["champion"] = sha256_file(retrained.champion / HOLDOUT)
     name = f"judge-{len(retrained.seeds)}"
@@ -139,7 +147,9 @@ def judge(cycle: Cycle, proposed: Proposed, retrained: Retrained) -> Verdict:
 def _judge(cycle: Cycle, proposed: Proposed, retrained: Retrained) -> Verdict:
     outcomes = {arm: read_outcome(folders) for arm, folders in retrained.folders.items()}
     champion = read_outcome((retrained.champion,)) if retrained.champion else None
-    verdict = compare(outcomes, champion, cycle.config.guardrail, cycle.config.training.seed)
+    guardrail = cycle.config.guardrail
+    margin = guardrail.redundant_tolerance if for_load_alone(Proposal.read(cycle.folder)) else None
+    verdict = compare(outcomes, champion, guardrail, cycle.config.training.seed, margin)
     verdict = replace(verdict, looks=looks_before(cycle) + 1)
     detail: dict[str, JSON] = {"reason": verdict.reason, "stopped": verdict.stopped, "seeds": verdict.seeds}
     detail |= {"holdout": cycle.digests["holdout"], "look": verdict.looks}
@@ -177,7 +187,11 @@ def level_of(count: int, seeds: int) -> float:
 
 
 def compare(
-    outcomes: Mapping[str, Outcome], champion: Outcome | None, guardrail: GuardrailConfig, seed: int
+    outcomes: Mapping[str, Outcome],
+    champion: Outcome | None,
+    guardrail: GuardrailConfig,
+    seed: int,
+    margin: float | None = None,
 ) -> Verdict:
     """Apply the promotion rule to the arms' outcomes.
 
@@ -186,12 +200,15 @@ def compare(
         champion: Of the model in service, one seed.
         guardrail: Tolerances, the most seeds and the number of resamples.
         seed: Of the draws.
+        margin: Nats that the challenger may lose against all three, where it is not to be better but to take less
+            training; None: it must be better than the control.
     """
     count = len(outcomes["baseline"].loss)
     arms = {arm: outcome.arm(guardrail.resamples, seed) for arm, outcome in outcomes.items()}
-    checks = _of_challenger(outcomes, champion, guardrail, seed) if "challenger" in outcomes else ()
+    checks = _of_challenger(outcomes, champion, guardrail, seed, margin) if "challenger" in outcomes else ()
     if checks and all(check.passed for check in checks):
-        reason = "every bound of the challenger is below its limit, and no class or group is worse"
+        limit = "its limit" if margin is None else f"{margin:g} nats, what less training may cost"
+        reason = f"every bound of the challenger is below {limit}, and no class or group is worse"
         return Verdict("challenger", reason, checks, arms, count, _stopped("better", count, guardrail.seeds))
     hopeless = any(check.hopeless for check in checks)
     if checks and not hopeless and count < guardrail.seeds:
@@ -219,8 +236,13 @@ def _fallback(
 
 
 def _of_challenger(
-    outcomes: Mapping[str, Outcome], champion: Outcome | None, guardrail: GuardrailConfig, seed: int
+    outcomes: Mapping[str, Outcome],
+    champion: Outcome | None,
+    guardrail: GuardrailConfig,
+    seed: int,
+    margin: float | None,
 ) -> tuple[Check, ...]:
+    tolerance, better = (guardrail.tolerance, 0.0) if margin is None else (margin, margin)
     losses = torch.stack([outcomes[arm].loss for arm in ("baseline", "challenger", "control")])  # [A, S, N]
     baseline, challenger, control = losses
     of_seeds, alpha = SeedError.of_difference(losses.mean(2)), level_of(losses.shape[1], guardrail.seeds)
@@ -229,12 +251,12 @@ def _of_challenger(
         return _below(name, draw_mean(values, max(guardrail.resamples, round(20 / alpha)), seed, error), alpha, limit)
 
     checks = [
-        below("challenger - baseline", challenger - baseline, guardrail.tolerance, of_seeds),
-        below("challenger - control", challenger - control, 0.0, of_seeds),
+        below("challenger - baseline", challenger - baseline, tolerance, of_seeds),
+        below("challenger - control", challenger - control, better, of_seeds),
     ]
     if champion is not None:
         against = challenger.mean(0, keepdim=True) - champion.loss  # [1, N]
-        checks.append(below("challenger - champion", against, guardrail.tolerance))
+        checks.append(below("challenger - champion", against, tolerance))
     return (*checks, *_of_slices(losses, outcomes["baseline"].slices(), guardrail, seed))
 
 

@@ -25,7 +25,7 @@ from storage.report_parts import Arm, Check, Confusion, Interval, Policy, Slice,
 
 MEANINGS: Mapping[str, str] = {
     "harmful": "points whose removal lowers the mean query loss, beyond the error and the spread among the queries",
-    "mislabeled": "points whose given label is probably wrong, by models and neighbours that never saw it",
+    "mislabeled": "points whose label is probably wrong, by models and neighbours that never saw it",
     "memorized": "points that the model has learned by heart without gain for the queries",
     "redundant": "points that change next to nothing if they go",
     "regret": "points removed earlier that would now help",

@@ -146,7 +146,7 @@ def _evidence(row: Mapping[str, Any], more: Mapping[str, Any]) -> Iterator[str]:
     predicts = "" if more["predicted"] is None else f"the model predicts {more['predicted']}; "
     yield f"{predicts}loss {more['loss']:.4g} nats; {more['memorization']}"
     if more["suspicion"] is not None:
-        yield f"suspicion {more['suspicion']:.4g} (log-odds that the given label is wrong)"
+        yield f"suspicion {more['suspicion']:.4g} (log-odds that the label is wrong)"
 
 
 def suspicious(folder: Path, proposal: Proposal, samples: Samples) -> Sequence[SuspiciousQuery]:

@@ -175,6 +175,12 @@ def for_load(proposal: Proposal) -> bool:
     return any("redundant" in reason_code(reason).split("+") for reason in proposal.rows["reason"].to_pylist())
 
 
+def for_load_alone(proposal: Proposal) -> bool:
+    """Whether that is all it does: then no model is to become better by it."""
+    reasons = proposal.rows["reason"].to_pylist()
+    return bool(reasons) and all(reason_code(reason) == "redundant" for reason in reasons)
+
+
 def pruned(cycle: Cycle, proposal: Proposal) -> tuple[frozenset[PointId], Mapping[PointId, int]]:
     """What is removed and relabelled once the proposal is carried out on the cycle's data set."""
     restored = _points(proposal, "restore")

@@ -150,9 +150,7 @@ def print_export(exported: Exported, *, as_json: bool) -> None:
         f"{exported.folder}: {export.points:,} points as of cycle {export.cycle}: {export.kept:,} kept "
         f"({export.relabeled:,} relabelled), {export.removed:,} removed"
     )
-    recorded = (
-        "the next cycle will record it" if export.recorded_by is None else f"as cycle {export.recorded_by} has it"
-    )
+    recorded = "no cycle has started from it" if export.recorded_by is None else f"as cycle {export.recorded_by} has it"
     print(f"dataset_sha256 {export.dataset_sha256} ({recorded})")
     if export.mask_bits is None:
         print("no bit mask: ids are not dense integers")

@@ -108,15 +108,14 @@ def draw(con: duckdb.DuckDBPyConnection) -> int:
 def extend(con: duckdb.DuckDBPyConnection, after: int) -> None:
     """Link the rows with a number above `after` and up to the last one that this connection drew."""
     drawn = f"seq > {after} AND seq <= currval('ledger_seq')"
-    rows = con.execute(f"SELECT * FROM ({_digests(con)}) WHERE {drawn} {ORDER}").fetchall()
-    if not rows:
+    rows = con.execute(f"SELECT * FROM ({_digests(con)}) WHERE {drawn} {ORDER}").to_arrow_table()
+    if not rows.num_rows:
         return
-    links, link = [], head(con)
-    for *_, digest in rows:
+    links, link = list[str](), head(con)
+    for digest in rows["digest"].to_pylist():
         link = _link(link, digest)
         links.append(link)
-    seqs, names, keys, _ = zip(*rows)
-    con.register("links", pa.table({"seq": seqs, "name": names, "key": keys, "sha256": links}))
+    con.register("links", rows.drop_columns("digest").append_column("sha256", pa.array(links, pa.string())))
     con.execute(f"INSERT INTO chain BY NAME FROM links {ORDER}")
     con.unregister("links")
 

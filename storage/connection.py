@@ -17,7 +17,7 @@ import duckdb
 from storage import chain, lake
 from storage.errors import LedgerLocked, StorageError, WriteFailed
 from storage.interruption import interruptible
-from storage.journal import create, journal_of, journaled, recover
+from storage.journal import ALONE, create, journal_of, journaled, recover
 from storage.lake import Lake
 from storage.migration import migrate, missing_steps
 
@@ -76,11 +76,12 @@ def holding(path: Path | Lake, patience: float) -> Iterator[tuple[duckdb.DuckDBP
         with ExitStack() as held, lake.holding(path, patience) as con, interruptible(con):
             yield con, held
         return
-    create(path)
-    with ExitStack() as held, closing(_connect(path, patience, read_only=False)) as con, journaled(con, path, held):
-        migrate(con, path, held)
-        with interruptible(con):
-            yield con, held
+    with _alone(path, patience):
+        create(path)
+        with ExitStack() as held, closing(_connect(path, patience, read_only=False)) as con, journaled(con, path, held):
+            migrate(con, path, held)
+            with interruptible(con):
+                yield con, held
 
 
 @contextmanager
@@ -99,6 +100,17 @@ def writing(path: Path | Lake, patience: float) -> Iterator[duckdb.DuckDBPyConne
         raise WriteFailed(f"cannot write {path}: {_first_line(error)}; nothing of this step was recorded") from error
 
 
+@contextmanager
+def _alone(path: Path, patience: float) -> Iterator[None]:
+    """Keep other threads of this process from writing until the last handle of the file is closed."""
+    if not ALONE.acquire(timeout=patience):
+        raise LedgerLocked(_locked(path, patience, "another thread of this process"))
+    try:
+        yield
+    finally:
+        ALONE.release()
+
+
 def _connect(path: Path, patience: float, read_only: bool) -> duckdb.DuckDBPyConnection:
     deadline, wait = time.monotonic() + patience, FIRST_WAIT
     while True:
@@ -109,7 +121,7 @@ def _connect(path: Path, patience: float, read_only: bool) -> duckdb.DuckDBPyCon
             if not refused and not journal_of(path).exists():
                 raise StorageError(f"cannot open the ledger {path}: {_first_line(error)}") from error
             if time.monotonic() >= deadline:
-                raise LedgerLocked(_locked(path, patience, str(error))) from error
+                raise LedgerLocked(_locked(path, patience, _holder(str(error)))) from error
             if not refused and recover(path):
                 continue
         else:
@@ -119,14 +131,17 @@ def _connect(path: Path, patience: float, read_only: bool) -> duckdb.DuckDBPyCon
             if recover(path):
                 continue
             if time.monotonic() >= deadline:
-                raise LedgerLocked(_locked(path, patience, ""))
+                raise LedgerLocked(_locked(path, patience, "another connection"))
         time.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT)
 
 
-def _locked(path: Path, patience: float, message: str) -> str:
-    holder = re.search(r"PID (\d+)", message)
-    who = f"process {holder[1]}" if holder else "another connection"
+def _holder(message: str) -> str:
+    found = re.search(r"PID (\d+)", message)
+    return f"process {found[1]}" if found else "another connection"
+
+
+def _locked(path: Path, patience: float, who: str) -> str:
     return f"the ledger {path} was held by {who} for more than {patience:g} s; wait for it to end or stop it"
 
 

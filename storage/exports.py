@@ -39,7 +39,8 @@ class Export:
     Attributes:
         cycle: The data set is that after this cycle.
         dataset_sha256: Of the kept points and the labels in force (`storage.points.dataset_sha256`).
-        recorded_by: The cycle that started from it and whose record in the ledger says the same; None for the newest.
+        recorded_by: The cycle that started from it and whose record in the ledger says the same; None for the newest,
+            and where the data moved before the next one.
         points: In the manifest: the kept and the removed.
         mask_bits: In kept.npy; None where ids are not dense.
         files: Name to sha256.
@@ -100,6 +101,23 @@ def write_export(
         )
         atomic_write_json(folder / SEAL, asdict(export))
     return export
+
+
+def check_start(manifest: Path, before: Decisions, recorded: tuple[int, str]) -> None:
+    """Check that a manifest is what a cycle started from.
+
+    Args:
+        manifest: On disk.
+        before: Decisions as of the cycle before.
+        recorded: The cycle, and the sha256 of the data set in the ledger.
+
+    Raises:
+        StorageError: It is not, or cannot be read.
+    """
+    digest = DatasetDigest()
+    for part in parts(manifest, before):
+        digest.update(part.kept)
+    _check(digest.hexdigest(), recorded)
 
 
 def read_export(folder: Path) -> Export:

@@ -20,7 +20,8 @@ import duckdb
 from storage.errors import WriteFailed
 from storage.files import atomic_path, sync_file, sync_folder
 
-_alone = threading.Lock()  # locks of a file are the process's: its threads need one of their own
+ALONE = threading.RLock()
+"""Of the thread that writes: a file's lock is the process's, which loses it with the first handle that it closes."""
 
 
 def log_of(path: Path) -> Path:
@@ -54,23 +55,22 @@ def create(path: Path) -> None:
 
 @contextmanager
 def journaled(con: duckdb.DuckDBPyConnection, path: Path, held: ExitStack) -> Iterator[None]:
-    """Run a block that may write, all of which is undone if the process is killed before the end.
+    """Run a block that may write, all of which is undone if the process is killed before the end; under `ALONE`.
 
     Args:
         con: The ledger, open for writing and in no transaction.
         path: Its file.
         held: Left after `con` is closed: a process that closes any handle of a file gives up its lock on it.
     """
-    with _alone:
-        con.execute("CHECKPOINT")  # what another hand may have left in the log
-        source = held.enter_context(path.open("rb"))
-        with atomic_path(journal_of(path)) as temporary, temporary.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
-        try:
-            yield
-        finally:
-            con.execute("CHECKPOINT")
-            _end(path)
+    con.execute("CHECKPOINT")  # what another hand may have left in the log
+    source = held.enter_context(path.open("rb"))
+    with atomic_path(journal_of(path)) as temporary, temporary.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
+    try:
+        yield
+    finally:
+        con.execute("CHECKPOINT")
+        _end(path)
 
 
 def recover(path: Path) -> bool:
@@ -94,7 +94,7 @@ def recover(path: Path) -> bool:
 
 def is_abandoned(path: Path) -> bool:
     """Whether a journal is of a process that is gone: nobody holds the file that it is a copy of."""
-    with _alone, path.open("rb") as file:
+    with ALONE, path.open("rb") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -103,7 +103,7 @@ def is_abandoned(path: Path) -> bool:
 
 
 def _put_back(path: Path) -> bool:
-    with _alone, path.open("r+b") as file:
+    with ALONE, path.open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -13,7 +13,10 @@ from storage.records import ProposalRecord, State, Terms
 
 ACTOR = "tamis"  # of every step that nobody decides
 ROWS = ["point_id", "action", "new_label", "reason", "score", "threshold"]
-PROPOSE = f"INSERT INTO proposal_rows (cycle, hash, {', '.join(ROWS)}) SELECT ?, ?, {', '.join(ROWS)} FROM new_rows"
+PROPOSE = f"""
+INSERT INTO proposal_rows (cycle, hash, {", ".join(ROWS)})
+SELECT ?, ?, {", ".join(ROWS)} FROM new_rows ORDER BY CAST(point_id AS VARCHAR)
+"""  # in the order of the key, as its index takes rows best
 
 
 def record(

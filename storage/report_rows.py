@@ -33,7 +33,8 @@ COLUMNS = (
     Column("point_id", "point", "id"),
     Column("action", "action", "word"),
     Column("reason", "why", "word", meaning="the policies that named the point"),
-    Column("label", "label", "word", meaning="in force; the details tell the given one where the point was relabelled"),
+    Column("label", "label", "word", meaning="in force"),
+    Column("given", "given label", "word", meaning="of a point relabelled earlier: what the data set says"),
     Column("suggested_label", "suggested label", "word", meaning="the most likely true label"),
     Column("posterior", "label is wrong", "number", "probability"),
     Column("influence", "influence", "number", "nats", "on the mean of the queries, ± its standard error"),
@@ -80,8 +81,9 @@ def embedded(points: pa.Table, details: Sequence[Detail], queries: Mapping[str, 
 
 
 def _holds(points: pa.Table, name: str) -> bool:
-    """Whether the page shows a column: those of labels not where no point has one."""
-    return name not in OF_LABELS or not len(points) or points[name].null_count < len(points)
+    """Whether the page shows a column: those of labels not where no point has one, and given ones only where any is."""
+    known = points[name].null_count < len(points)
+    return known or name not in (*OF_LABELS, "given") or (name in OF_LABELS and not len(points))
 
 
 def _column(column: Column, values: pa.ChunkedArray) -> dict[str, JSON]:

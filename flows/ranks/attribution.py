@@ -115,7 +115,15 @@ class Attribution:
         cache: Of the factors, while it is open.
     """
 
-    def __init__(self, model: nn.Module, workload: Workload, setting: Setting, points: Points, place: Place) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        workload: Workload,
+        setting: Setting,
+        points: Points,
+        place: Place,
+        checkpoint: int = 0,
+    ) -> None:
         scoring = setting.config.scoring
         self.blocks = select(model, *selections(scoring.blocks, setting.energies))
         self.summary = summarize(model, self.blocks, setting.energies)
@@ -124,7 +132,7 @@ class Attribution:
         self._share = Share(place.index, place.world)
         self.split = scoring.placement == "split"
         own = owned(self.blocks, self._share) if self.split else self.blocks
-        chosen = approximation(setting.config, own, WHOLE if self.split else self._share)
+        chosen = approximation(setting.config, own, WHOLE if self.split else self._share, checkpoint)
         self.curvature, self._compressor = chosen.curvature, chosen.compressor
         self.exact = GaussNewton([self.head]) if setting.exact_head else None
         self._grid = ChunkGrid(len(points), scoring.chunk)

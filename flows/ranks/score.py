@@ -71,7 +71,8 @@ class Scoring:
             found = suspects(self._plan, self._workload, self._points, self._rank, self._keep)
         setting = self._setting()
         with ExitStack() as sources:
-            attributions = [self._attribution(path, setting, sources) for path in self._plan.checkpoints]
+            count = len(self._plan.checkpoints)
+            attributions = [self._attribution(number, setting, sources) for number in range(count)]
             last = attributions[-1]
             probed = self._probe(setting, last) if setting.config.scoring.probe else None
             reference = self._reference(attributions)
@@ -113,8 +114,9 @@ class Scoring:
         load_weights(model, checkpoint)
         return model
 
-    def _attribution(self, checkpoint: Path, setting: Setting, sources: ExitStack) -> Attribution:
-        attribution = Attribution(self._model(checkpoint), self._workload, setting, self._points, self._rank)
+    def _attribution(self, number: int, setting: Setting, sources: ExitStack) -> Attribution:
+        checkpoint = self._plan.checkpoints[number]
+        attribution = Attribution(self._model(checkpoint), self._workload, setting, self._points, self._rank, number)
         sources.enter_context(attribution)
         attribution.fit(f"curvature, {checkpoint.name}", self._keep, checkpoints.verify(checkpoint).digest)
         attribution.prepare(self._queries)

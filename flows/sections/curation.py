@@ -20,7 +20,8 @@ class PruningConfig(Section):
     q: Rate = 0.2
     """False-discovery rate of each of harmful, mislabeled and memorized."""
     agreement: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the checkpoints that must agree on the sign of the influence, for harmful and memorized; 0: any."""
+    """Share of the checkpoints that must agree on the sign of the influence, for harmful and memorized; 0: any. Under
+    `scoring.compression` each has a mask of its own."""
     mislabeled_action: Literal["remove", "relabel"] = "remove"
     """What becomes of a mislabeled point; `relabel` gives it the suggested label."""
     redundant_share: Rate = 0.2
@@ -81,6 +82,9 @@ class GuardrailConfig(Section):
     """Most seeds of each arm; two are trained first, one more each time while the answer is open."""
     tolerance: Annotated[float, Field(ge=0)] = 0.01
     """Nats per holdout point that the challenger may lose against baseline and champion."""
+    redundant_tolerance: Annotated[float, Field(ge=0)] = 0.01
+    """Nats per holdout point that the challenger may lose against baseline, control and champion where all that leaves
+    is redundant: then it need not be better than the control."""
     group_tolerance: Annotated[float, Field(ge=0)] = 0.05
     """Nats per holdout point that a class or group may lose before promotion is refused."""
     resamples: Annotated[int, Field(ge=100)] = 2000

@@ -30,7 +30,9 @@ def configured(setting: Setting) -> Score:
 
     def score(checkpoints: Sequence[nn.Module]) -> PairScores:
         energies = _energies(setting, checkpoints[-1])
-        return reduce(add, [_pairs(setting, model, energies, [1.0])[0] for model in checkpoints])
+        return reduce(
+            add, [_pairs(setting, model, energies, [1.0], number)[0] for number, model in enumerate(checkpoints)]
+        )
 
     return score
 
@@ -44,20 +46,26 @@ def swept(setting: Setting, checkpoints: Sequence[nn.Module], times: Sequence[fl
     energies = _energies(setting, checkpoints[-1])
     return torch.stack(
         [
-            torch.stack([pairs.influence for pairs in _pairs(setting, model, energies, times, own=False)])
-            for model in checkpoints
+            torch.stack([pairs.influence for pairs in _pairs(setting, model, energies, times, number, own=False)])
+            for number, model in enumerate(checkpoints)
         ]
     )
 
 
 def _pairs(
-    setting: Setting, model: nn.Module, energies: Mapping[str, float], times: Sequence[float], *, own: bool = True
+    setting: Setting,
+    model: nn.Module,
+    energies: Mapping[str, float],
+    times: Sequence[float],
+    checkpoint: int,
+    *,
+    own: bool = True,
 ) -> list[PairScores]:
     """Under so many times the configured damping each; the curvature is fitted once."""
     config = setting.config
     scoring, training = config.scoring, config.training
     blocks = _blocks(setting, model, energies)
-    chosen = approximation(config, blocks, Share(0, 1))
+    chosen = approximation(config, blocks, Share(0, 1), checkpoint)
     fisher = Fisher(scoring.fisher, seed=training.seed)
     damping = damping_of(config, scoring.estimator, scoring.damping, horizon(training, setting.steps, setting.steps))
     first, *others = (_times(damping, factor) for factor in times)

@@ -68,6 +68,37 @@ def test_a_gain_on_average_does_not_buy_a_class_that_is_far_worse() -> None:
     assert verdict.promote == "baseline"
 
 
+@pytest.mark.parametrize(
+    ("challenger", "control", "champion", "missed"),
+    [
+        (0.019, 0.0, 0.0, []),
+        (0.021, 0.5, 0.5, ["challenger - baseline"]),
+        (0.0, -0.021, 0.0, ["challenger - control"]),
+        (0.0, 0.0, -0.021, ["challenger - champion"]),
+    ],
+)
+def test_less_training_need_not_be_better_but_not_worse_by_the_margin_against_any(
+    challenger: float, control: float, champion: float, missed: list[str]
+) -> None:
+    arms = {"baseline": outcome(), "challenger": outcome(challenger), "control": outcome(control)}
+    verdict = compare(arms, outcome(champion, seeds=1), CONFIG, seed=0, margin=0.02)
+    assert [name for name in failed(verdict) if name.startswith("challenger")] == missed
+    assert (verdict.promote == "challenger") == (not missed)
+    if not missed:
+        assert verdict.reason.startswith(
+            "every bound of the challenger is below 0.02 nats, what less training may cost"
+        )
+        assert "challenger - control" in failed(compare(arms, None, CONFIG, seed=0))
+
+
+def test_the_margin_of_less_training_is_none_for_the_classes_and_for_the_baseline() -> None:
+    shift = torch.zeros(POINTS, dtype=torch.float64)
+    shift[torch.arange(POINTS) % 4 == 2] = 0.06
+    arms = {"baseline": outcome(), "challenger": outcome(shift), "control": outcome()}
+    verdict = compare(arms, outcome(-0.01, seeds=1), CONFIG, seed=0, margin=0.5)
+    assert failed(verdict) == ["class 2" + HOLM, "baseline - champion"]
+
+
 def test_a_gain_within_the_noise_of_few_points_is_not_promoted() -> None:
     arms = {
         "baseline": outcome(noise=2.0),
@@ -138,7 +169,15 @@ def test_a_difference_that_is_exactly_the_limit_is_not_below_it() -> None:
     assert failed(compare(arms, None, tied, seed=0)) == ["challenger - baseline"]
 
 
-def sequence(seeds: int, gain: float, of_seed: float, of_point: float, trial: int, uneven: float = 1.0) -> Verdict:
+def sequence(
+    seeds: int,
+    gain: float,
+    of_seed: float,
+    of_point: float,
+    trial: int,
+    uneven: float = 1.0,
+    margin: float | None = None,
+) -> Verdict:
     """Round after round of one simulated cycle; the control differs from the challenger by the gain alone.
 
     The baseline is far worse. `uneven` is how many times more the control varies from seed to seed than the others.
@@ -158,7 +197,7 @@ def sequence(seeds: int, gain: float, of_seed: float, of_point: float, trial: in
             )
             for arm, value in noise.items()
         }
-        verdict = compare(arms, None, config, seed=trial)
+        verdict = compare(arms, None, config, seed=trial, margin=margin)
         if verdict.stopped:
             break
     return verdict
@@ -176,6 +215,14 @@ def test_a_challenger_that_is_no_better_than_the_control_is_promoted_once_in_twe
     cycles = 400
     promoted = sum(sequence(seeds, 0.0, of_seed, of_point, t, uneven).promote == "challenger" for t in range(cycles))
     assert promoted / cycles <= 0.05 + 3 * 0.011
+
+
+@pytest.mark.slow
+def test_a_challenger_that_loses_the_margin_is_promoted_for_less_training_once_in_twenty() -> None:
+    """400 cycles whose challenger is worse than the control by just the margin; se of a share of .05: .011."""
+    cycles, margin = 400, 0.5
+    promoted = sum(sequence(3, -margin, 0.5, 0.5, t, margin=margin).promote == "challenger" for t in range(cycles))
+    assert 0 < promoted / cycles <= 0.05 + 3 * 0.011
 
 
 def test_a_clear_gain_and_a_clear_loss_end_after_the_first_round() -> None:

@@ -19,7 +19,7 @@ from flows.moving import in_force, manifest_of_cycle, record_moves
 from flows.opening import open_cycle
 from flows.stores import ledger_of
 from flows.workload import load_workload
-from storage.errors import CycleConflict
+from storage.errors import CycleConflict, StorageError
 from storage.ledger import Ledger
 from storage.points import Manifest, PointId, dataset_sha256
 from storage.proposals import Proposal
@@ -80,15 +80,13 @@ def test_a_corrected_label_returns_to_training_and_the_cycle_says_so(moved: tupl
 def test_an_export_is_the_data_set_that_the_ledger_recorded(moved: tuple[Path, Any], tmp_path: Path) -> None:
     file, summary = moved
     ledger, points = ledger_of(load(file)), load_workload(load(file)).points()
-    for cycle in (0, 1):
-        found = export_file(file, cycle, tmp_path / str(cycle), text=False).export
-        assert found.dataset_sha256 == ledger.cycle(cycle + 1).dataset_sha256
-        assert (found.cycle, found.recorded_by) == (cycle, cycle + 1)
-    assert (found.kept, found.removed, found.mask_bits) == (110, 9, 120)
+    whole = export_file(file, 0, tmp_path / "0", text=False).export
+    assert (whole.dataset_sha256, whole.recorded_by) == (ledger.cycle(1).dataset_sha256, 1)
+    left = export_file(file, 1, tmp_path / "1", text=False).export
+    assert (left.cycle, left.kept, left.removed, left.recorded_by) == (1, 108, 12, None)
     newest = export_file(file, None, tmp_path / "newest", text=False).export
     assert (newest.cycle, newest.recorded_by, newest.kept) == (2, None, 110 - summary.removed)
-    curated = CuratedDataset(points, tmp_path / "1")
-    assert curated.ids == [0, 1, *range(12, 120)]
+    assert len(CuratedDataset(points, tmp_path / "newest")) == newest.kept
     with pytest.raises(BadInput, match=r"--as-of 3: 2 cycles have ended in .*: give 0 to 2"):
         export_file(file, 3, tmp_path / "3", text=False)
 
@@ -134,6 +132,22 @@ def opened(ledger: Ledger, folder: Path, cycle: int, content: dict[PointId, str]
     assert record_moves(ledger, folder, cycle, train) == said, "a cycle that is continued says it again"
     ledger.record_event(cycle, "nothing_to_do")
     return said
+
+
+def test_an_export_as_of_a_cycle_stays_what_it_was_when_the_data_move_afterwards(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    file = write_toml(tmp_path, workspace=".")
+    ledger = Ledger(ledger.path.rename(ledger_of(load(file)).path))
+    before = export_file(file, 1, tmp_path / "before", text=False).export
+    assert (before.points, before.kept, before.removed, before.relabeled) == (6, 4, 2, 2)
+    assert opened(ledger, tmp_path, 2, CONTENT | {0: "mended", 9: "new"})
+    assert export_file(file, 1, tmp_path / "after", text=False).export == before
+    assert export_file(file, 2, tmp_path / "newest", text=False).export.points == 7
+    manifest(CONTENT | {4: "another"}).write(manifest_of_cycle(tmp_path, 1))
+    with pytest.raises(StorageError, match="cycle 1 started from"):
+        export_file(file, 1, tmp_path / "tampered", text=False)
+    assert not (tmp_path / "tampered").exists()
 
 
 def test_what_is_in_force_tells_which_decisions_it_has_seen(ledger: Ledger) -> None:

@@ -15,7 +15,7 @@ from flows.config import load
 from flows.foreseen import INFLUENCE, METHODS, UNLEARNING, foreseen
 from flows.guardrail import Verdict
 from flows.plans import QUERIES
-from flows.retraining import Retrained, for_load
+from flows.retraining import Retrained, for_load, for_load_alone
 from flows.savings import Savings
 from flows.spent import Spent
 from flows.stores import ledger_of
@@ -140,13 +140,17 @@ def test_a_saving_is_paid_for_after_as_many_trainings_as_it_takes() -> None:
     assert Savings(10, 4.0, True, None).said == "10 steps, 4.0 CPU s at the same epochs (measured)"
 
 
-def test_points_are_left_out_for_load_where_any_reason_is_redundancy() -> None:
+def test_points_are_left_out_for_load_where_any_reason_is_redundancy_and_for_it_alone_where_all_are() -> None:
     def proposal(*reasons: str) -> Proposal:
-        return Proposal(1, pa.table({"reason": reasons}), "", "", {})
+        return Proposal(1, pa.table({"reason": pa.array(reasons, pa.string())}), "", "", {})
 
     assert for_load(proposal("harmful", "harmful+redundant"))
     assert for_load(proposal("harmful", "redundant: copy of 7"))
     assert not for_load(proposal("harmful", "mislabeled"))
+    assert for_load_alone(proposal("redundant", "redundant: copy of 7"))
+    for other in ("harmful", "harmful+redundant", "regret"):
+        assert not for_load_alone(proposal("redundant", other))
+    assert not for_load_alone(proposal())
 
 
 def test_what_two_launches_spent_is_their_sum() -> None:

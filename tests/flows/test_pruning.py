@@ -167,3 +167,6 @@ def test_a_cycle_proposes_the_copies_and_names_what_they_repeat(here: Path) -> N
     }
     assert not set(ids[:10]) & set(reasons)
     assert f"an exact copy of point {ids[0]}, which stays" in summary.report.read_text()
+    limits = {check.name: check.limit for check in summary.checks}
+    margin = load(file).guardrail.redundant_tolerance
+    assert limits["challenger - baseline"] == limits["challenger - control"] == margin, "held to be no worse alone"

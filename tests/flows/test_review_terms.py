@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import pytest
 
+from flows.config import load
 from flows.decision import named
 from flows.errors import BadInput
 from flows.inspection import status_of
+from flows.summary import _open_reason
 from storage.errors import ServerUnusable, StaleApproval
 from storage.records import Terms
 from storage.reviews import is_named
 from tests.flows.desk import POINTS, Desk, Opened
+from tests.flows.helpers import write_toml
 
 
 def test_two_persons_above_the_share_and_one_below(pair: Desk) -> None:
@@ -214,3 +217,15 @@ def test_a_decision_in_time_stands_after_the_time(opened: Opened) -> None:
     assert opened_now is not None
     late = replace(opened_now, terms=Terms(60, None, 1e-7))
     assert not late.lapsed(late.events[-1].event_at)
+
+
+def test_before_anybody_decides_it_is_said_that_the_holdout_set_is_worn_out_and_an_approval_undone(desk: Desk) -> None:
+    seen = replace(desk.cycle, digests={"holdout": "h"})
+    worn = replace(seen, config=load(write_toml(desk.file.parent, dataset="blobs", guardrail={"max_looks": 1})))
+    waits = "4 points wait for `tamis approve` or `tamis reject`"
+    assert _open_reason(worn, desk.proposed, desk.review()) == waits
+    desk.ledger.record_event(1, "judged", detail={"holdout": "h", "by": "ada"}, key="by hand")
+    assert _open_reason(seen, desk.proposed, desk.review()) == waits
+    said = _open_reason(worn, desk.proposed, desk.review())
+    assert said.startswith(f"{waits}, but an approval would be undone: ")
+    assert "guardrail.max_looks = 1: nothing is promoted until the workload gives a fresh one" in said

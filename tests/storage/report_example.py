@@ -105,6 +105,7 @@ def proposed(count: int, said: str = "a sample", strings: bool = False) -> pa.Ta
             "action": np.where(np.arange(count) % 5 == 4, "relabel", "remove"),
             "reason": [said if end else reason for end, reason in zip(last, reasons)],
             "label": pa.array(draws.integers(0, 10, count), pa.int32()),
+            "given": pa.nulls(count, pa.int32()),
             "suggested_label": pa.array(draws.integers(0, 10, count), pa.int32()),
             "score": draws.uniform(0, 0.2, count),
             "threshold": np.full(count, 0.2),

@@ -12,7 +12,7 @@ from storage.errors import StorageError
 from storage.figures import FATES, arm_comparison, quadrant, score_histogram, slice_sums
 from storage.report import ReportData, render
 from storage.report_parts import Confusion, Tally
-from storage.report_rows import COLUMNS, script_json
+from storage.report_rows import COLUMNS, embedded, script_json
 from tests.storage.report_example import ARMS, example, proposed
 
 EVIL = "</td></script><script>alert(1)</script><!--<img src=x onerror=alert(2)>\"'&\u2028"
@@ -126,6 +126,18 @@ def test_an_action_that_is_not_proposed_has_no_column() -> None:
     html = render(example(10))
     assert "to relabel" in html
     assert "to restore" not in html
+
+
+def test_the_given_label_stands_beside_the_one_in_force_where_any_point_was_relabelled_earlier() -> None:
+    def labels(points: pa.Table) -> dict[str, list[str]]:
+        columns = {one["name"]: one for one in json.loads(embedded(points, [], {}))["columns"]}
+        kept = {name: columns[name] for name in ("label", "given") if name in columns}
+        return {name: [one["words"][place] for place in one["values"]] for name, one in kept.items()}
+
+    never = proposed(3).set_column(3, "label", pa.array([7, 7, 3], pa.int32()))
+    assert labels(never) == {"label": ["7", "7", "3"]}
+    earlier = never.set_column(4, "given", pa.array([None, 4, None], pa.int32()))
+    assert labels(earlier) == {"label": ["7", "7", "3"], "given": ["", "4", ""]}
 
 
 def test_an_empty_proposal_has_a_report_too() -> None:

@@ -42,7 +42,7 @@ def column(page: Page, title: str) -> list[str]:
 
 
 def head(title: str) -> str:
-    names = [one.title for one in COLUMNS if one.name != "influence_se"]
+    names = [one.title for one in COLUMNS if one.name not in ("influence_se", "given")]
     place = names.index(title) + 1 + (names.index(title) > 0) + 2 * (names.index(title) > names.index("influence"))
     return f"#points th:nth-child({place}) button"
 
