@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -172,6 +173,10 @@ class TextClassification:
         """A text for each position of a train point, special tokens included."""
         return [self._tokenizer.decode([token]) for token in self._train.tokens(point_id)]
 
+    def cached(self) -> list[Path]:
+        """The tokenised texts, and what the frozen layers make of them."""
+        return [self._data.file, self._frozen_folder]
+
     def _truth(self) -> Mapping[PointId, int]:
         """The true labels of the train points."""
         return dict(zip(self._train.ids, self._true.tolist()))
@@ -204,13 +209,17 @@ class TextClassification:
     @cached_property
     def _frozen(self) -> Frozen:
         """Of all sets; made where it is not kept yet."""
-        tokens = tokens_of(self._data.table, self._data.padding)
-        folder = self._cache / f"frozen-{digest_of(self._folder, tokens, self._trained)[:16]}"
-        if not folder.is_dir():
+        if not self._frozen_folder.is_dir():
+            tokens = tokens_of(self._data.table, self._data.padding)
             with torch.random.fork_rng(devices=[]):
                 whole = build(self._folder, self._head, len(self._data.classes), self._data.padding)
-            make(whole, self._trained, tokens, folder)
-        return Frozen(folder)
+            make(whole, self._trained, tokens, self._frozen_folder)
+        return Frozen(self._frozen_folder)
+
+    @cached_property
+    def _frozen_folder(self) -> Path:
+        tokens = tokens_of(self._data.table, self._data.padding)
+        return self._cache / f"frozen-{digest_of(self._folder, tokens, self._trained)[:16]}"
 
 
 class HeadAlone:
