@@ -84,7 +84,7 @@ class Pretrained:
         if not len(self._own):
             raise BadInput(f"tokenizer {path}: holds no vocabulary: save it there by save_pretrained")
         self.words, self.end = len(self._own), self._own.eos_token_id
-        self.files = [path] if path.is_file() else tokenizer_files(path)
+        self.files: Sequence[Path] = [path] if path.is_file() else tokenizer_files(path)
 
     def tokens(self, text: str, *, first: bool) -> list[int]:
         """The special tokens stand before the first part alone; the end is set elsewhere."""
