@@ -97,6 +97,17 @@ def test_the_yardstick_is_the_exact_influence_of_the_probe(few: Path) -> None:
     assert (ours - truth).norm() < 1e-2 * truth.norm()
 
 
+def test_influence_of_some_points_is_what_it_is_among_all(few: Path) -> None:
+    bench = Bench("reviews", 0)
+    models = bench.train(torch.zeros_like(bench.wrong), 0)
+    everyone, asked = torch.arange(len(bench.points)), torch.tensor([7, 3, 20])
+    whole = bench.estimated(models, learned, 2)
+    some = bench.estimated(models, learned, 2, everyone, asked)
+    torch.testing.assert_close(some.mean, whole.mean[asked], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(some.single, whole.single[asked], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(some.own, whole.own[asked], rtol=1e-4, atol=1e-7)
+
+
 def test_lora_is_asked_on_its_adapters_and_the_head(few: Path) -> None:
     bench = Bench("reviews", 0, points=40)
     model = bench.train(torch.zeros_like(bench.wrong), 0, adapted=True)[-1]

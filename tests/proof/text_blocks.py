@@ -48,7 +48,7 @@ class Size:
         whole: Whether the whole model is trained, and not the layers that the shipped TOML names.
         points: Train points; judged: holdout points.
         judged: See points.
-        fitted: Train points that the exact matrix is the mean of.
+        fitted: Train points that both matrices are the mean of where they are compared.
         turns: Retrainings of each set.
     """
 
@@ -59,7 +59,7 @@ class Size:
     turns: int
 
 
-SIZES: Mapping[str, Size] = {"blocks": Size(False, 1000, 3000, 200, 2), "full": Size(True, 1000, 1500, 100, 1)}
+SIZES: Mapping[str, Size] = {"blocks": Size(False, 1000, 3000, 200, 2), "full": Size(True, 800, 1000, 80, 1)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Way:
     Attributes:
         parameters: In them.
         seconds: Of CPU, for EK-FAC of all points.
-        estimator: Rank correlations with exact Gauss-Newton on all that is trained, of pairs and of means.
+        estimator: Rank correlations of EK-FAC with exact Gauss-Newton on all that is trained, of pairs and of means.
         blocks: The same of exact Gauss-Newton on these blocks.
         found: AUC and average precision of the flips, by influence and by self-influence.
     """
@@ -113,14 +113,15 @@ def measure(size: Size, seed: int) -> Compared:
     ways, ranked = dict[str, Way](), {"suspicion": suspected(bench)[0].score}
     for name, choice in CHOICES.items():
         if (model := models.get(ADAPTED if name == ADAPTED else PLAIN)) is not None:
-            ours = bench.estimated([model], choice, SINGLES)
+            ours = bench.estimated([model], choice)
+            few = bench.estimated([model], choice, SINGLES, fitted, asked)
             exact = bench.exact(model, choice, fitted, asked, SINGLES)
             ranked[name] = -ours.mean
             ways[name] = Way(
                 parameters=sum(block.parameters for block in choice(model)),
                 seconds=ours.seconds,
-                estimator=_agreement(ours, asked, truth),
-                blocks=_agreement(exact, torch.arange(len(asked)), truth),
+                estimator=_agreement(few, truth),
+                blocks=_agreement(exact, truth),
                 found={key: _found(one, bench.wrong) for key, one in (("influence", -ours.mean), ("own", ours.own))},
             )
     return Compared(
@@ -155,10 +156,9 @@ def _drawn(bench: Bench, draw: int, count: int) -> Tensor:
     return order[:count].sort().values
 
 
-def _agreement(found: Scores, rows: Tensor, truth: Scores) -> tuple[float, float]:
+def _agreement(found: Scores, truth: Scores) -> tuple[float, float]:
     """Rank correlations over pairs, and over means."""
-    both = (torch.cat([one.mean[at, None], one.single[at]], 1) for one, at in ((found, rows), (truth, slice(None))))
-    known = agreement(*both)
+    known = agreement(*(torch.cat([one.mean[:, None], one.single], 1) for one in (found, truth)))
     return known.pairs or 0.0, known.means or 0.0
 
 

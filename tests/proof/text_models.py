@@ -168,19 +168,28 @@ class Bench:
             found = torch.cat([self.workload.logits(model.eval(), points.take(part)) for part in everyone.split(READ)])
         return found[everyone.argsort()]
 
-    def estimated(self, models: Sequence[nn.Module], chosen: Choice, singles: int = 1) -> Scores:
-        """By EK-FAC on some blocks, summed over checkpoints, of all points."""
-        started, order = time.process_time(), by_length(self.points, torch.arange(len(self.points)))
-        points, (queries, groups) = _batches(self.points, order), self._asking(singles)
-        parts = []
+    def estimated(
+        self,
+        models: Sequence[nn.Module],
+        chosen: Choice,
+        singles: int = 1,
+        fitted: Tensor | None = None,
+        asked: Tensor | None = None,
+    ) -> Scores:
+        """By EK-FAC on some blocks, summed over checkpoints; of the points `asked`, fitted on others: default, all."""
+        started, everyone = time.process_time(), by_length(self.points, torch.arange(len(self.points)))
+        of = _batches(self.points, everyone if fitted is None else by_length(self.points, fitted))
+        points, (queries, groups) = _batches(self.points, everyone if asked is None else asked), self._asking(singles)
+        same, parts = fitted is None and asked is None, []
         for model in models:
             blocks = chosen(model)
-            task, cache = task_of(self.whole), FactorCache(KEPT)
+            task, cache = task_of(self.whole), FactorCache(KEPT if same else 0)
             with Influence(model.eval(), task, EKFAC(blocks), blocks, self._fisher, cache) as engine:
-                engine.fit(points, self._damping)
+                engine.fit(of, self._damping)
                 found = engine.groups(points, queries, groups, singles + 1)
             parts.append((found.mean, found.influence[:, :singles], found.own.self_influence))
-        mean, single, own = (torch.stack(every).sum(0)[order.argsort()] for every in zip(*parts))
+        back = everyone.argsort() if asked is None else torch.arange(len(asked))
+        mean, single, own = (torch.stack(every).sum(0)[back] for every in zip(*parts))
         return Scores(mean, single, own, time.process_time() - started)
 
     def exact(self, model: nn.Module, chosen: Choice, fitted: Tensor, asked: Tensor, singles: int) -> Scores:
