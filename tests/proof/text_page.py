@@ -128,8 +128,8 @@ def _compared(title: str, ours: Sequence[Compared]) -> list[str]:
         "",
         f"{size.points:,} train texts of the reviews, {interval((one.wrong for one in ours), '.0f')} of them flipped; "
         f"{first.parameters:,} parameters in the layers that are trained. Rank correlation with exact Gauss-Newton on "
-        f"all of these (the mean over {size.fitted} texts, as EK-FAC's), of {ASKED} texts x {SINGLES} queries / of their "
-        f"influence on the mean of all queries. EK-FAC at the last checkpoint, damping = weight decay.{adapters}",
+        f"all of these (the mean over {size.fitted} texts, EK-FAC's too), of {ASKED} texts x {SINGLES} queries / of "
+        f"their influence on the mean of all queries. EK-FAC at the last checkpoint, damping = weight decay.{adapters}",
         f"*Cost*: CPU of EK-FAC for all texts, beside that of the head. One training takes "
         f"{interval((one.training[PLAIN] for one in ours), '.0f')} s, exact Gauss-Newton of those {ASKED} texts "
         f"{interval((one.exact for one in ours), '.0f')} s. *Accuracy* on {size.judged:,} holdout texts without the "
