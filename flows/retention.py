@@ -1,4 +1,4 @@
-"""What may leave a workspace: scores, logs and plans of older cycles, and what killed processes have left.
+"""What may leave a workspace: of older cycles scores, logs and plans; unused caches; what killed processes have left.
 
 What explains a decision stays for ever: the ledger; of every cycle its manifest, proposal, report, settings and stages;
 the scores that a standing removal or relabeling rests on; the newest scores. `training.keep` is for checkpoints.
@@ -13,6 +13,7 @@ from flows.config import Config, load
 from flows.garbage import remove, torn_files, unended
 from flows.opening import workspace
 from flows.stores import ledger_of, store_uri
+from flows.workload import CACHE, load_workload
 from storage.files import TEMPORARY, read_json, size_of
 from storage.records import FINAL
 from storage.score_store import MANIFEST
@@ -52,11 +53,11 @@ def collect(file: Path, *, dry_run: bool = False) -> Collected:
         dry_run: Only find it.
 
     Raises:
-        BadInput: A process works in the workspace.
+        BadInput: A process works in the workspace, or the workload whose cache it has does not load.
     """
     config = load(file)
     with workspace(config):
-        paths = [*torn_files(config.workspace), *outdated(config)]
+        paths = [*torn_files(config.workspace), *outdated(config), *unused(config)]
         gone = tuple(Gone(path, size_of(path)) for path in paths)
         runs = unended(config)
         if not dry_run:
@@ -85,6 +86,15 @@ def outdated(config: Config) -> list[Path]:
         if cycle not in cited and folder.name != newest:
             found.append(folder / "scores")
     return [path for path in found if path.exists()] + _validations(config.workspace, root / f"{old[-1] + 1:06d}")
+
+
+def unused(config: Config) -> list[Path]:
+    """What the cache holds of other data, models or options than those of the configuration."""
+    there = sorted(path for path in (config.workspace / CACHE).glob("*") if not path.name.endswith(TEMPORARY))
+    if not there:
+        return []
+    cached = getattr(load_workload(config), "cached", None)
+    return [] if cached is None else [path for path in there if path not in set(cached())]
 
 
 def _copies(workspace: Path, folder: Path) -> list[Path]:

@@ -35,6 +35,8 @@ BUILT_IN: Mapping[str, str] = {
 }
 CACHE_BYTES = 512 * 2**20
 HOME = "home"
+CACHE = "cache"
+"""In the workspace: what workloads have made of their data."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Workload(Protocol):
     A workload without classes, a language model, has instead of `labels` a method `targets(batch) -> Tensor[B, T]`, the
     token that the logits `[B, T, V]` predict at each position or -100 for none; its loss is their mean cross-entropy.
 
-    A constructor with the parameter `home` gets a `Home`; it is no option.
+    A constructor with the parameter `home` gets a `Home`; it is no option. What such a workload keeps in `home.cache`
+    is its own, unless it has a method `cached() -> Collection[Path]`, the files and folders there that it uses: then
+    `tamis gc` removes all others.
 
     Optional methods: `collate(samples) -> batch`; `inputs(batch) -> Tensor[B, d]`, what nearest neighbours are measured
     on (default: the first floating tensor of the batch, flattened); `with_labels(batch, labels) -> batch`, the same
@@ -171,7 +175,7 @@ def _options(found: type, config: Config) -> dict[str, Any]:
         return options
     if HOME in options:
         raise BadInput(f"workload.options.{HOME}: {found.__name__} is given the TOML's folder; leave the option out")
-    return options | {HOME: Home(config.file.parent, config.workspace / "cache")}
+    return options | {HOME: Home(config.file.parent, config.workspace / CACHE)}
 
 
 class Sample:

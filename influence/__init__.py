@@ -71,7 +71,7 @@ from influence.gradients import FactorSource, gradient_energy
 from influence.learning import LearningSignals, learning_signals
 from influence.memorization import CheapSignals, MemorizationLabel, cheap_signals, grand, memorization_labels
 from influence.objective import check_cross_entropy
-from influence.positions import PositionInfluence, direction, position_influence
+from influence.positions import PositionInfluence, direction, position_counts, position_influence
 from influence.proxies import held_out_retrain, loss_curvature
 from influence.queries import Groups, Queries, each, group_means
 from influence.reader import Reader
@@ -233,6 +233,7 @@ __all__ = [
     "pearson",
     "point_energies",
     "point_losses",
+    "position_counts",
     "position_influence",
     "precision_recall",
     "principal_logra",

@@ -74,6 +74,11 @@ def position_influence(
     return PositionInfluence(at, rest)
 
 
+def position_counts(losses: Factors, blocks: Sequence[Block]) -> set[int]:
+    """How many positions the blocks have that have any, in the batch that the factors are of."""
+    return {losses[block.name].a.shape[1] for block in blocks if _in_order(block)}
+
+
 def _in_order(block: Block) -> bool:
     """Whether the rows of a block's factors are positions of its input; others' are columns of the gradient."""
     small = isinstance(block.layout, EmbeddingLayout) and not isinstance(block.layout, TableLayout)

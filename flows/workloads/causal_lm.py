@@ -15,13 +15,26 @@ from torch import Tensor, nn
 
 from flows.errors import BadInput
 from flows.workload import Home
-from flows.workloads.sequences import BYTES, Bytes, Columns, Pretrained, Row, Tokenizer, encode, read, share
+from flows.workloads.sequences import (
+    BYTES,
+    Bytes,
+    Columns,
+    Encoded,
+    Pretrained,
+    Row,
+    Tokenizer,
+    encode,
+    kept_tokens,
+    read,
+    share,
+)
 from flows.workloads.text.library import library
+from flows.workloads.text.places import file_of, model_folder, tokenizer_place
 from flows.workloads.text.sets import facets_of_rows
 from influence.tokens import IGNORED, point_losses
 
 Batch: TypeAlias = dict[str, Tensor]
-Text: TypeAlias = tuple[Row, tuple[list[int], int]]
+Text: TypeAlias = tuple[Row, Encoded]
 FAULTS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError, AssertionError, OSError)
 """Of transformers where a configuration or a folder is not right, besides those of huggingface_hub."""
 SEEN = 8
@@ -72,11 +85,11 @@ class CausalLM:
     """Texts, and a model that foretells each next token.
 
     Args:
-        home: Where the TOML is.
+        home: Where the TOML and the cache are.
         data: File of the train set, and of the sets that have no file: JSONL, Parquet, CSV or TSV.
-        model: Folder that save_pretrained wrote.
+        model: Folder that save_pretrained wrote, `package:NAME/folder/in/it`, or a name on the hub.
         config: Instead of it a new model's: `model_type` and whatever else its configuration takes.
-        tokenizer: Folder or tokenizer.json; default: the model's, or `bytes` for a new model.
+        tokenizer: Folder, tokenizer.json or name on the hub; default: the model's, or `bytes` for a new model.
         queries: File of the query set, holdout: of the holdout set; default: drawn from the data.
         holdout: See queries.
         text: Column of texts; further columns: prompt and completion in its place; id (default: the text's hash);
@@ -114,23 +127,19 @@ class CausalLM:
         holdout_share: float = 0.2,
         packing: bool = False,
     ) -> None:
-        if packing:
-            raise BadInput("workload.options.packing = true: one text is one point; leave it out")
-        if bool(model) == bool(config):
-            raise BadInput("workload.options: give either model, a folder, or config, a table with model_type")
-        if bool(prompt) != bool(completion):
-            raise BadInput("workload.options: prompt and completion name two columns that go together: give both")
+        _check_options(packing, model, config, prompt, completion)
         self._looks_back = False  # asked of the first model
-        self._folder, self._settings = (home.folder / model if model else None), dict(config or {})
+        self._folder, self._settings = (model_folder(model, home.folder) if model else None), dict(config or {})
         columns = Columns(completion or text, prompt, id, group, source, timestamp)
         self._tokenizer = _tokenizer(home.folder, self._folder, tokenizer)
         self._check_length(max_length)
         files = {"train": data, "query": queries, "holdout": holdout}
-        texts: dict[str, list[Text]] = {}
-        for name in filter(files.get, files):
-            rows = read(home.folder / files[name], columns)
-            texts[name] = list(zip(rows, encode(rows, self._tokenizer, max_length)))
+        rows = {name: read(file_of(file, home.folder), columns) for name, file in files.items() if file}
+        texts = {
+            name: list(zip(own, encode(own, self._tokenizer, max_length, home.cache))) for name, own in rows.items()
+        }
         texts |= _dealt(texts["train"], {"query": query_share, "holdout": holdout_share}, texts)
+        self._kept = [kept_tokens(own, self._tokenizer, home.cache) for own in rows.values() if self._tokenizer.files]
         self._sets = {name: TextSet(own) for name, own in texts.items()}
 
     def model(self) -> nn.Module:
@@ -145,7 +154,9 @@ class CausalLM:
             made: nn.Module = (
                 auto.from_config(self._config(), **settings).float()
                 if self._folder is None
-                else auto.from_pretrained(self._folder, local_files_only=True, dtype=torch.float32, **settings)
+                else auto.from_pretrained(
+                    self._folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, **settings
+                )
             )
         except _faults() as error:
             raise self._unfit(error) from error
@@ -206,10 +217,12 @@ class CausalLM:
         """A query's text."""
         return self._sets["query"].text(query_id)
 
+    def cached(self) -> list[Path]:
+        """The tokens that are kept."""
+        return self._kept
+
     def _config(self) -> Any:
         auto, settings = library("transformers").AutoConfig, dict(self._settings)
-        if self._folder is not None and not (self._folder / "config.json").is_file():
-            raise BadInput(f"model {self._folder}: no folder that save_pretrained wrote")
         try:
             if self._folder is not None:
                 return auto.from_pretrained(self._folder, local_files_only=True)
@@ -251,6 +264,15 @@ class CausalLM:
             )
 
 
+def _check_options(packing: bool, model: str, config: Mapping[str, Any] | None, prompt: str, completion: str) -> None:
+    if packing:
+        raise BadInput("workload.options.packing = true: one text is one point; leave it out")
+    if bool(model) == bool(config):
+        raise BadInput("workload.options: give either model, a folder or a name, or config, a table with model_type")
+    if bool(prompt) != bool(completion):
+        raise BadInput("workload.options: prompt and completion name two columns that go together: give both")
+
+
 def _faults() -> tuple[type[Exception], ...]:
     from huggingface_hub import errors as hub
 
@@ -261,7 +283,7 @@ def _faults() -> tuple[type[Exception], ...]:
 def _tokenizer(home: Path, folder: Path | None, given: str) -> Tokenizer:
     if given == BYTES or (not given and folder is None):
         return Bytes()
-    return Pretrained(home / given if given or folder is None else folder)
+    return Pretrained(tokenizer_place(given, home) if given or folder is None else folder)
 
 
 def _dealt(texts: Sequence[Text], shares: Mapping[str, float], given: Mapping[str, object]) -> dict[str, list[Text]]:

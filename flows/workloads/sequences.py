@@ -7,18 +7,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from flows.errors import BadInput
 from flows.workloads.text.columns import ids_of, names_of, texts_of
 from flows.workloads.text.files import Rows, read_rows
-from flows.workloads.text.library import library
+from flows.workloads.text.library import library, tokenizer_files
 from flows.workloads.text.tokens import set_shares
+from storage.files import atomic_path, sha256_file, sha256_json
 
+VERSION = 1
+"""Of the tokens that are kept; another number makes them anew."""
 BYTES = "bytes"
 END = 256  # after the 256 bytes
+Encoded: TypeAlias = tuple[list[int], int]
 
 
 class Tokenizer(Protocol):
@@ -28,6 +34,8 @@ class Tokenizer(Protocol):
     """Tokens that there are."""
     end: int | None
     """What ends a text, if anything does."""
+    files: Sequence[Path]
+    """What it is read from, if anything."""
 
     def tokens(self, text: str, *, first: bool) -> list[int]:
         """Of a text, or of what goes on after the first part of one."""
@@ -43,6 +51,7 @@ class Bytes:
 
     words: int = END + 1
     end: int | None = END
+    files: Sequence[Path] = ()
 
     def tokens(self, text: str, *, first: bool) -> list[int]:
         """Of either part alike."""
@@ -60,12 +69,10 @@ class Pretrained:
         path: A folder that save_pretrained wrote, or a tokenizer.json.
 
     Raises:
-        BadInput: There is none, or it cannot be read.
+        BadInput: It cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise BadInput(f"tokenizer {path}: no such file or folder; give one, or tokenizer = {BYTES!r}")
         transformers = library("transformers")
         try:
             if path.is_file():
@@ -77,6 +84,7 @@ class Pretrained:
         if not len(self._own):
             raise BadInput(f"tokenizer {path}: holds no vocabulary: save it there by save_pretrained")
         self.words, self.end = len(self._own), self._own.eos_token_id
+        self.files: Sequence[Path] = [path] if path.is_file() else tokenizer_files(path)
 
     def tokens(self, text: str, *, first: bool) -> list[int]:
         """The special tokens stand before the first part alone; the end is set elsewhere."""
@@ -160,18 +168,19 @@ def share(tokens: Sequence[int]) -> float:
     return set_shares([np.asarray(tokens, dtype=np.int64)])[0]  # two spellings may be one sequence of tokens
 
 
-def encode(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> list[tuple[list[int], int]]:
+def encode(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int, cache: Path) -> list[Encoded]:
     """The tokens of each text and how many of them, from the first, are not learned.
+
+    Args:
+        rows: Of one file.
+        tokenizer: What it makes of them is kept, unless it takes no time.
+        max_length: Most tokens of a text.
+        cache: Where.
 
     Raises:
         BadInput: Texts have more than max_length tokens, or nothing to learn.
     """
-    found = []
-    for row in rows:
-        prompt = tokenizer.tokens(row.prompt, first=True) if row.prompt else []
-        text = tokenizer.tokens(row.text, first=not row.prompt)
-        ended = text if tokenizer.end is None else [*text, tokenizer.end]
-        found.append(([*prompt, *ended], max(1, len(prompt))))  # nothing precedes a first token that foretells it
+    found = _kept(rows, tokenizer, cache) if tokenizer.files else _tokens(rows, tokenizer)
     if longer := [index for index, (tokens, _) in enumerate(found) if len(tokens) > max_length]:
         longest = max(longer, key=lambda index: len(found[index][0]))
         raise BadInput(
@@ -180,6 +189,36 @@ def encode(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> list[t
         )
     if bare := [row.place for row, (tokens, prompt) in zip(rows, found) if len(tokens) <= prompt]:
         raise BadInput(f"{len(bare):,} texts have no token to learn (the first is {bare[0]}): leave them out")
+    return found
+
+
+def kept_tokens(rows: Sequence[Row], tokenizer: Tokenizer, cache: Path) -> Path:
+    """The file of a tokenizer's tokens of these texts, whether it is there or not."""
+    said = {file.name: sha256_file(file) for file in tokenizer.files}
+    return cache / f"tokens-{sha256_json([VERSION, said, [row.digest for row in rows]])[:16]}.parquet"
+
+
+def _kept(rows: Sequence[Row], tokenizer: Tokenizer, cache: Path) -> list[Encoded]:
+    file = kept_tokens(rows, tokenizer, cache)
+    if not file.is_file():
+        made = _tokens(rows, tokenizer)
+        columns = {
+            "tokens": pa.array([tokens for tokens, _ in made], pa.list_(pa.int32())),
+            "prompt": pa.array([prompt for _, prompt in made], pa.int32()),
+        }
+        with atomic_path(file) as draft:
+            pq.write_table(pa.table(columns), draft, compression="zstd")
+    table = pq.read_table(file)
+    return list(zip(table["tokens"].to_pylist(), table["prompt"].to_pylist()))
+
+
+def _tokens(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Encoded]:
+    found = []
+    for row in rows:
+        prompt = tokenizer.tokens(row.prompt, first=True) if row.prompt else []
+        text = tokenizer.tokens(row.text, first=not row.prompt)
+        ended = text if tokenizer.end is None else [*text, tokenizer.end]
+        found.append(([*prompt, *ended], max(1, len(prompt))))  # nothing precedes a first token that foretells it
     return found
 
 

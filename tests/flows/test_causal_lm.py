@@ -16,10 +16,11 @@ from flows.errors import BadInput
 from flows.scaffold import write_scaffold
 from flows.workload import Home, seeded_model
 from flows.workloads.causal_lm import CausalLM
-from flows.workloads.sequences import END, Columns, read
+from flows.workloads.sequences import END, Columns, Pretrained, read
 from influence import IGNORED
 from storage import score_store
 from tests.flows.helpers import turn, write_toml
+from tests.flows.texts import VOCABULARY, save_bert, sentences
 
 LLAMA: Mapping[str, Any] = {
     "model_type": "llama",
@@ -31,6 +32,7 @@ LLAMA: Mapping[str, Any] = {
     "max_position_embeddings": 64,
 }
 ROWS = [{"text": f"ada reads book {n}", "prompt": "ada", "completion": f" reads {n}", "id": n} for n in range(40)]
+SENTENCES = sentences(40)
 
 
 def made(folder: Path, rows: Sequence[Mapping[str, Any]] = ROWS, name: str = "d.jsonl", **options: Any) -> CausalLM:
@@ -146,8 +148,38 @@ def test_a_model_and_a_tokenizer_are_read_from_a_folder(tmp_path: Path) -> None:
     batch = workload.collate([workload.points()[0]])
     with torch.no_grad():
         torch.testing.assert_close(workload.loss(workload.model(), batch), new.loss(model, batch))
-    alone = made(tmp_path, tokenizer="saved/tokenizer.json", id="id")  # a vocabulary knows of no end
+    alone = made(tmp_path, tokenizer=str(tmp_path / "saved" / "tokenizer.json"), id="id")  # it knows of no end
     assert alone.points()[0]["input_ids"].tolist() == [2, 3, 4, 5 + row]
+
+
+def test_texts_are_tokenised_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_bert(tmp_path / "bert")  # whose tokenizer any model may have
+    first = made(tmp_path, SENTENCES, tokenizer="bert", id="id")
+    [kept] = first.cached()
+    with monkeypatch.context() as patched:
+        patched.setattr(Pretrained, "tokens", lambda *_, **__: pytest.fail("tokenised again"))
+        again = made(tmp_path, SENTENCES, tokenizer="bert", id="id", max_length=40)
+        assert again.points()[0]["input_ids"].equal(first.points()[0]["input_ids"])
+    other = made(tmp_path, [*SENTENCES, {"text": "the film", "id": 40}], tokenizer="bert", id="id")
+    assert other.cached() != [kept]
+    assert made(tmp_path, id="id").cached() == []  # bytes take no time
+
+
+def test_a_model_of_the_hub_is_that_of_the_copy_that_is_kept_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, SENTENCES, tokenizer=str(save_bert(tmp_path / "copy"))).model().save_pretrained(tmp_path / "copy")
+    asked: list[str] = []
+
+    def snapshot(name: str, **settings: Any) -> str:
+        asked.append(name)
+        return str(tmp_path / "copy")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    workload = made(tmp_path, SENTENCES, model="grace/small", tokenizer="grace/words", config=None)
+    assert asked == ["grace/small", "grace/words"]
+    assert workload.model().config.model_type == "llama"
+    assert workload.points()[0]["input_ids"][0] == VOCABULARY.index("[CLS]")
 
 
 BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
@@ -165,13 +197,15 @@ BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "nothing to learn": ([{"text": "a"}, *ROWS], {"tokenizer": "letters.json"}, "41 texts have no token to learn"),
     "packing": (ROWS, {"packing": True}, "one text is one point"),
     "half a prompt": (ROWS, {"prompt": "prompt"}, "give both"),
-    "no model": (ROWS, {"config": None}, "either model, a folder, or config"),
+    "no model": (ROWS, {"config": None}, "either model, a folder or a name, or config"),
     "no folder": (
         ROWS,
-        {"config": None, "model": "none", "tokenizer": "bytes"},
-        "no folder that save_pretrained wrote",
+        {"config": None, "model": "./none", "tokenizer": "bytes"},
+        "is no folder: give one that save_pretrained wrote",
     ),
-    "no tokenizer": (ROWS, {"tokenizer": "none"}, "tokenizer .*none: no such file or folder"),
+    "no name": (ROWS, {"config": None, "model": "grace/none"}, "model = 'grace/none': .*nor to be had from the hub"),
+    "no tokenizer": (ROWS, {"tokenizer": "none.json"}, "tokenizer = 'none.json': .*no such file or folder"),
+    "no tokenizer of that name": (ROWS, {"tokenizer": "grace/none"}, "tokenizer = 'grace/none': .*nor to be had from"),
     "unknown kind": (ROWS, {"config": {"model_type": "lama"}}, "transformers makes no model of it"),
     "few places": (ROWS, {"max_length": 65}, "max_length = 65: the model takes at most 64"),
     "few words": (ROWS, {"config": {**LLAMA, "vocab_size": 100}}, "the tokenizer has 257 tokens, the model 100"),
@@ -181,9 +215,10 @@ BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", list(BAD))
-def test_bad_input_is_one_line(fault: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tokenizers import Tokenizer, models
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     rows, options, said = BAD[fault]
     Tokenizer(models.WordLevel({"a": 0, "[unknown]": 1}, unk_token="[unknown]")).save(str(tmp_path / "letters.json"))
     with pytest.raises(BadInput, match=said) as refused:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from flows.config import load
 from flows.errors import BadInput
 from tests.flows.blobs import Cloud
 from tests.flows.helpers import write_toml
+from tests.flows.small_texts import Texts
 
 
 @pytest.mark.parametrize("fault", ["", "numpy ids"])
@@ -117,3 +119,25 @@ def test_blocks_chosen_by_energy_may_be_others_after_the_training(tmp_path: Path
 def test_what_has_no_probe_says_so(tmp_path: Path) -> None:
     findings = check(load(write_toml(tmp_path, scoring={"probe": 0})))
     assert findings[-1].text.startswith("off")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (lambda self, point: self.nowhere, r"tokens\('line 0'\) breaks \(AttributeError: .*nowhere"),
+        (lambda self, point: "a text", r"tokens\('line 0'\) gives a str: give a list of texts"),
+        (lambda self, point: [1, 2, 3], r"tokens\('line 0'\) gives a list: give a list of texts"),
+        (lambda self, point: ["one"], r"tokens\('line 0'\) gives 1 texts, and the scored layers have \d positions"),
+    ],
+)
+def test_a_broken_tokens_is_found_before_a_cycle_spends_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: Any, said: str
+) -> None:
+    config = load(write_toml(tmp_path, "tests.flows.small_texts:Texts"))
+    assert all(finding.ok for finding in check(config))
+    monkeypatch.setattr(Texts, "facets", lambda self: {})  # which here asks for tokens, too
+    monkeypatch.setattr(Texts, "tokens", tokens)
+    [wrong] = [finding for finding in check(config) if not finding.ok]
+    assert wrong.name == "blocks"
+    assert re.match(said, wrong.text)
+    assert "\n" not in wrong.text

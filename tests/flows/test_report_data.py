@@ -6,11 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flows import publication, report_points
 from flows.config import load
-from flows.report_points import Samples, details, proposed_points, suspicious
+from flows.preview import Preview
+from flows.report_points import UNTOLD, Samples, details, proposed_points, suspicious
 from flows.stores import ledger_of
 from flows.summary import Summary
 from storage.proposals import Proposal
@@ -86,6 +88,24 @@ def test_details_are_of_the_first_points_with_their_evidence_and_queries(scores:
     assert first.evidence[0] == "harmful: harmful_q is 0.1954, threshold 0.2"
     assert set(queries) == {"30", "9", "5", "1"}
     assert (queries["9"].label, queries["9"].sample.png) == ("0", b"a picture" * 100)
+
+
+def test_points_whose_words_the_preview_could_no_longer_weigh_say_so(scores: Path, tmp_path: Path) -> None:
+    class Worded(Gallery):
+        def tokens(self, point_id: int) -> list[str]:
+            return ["point", str(point_id)]
+
+    told = tmp_path / "positions.parquet"
+    pq.write_table(pa.table({"point_id": [7], "positions": [[0.25, 0.5]], "rest": [0.1]}), told)
+    cases = (
+        (Worded(), Preview("", told, None, told), [False, True]),
+        (Worded(), Preview("", told), [True, True]),  # the first proposal was empty, and with it the preview
+        (Worded(), Preview("compressed"), [False, False]),  # no words of any point
+        (Gallery(), Preview("", told), [False, False]),
+    )
+    for workload, preview, lacking in cases:
+        shown, _ = details(scores, points(7, 3), Samples.of(workload, preview))  # type: ignore[arg-type]
+        assert [UNTOLD in one.evidence for one in shown] == lacking
 
 
 def test_pictures_and_texts_end_before_the_report_is_too_large(scores: Path, monkeypatch: pytest.MonkeyPatch) -> None:

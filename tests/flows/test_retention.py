@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
@@ -20,10 +21,12 @@ from flows.errors import BadInput
 from flows.inspection import open_ledger
 from flows.retention import collect, outdated
 from flows.stages import cycle_folder
+from flows.workload import load_workload
 from storage.ledger import Ledger
 from storage.score_store import MANIFEST
 from storage.tracking import Tracker
 from tests.flows.helpers import write_toml
+from tests.flows.texts import LENGTH, save_bert, sentences, write_rows
 from tests.storage.ledgers import applied, opened, proposal, removed
 
 NO_PID = 2**22 + 1
@@ -215,3 +218,43 @@ def test_what_killed_processes_have_left_goes_and_their_runs_end(file: Path) -> 
     assert collected.runs == ("cycle 2",)
     assert not torn.exists()
     assert client.get_run(run).info.status == "FAILED"
+
+
+def texts_project(folder: Path, **options: Any) -> Path:
+    given = {"data": "texts.parquet", "model": "bert", "head": "mean", "train_layers": 2, "max_length": LENGTH}
+    return write_toml(folder, "text_classification", given | {"id": "id"} | options)
+
+
+def test_of_a_workloads_cache_what_its_options_use_stays_and_the_rest_goes_with_its_bytes(tmp_path: Path) -> None:
+    save_bert(tmp_path / "bert")
+    write_rows(tmp_path / "texts.parquet", sentences(60))
+    cache = tmp_path / "ws" / "cache"
+    for layers in (1, 2):
+        workload: Any = load_workload(load(texts_project(tmp_path, train_layers=layers)))
+        workload.features(workload.points().batch_of(torch.arange(2)))
+    assert len(list(cache.glob("frozen-*"))) == 2
+    used = {path.name for path in workload.cached()}
+    file = tmp_path / "tamis.toml"
+    found = collect(file, dry_run=True).gone
+    assert {path.name for path in cache.iterdir()} == used | {one.path.name for one in found}
+    assert [(one.path.name[:7], one.bytes > 1000) for one in found] == [("frozen-", True)]
+    collect(file)
+    assert {path.name for path in cache.iterdir()} == used
+
+
+def test_a_cache_of_a_workload_that_does_not_say_what_it_uses_is_its_own(tmp_path: Path) -> None:
+    file = write_toml(tmp_path)
+    kept = tmp_path / "ws" / "cache" / "mine"
+    kept.mkdir(parents=True)
+    assert collect(file).gone == ()
+    assert kept.is_dir()
+
+
+def test_where_the_workload_does_not_load_nothing_goes(tmp_path: Path) -> None:
+    file = texts_project(tmp_path)
+    kept = tmp_path / "ws" / "cache" / "texts-0.parquet"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(BadInput, match="bert"):
+        collect(file)
+    assert kept.exists()

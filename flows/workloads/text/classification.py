@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from flows.workloads.text.encoder import Head, build, cut, frozen_layers, logits
 from flows.workloads.text.frozen import Frozen, digest_of, make
 from flows.workloads.text.library import load_tokenizer
 from flows.workloads.text.places import file_of, model_folder
-from flows.workloads.text.prepared import SETS, Columns, Spec, prepared, tokens_of
+from flows.workloads.text.prepared import SETS, Columns, Prepared, Spec, prepared, tokens_of
 from flows.workloads.text.sets import TextSet, collated
 from flows.workloads.text.tokens import Batch, TooLong
 from storage.points import PointId
@@ -84,9 +85,9 @@ class TextClassification:
     ) -> None:
         shares = {"query": query_share, "holdout": holdout_share}
         _check_options(too_long, head, shares, flips, truth)
-        files = {"train": data, "query": queries, "holdout": holdout}
         self._folder, self._cache = model_folder(model, home.folder), home.cache
         self._head, self._trained = head, train_layers
+        files = {"train": data, "query": queries, "holdout": holdout}
         spec = Spec(
             files={name: file_of(given, home.folder) for name, given in files.items() if given},
             columns=Columns(text, label, id, group, source, timestamp, truth),
@@ -96,16 +97,21 @@ class TextClassification:
             too_long=too_long,
             shares={name: share for name, share in shares.items() if not files[name]},
         )
-        self._data = prepared(spec, home.cache)
-        self._tables = {name: self._data.of(name) for name in SETS}
-        self._given = _labels(self._tables["train"], "label")
-        if truth or flips:
-            self._true = _labels(self._tables["train"], "truth" if truth else "label")
+        self._read(prepared(spec, home.cache), flips, seed)
+
+    def _read(self, data: Prepared, flips: float, seed: int) -> None:
+        """The sets, the given labels, and the true ones where they are known."""
+        self._data, self._tables = data, {name: data.of(name) for name in SETS}
+        train = self._tables["train"]
+        self._given = _labels(train, "label")
+        known = bool(train["truth"].null_count == 0)
+        if known or flips:
+            self._true = _labels(train, "truth") if known else self._given
             self.truth = self._truth  # only where it is known
         if flips:
             everyone, generator = torch.arange(len(self._given)), torch.Generator().manual_seed(seed)
-            self._given = flipped(self._given, everyone, flips, len(self._data.classes), generator)
-        self.collate = partial(collated, padding=self._data.padding)
+            self._given = flipped(self._given, everyone, flips, len(data.classes), generator)
+        self.collate = partial(collated, padding=data.padding)
 
     def model(self) -> nn.Module:
         """The encoder's weights as they are in the folder, and a head."""
@@ -167,6 +173,10 @@ class TextClassification:
         """A text for each position of a train point, special tokens included."""
         return [self._tokenizer.decode([token]) for token in self._train.tokens(point_id)]
 
+    def cached(self) -> list[Path]:
+        """The tokenised texts, and what the frozen layers make of them."""
+        return [self._data.file, self._frozen_folder]
+
     def _truth(self) -> Mapping[PointId, int]:
         """The true labels of the train points."""
         return dict(zip(self._train.ids, self._true.tolist()))
@@ -199,13 +209,17 @@ class TextClassification:
     @cached_property
     def _frozen(self) -> Frozen:
         """Of all sets; made where it is not kept yet."""
-        tokens = tokens_of(self._data.table, self._data.padding)
-        folder = self._cache / f"frozen-{digest_of(self._folder, tokens, self._trained)[:16]}"
-        if not folder.is_dir():
+        if not self._frozen_folder.is_dir():
+            tokens = tokens_of(self._data.table, self._data.padding)
             with torch.random.fork_rng(devices=[]):
                 whole = build(self._folder, self._head, len(self._data.classes), self._data.padding)
-            make(whole, self._trained, tokens, folder)
-        return Frozen(folder)
+            make(whole, self._trained, tokens, self._frozen_folder)
+        return Frozen(self._frozen_folder)
+
+    @cached_property
+    def _frozen_folder(self) -> Path:
+        tokens = tokens_of(self._data.table, self._data.padding)
+        return self._cache / f"frozen-{digest_of(self._folder, tokens, self._trained)[:16]}"
 
 
 class HeadAlone:

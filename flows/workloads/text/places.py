@@ -30,14 +30,33 @@ def model_folder(given: str, folder: Path) -> Path:
     """
     found = file_of(given, folder)
     if not found.is_dir():
-        if given.startswith((PACKAGE, ".", "/", "~")) or given.count("/") > 1:
+        if _is_path(given):
             raise BadInput(f"model = {given!r}: {found} is no folder: give one that save_pretrained wrote")
-        found = _from_hub(given, folder)
+        found = _from_hub("model", given, folder)
     if not (found / "config.json").is_file():
         raise BadInput(f"model = {given!r}: {found} has no config.json: give a folder that save_pretrained wrote")
     if not any(found.glob("*.safetensors")):
         raise BadInput(f"model = {given!r}: {found} has no weights in *.safetensors: save them by save_pretrained")
     return found
+
+
+def tokenizer_place(given: str, folder: Path) -> Path:
+    """A tokenizer's folder or tokenizer.json: beside the TOML, `package:NAME/path/in/it`, or of a name on the hub.
+
+    Raises:
+        BadInput: There is none.
+    """
+    found = file_of(given, folder)
+    if not found.exists() and not _is_path(given) and found.suffix != ".json":
+        return _from_hub("tokenizer", given, folder)
+    if not found.exists():
+        raise BadInput(f"tokenizer = {given!r}: {found}: no such file or folder")
+    return found
+
+
+def _is_path(given: str) -> bool:
+    """Whether it can be no name on the hub."""
+    return given.startswith((PACKAGE, ".", "/", "~")) or given.count("/") > 1
 
 
 def _in_package(given: str) -> Path:
@@ -52,19 +71,19 @@ def _in_package(given: str) -> Path:
     return found
 
 
-def _from_hub(given: str, folder: Path) -> Path:
+def _from_hub(option: str, given: str, folder: Path) -> Path:
     """The copy that is kept here, or a new one; HF_HUB_OFFLINE and HF_HOME mean what they always mean."""
     hub, errors = library("huggingface_hub"), library("huggingface_hub.errors")
     try:
         return Path(hub.snapshot_download(given, allow_patterns=WANTED, local_files_only=True))
     except errors.HFValidationError as error:
-        raise BadInput(f"model = {given!r}: neither a folder in {folder} nor a name on the hub") from error
+        raise BadInput(f"{option} = {given!r}: neither a folder in {folder} nor a name on the hub") from error
     except errors.LocalEntryNotFoundError:
         pass  # not here yet
     try:
         return Path(hub.snapshot_download(given, allow_patterns=WANTED))
     except OSError as error:
         raise BadInput(
-            f"model = {given!r}: neither a folder in {folder}, nor kept here, nor to be had from the hub "
+            f"{option} = {given!r}: neither a folder in {folder}, nor kept here, nor to be had from the hub "
             f"({type(error).__name__}): download it once, or give a folder"
         ) from error

@@ -99,11 +99,13 @@ class Prepared:
         table: A row for each: set, id, text, label, truth, group, source, timestamp, tokens.
         classes: Names of the classes.
         padding: The token for padding.
+        file: Where they are kept.
     """
 
     table: pa.Table
     classes: tuple[str, ...]
     padding: int
+    file: Path
 
     def of(self, name: str) -> pa.Table:
         """The rows of one set, in the order of the file."""
@@ -131,7 +133,7 @@ def prepared(spec: Spec, cache: Path) -> Prepared:
             pq.write_table(made, temporary, compression="zstd")
     table = pq.read_table(kept)
     said = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-    return Prepared(table, tuple(json.loads(said["classes"])), int(said["padding"]))
+    return Prepared(table, tuple(json.loads(said["classes"])), int(said["padding"]), kept)
 
 
 def _make(spec: Spec) -> pa.Table:
