@@ -17,11 +17,13 @@ from flows.facets import facets_of
 from flows.findings import Finding
 from flows.protection import check_protected
 from flows.ranks.blocks import measure_energies
+from flows.ranks.device import CPU, device_of
 from flows.ranks.points import Points
 from flows.ranks.probe import rehearse
 from flows.ranks.rank import Alone
 from flows.ranks.split import owned
 from flows.relabeling import check_relabeling
+from flows.sections.launching import nodes_of
 from flows.trust import described
 from flows.without_classes import refuse_settings
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, for_folds, load_workload, seeded_model
@@ -44,6 +46,11 @@ class _Checker:
         self.workload: Workload
         self.model: nn.Module
         self.chosen: Blocks
+
+    def device(self) -> str:
+        config, nodes = self.config, nodes_of(self.config.launch.launcher)
+        found = device_of(config.launch, max(config.training.ranks, config.scoring.ranks) // nodes - 1)
+        return f"ranks compute on {'the CPU' if found == CPU else 'a GPU each'}"
 
     def load(self) -> str:
         self.workload = load_workload(self.config)
@@ -156,6 +163,7 @@ def check(config: Config) -> list[Finding]:
     """Check a workload against its configuration; what cannot be checked because of another fault is left out."""
     checker = _Checker(config)
     steps: dict[str, tuple[set[str], Callable[[], str]]] = {  # each with those that must have passed
+        "device": (set(), checker.device),
         "workload": (set(), checker.load),
         "model": ({"workload"}, checker.build),
         "sets": ({"workload", "model"}, checker.sets),

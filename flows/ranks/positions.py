@@ -85,7 +85,7 @@ def tell_positions(
         if along is None:  # an earlier preview has cleared it: of points that were not shown then nothing is told
             return None
         place.progress("telling positions", done, len(directions))
-        model = workload.model()
+        model = workload.model().to(place.device)
         load_weights(model, checkpoint)
         found = _split(model, workload, along, _batches(points, source, plan.shown), lengths)
         sums = [one + more for one, more in zip(sums, found)] if sums else found

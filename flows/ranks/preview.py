@@ -23,7 +23,6 @@ from flows.foreseen import INFLUENCE, UNLEARNING, column
 from flows.plans import PreviewPlan, read_plan
 from flows.ranks.attribution import Attribution, Setting
 from flows.ranks.blocks import measure_energies
-from flows.ranks.device import device
 from flows.ranks.kept import Kept
 from flows.ranks.outcome import Outcome, hits
 from flows.ranks.points import Points
@@ -49,7 +48,7 @@ class Previewing:
         self._workload = load_workload(plan.config)
         removed, gone = _ids(plan.removed), _ids(plan.then_removed)
         now, then = read_labels(plan.relabeled), read_labels(plan.then_relabeled)
-        self._points = Points("train", self._workload.points(), self._workload, removed, now)
+        self._points = Points("train", self._workload.points(), self._workload, removed, now, rank.device)
         check_unchanged(self._points.manifest, plan.train_digest)
         ids, inside = self._points.ids, self._points.in_train
         self._now, self._then = self._points.with_labels(now), self._points.with_labels(then)
@@ -65,7 +64,7 @@ class Previewing:
             self._rank.progress("asking the queries", 0, 1)
             model = self._model()
             move(blocks_in(model, step), step)
-            loss, correct = queries.of(model.to(device()))
+            loss, correct = queries.of(model)
             table = table.append_column(column("loss", method), pa.array(loss.numpy()))
             table = table.append_column(column("correct", method), hits(correct))
         if self._rank.index == 0:
@@ -82,7 +81,7 @@ class Previewing:
             _write(table, plan.positions)
 
     def _model(self) -> nn.Module:
-        model = self._workload.model()
+        model = self._workload.model().to(self._rank.device)
         load_weights(model, self._plan.checkpoint)
         return model
 
@@ -134,7 +133,7 @@ def _mean(total: Gradients, points: Tensor) -> Gradients:
 def main() -> None:
     """Run the plan named on the command line."""
     plan = read_plan(PreviewPlan, Path(sys.argv[1]))
-    with rank_process("preview", plan.logs) as rank:
+    with rank_process("preview", plan.logs, plan.config.launch) as rank:
         torch.set_num_threads(1)
         Previewing(plan, rank).run()
 
