@@ -47,11 +47,6 @@ class _Checker:
         self.model: nn.Module
         self.chosen: Blocks
 
-    def device(self) -> str:
-        config, nodes = self.config, nodes_of(self.config.launch.launcher)
-        found = device_of(config.launch, max(config.training.ranks, config.scoring.ranks) // nodes - 1)
-        return f"ranks compute on {'the CPU' if found == CPU else 'a GPU each'}"
-
     def load(self) -> str:
         self.workload = load_workload(self.config)
         refuse_settings(self.config, self.workload)
@@ -149,6 +144,11 @@ class _Checker:
         rehearse(model, self.workload, self.chosen, self.points)
         return "the blocks can be compared with all parameters"
 
+    def device(self) -> str:
+        config, nodes = self.config, nodes_of(self.config.launch.launcher)
+        found = device_of(config.launch, max(config.training.ranks, config.scoring.ranks) // nodes - 1)
+        return f"ranks compute on {'the CPU' if found == CPU else 'a GPU each'}"
+
 
 def _targets_at_each_position(rows: Tensor, logits: Tensor, targets: Tensor) -> None:
     if logits.ndim != 3 or len(logits) != len(rows) or targets.shape != logits.shape[:2]:
@@ -163,13 +163,13 @@ def check(config: Config) -> list[Finding]:
     """Check a workload against its configuration; what cannot be checked because of another fault is left out."""
     checker = _Checker(config)
     steps: dict[str, tuple[set[str], Callable[[], str]]] = {  # each with those that must have passed
-        "device": (set(), checker.device),
         "workload": (set(), checker.load),
         "model": ({"workload"}, checker.build),
         "sets": ({"workload", "model"}, checker.sets),
         "losses": ({"workload", "model"}, checker.losses),
         "blocks": ({"sets", "losses"}, checker.blocks),
         "probe": ({"blocks"}, checker.probe),
+        "device": (set(), checker.device),
     }
     findings: list[Finding] = []
     for name, (needs, step) in steps.items():

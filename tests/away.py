@@ -18,7 +18,43 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("away")  # once in a process, which cannot take it back
+_inside = False
+
+
+class _Backend:
+    """What torch asks a device for; outside `away` there is none."""
+
+    def is_available(self) -> bool:
+        return _inside
+
+    def is_initialized(self) -> bool:
+        return _inside
+
+    def device_count(self) -> int:
+        return int(_inside)
+
+    def current_device(self) -> int:
+        return 0
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Nothing draws there."""
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+
+class _Hooks(torch._C._acc.PrivateUse1Hooks):
+    def is_available(self) -> bool:
+        return _inside
+
+    def is_built(self) -> bool:
+        return True
+
+    def has_primary_context(self, dev_id: int) -> bool:
+        return _inside
+
+
+_setup_privateuseone_for_python_backend("away", _Backend(), _Hooks())  # once in a process, which cannot take it back
 AWAY = torch.device("away", 0)
 CPU = torch.device("cpu")
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_to_copy"}
@@ -70,8 +106,13 @@ class _Everywhere(TorchDispatchMode):
 @contextmanager
 def away() -> Iterator[None]:
     """Inside, the device is there."""
-    with _Everywhere():
-        yield
+    global _inside
+    _inside = True
+    try:
+        with _Everywhere():
+            yield
+    finally:
+        _inside = False
 
 
 def held(thing: Any) -> dict[str, Tensor]:
