@@ -23,6 +23,7 @@ from flows.ranks.blocks import measure_energies
 from flows.ranks.chunks import gather, relative_columns, score_chunks
 from flows.ranks.device import device_of
 from flows.ranks.points import Points
+from flows.ranks.precision import in_precision
 from flows.ranks.probe import probe
 from flows.ranks.rank import Alone
 from flows.ranks.shards import shard_table
@@ -83,6 +84,7 @@ def score_file(file: Path, checkpoint: Path, out: Path) -> ScoredFile:
         place = Alone(lambda phase, done, total: show(Progress(phase, done, total)), device=device)
         energies = measure_energies(model, workload, points, place)
         setting = Setting(config, energies, horizon=None, checkpoints=1, folder=folder)
+        in_precision(model, config.scoring.precision)
         with Attribution(model, workload, setting, points, place) as attribution:
             attribution.fit("curvature")
             attribution.prepare(queries)

@@ -27,6 +27,7 @@ from flows.ranks.kept import Kept
 from flows.ranks.outcome import Outcome, hits
 from flows.ranks.points import Points
 from flows.ranks.positions import blocks_in, has_positions, tell_positions
+from flows.ranks.precision import in_precision
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.weights import load_weights
 from flows.relabeling import Source, read_labels
@@ -90,7 +91,8 @@ class Previewing:
         plan, steps = self._plan, dict[str, Gradients]()
         energies = measure_energies(self._model(), self._workload, self._points, self._rank)
         setting = Setting(plan.config, energies, plan.horizon, 1, plan.scores.parent)
-        with Attribution(self._model(), self._workload, setting, self._points, self._rank) as attribution:
+        model = in_precision(self._model(), plan.config.scoring.precision)
+        with Attribution(model, self._workload, setting, self._points, self._rank) as attribution:
             keep = Kept(score_store.parts(plan.scores, plan.inputs_digest))
             attribution.fit(f"curvature, {plan.checkpoint.name}", keep, plan.checkpoint_digest)
             go, come = self._total(attribution, self._go, self._now), self._total(attribution, self._come, self._then)

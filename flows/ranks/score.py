@@ -34,6 +34,7 @@ from flows.ranks.kept import Kept, packed
 from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
 from flows.ranks.positions import has_positions, keep_direction
+from flows.ranks.precision import in_precision
 from flows.ranks.probe import probe
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.shards import shard_table
@@ -116,7 +117,8 @@ class Scoring:
         return model
 
     def _attribution(self, checkpoint: Path, setting: Setting, sources: ExitStack) -> Attribution:
-        attribution = Attribution(self._model(checkpoint), self._workload, setting, self._points, self._rank)
+        model = in_precision(self._model(checkpoint), setting.config.scoring.precision)
+        attribution = Attribution(model, self._workload, setting, self._points, self._rank)
         sources.enter_context(attribution)
         attribution.fit(f"curvature, {checkpoint.name}", self._keep, checkpoints.verify(checkpoint).digest)
         attribution.prepare(self._queries)
