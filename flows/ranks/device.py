@@ -29,8 +29,8 @@ def device_of(launch: LaunchConfig, local: int) -> torch.device:
         raise BadInput(f"{given}, and torch finds no GPU on this machine; mend that, or leave the key out")
     if gpus and local >= gpus:
         raise BadInput(
-            f"launch.device = {launch.device!r}: {local + 1} ranks on this machine, and torch finds {gpus} GPUs; give "
-            'training.ranks and scoring.ranks of at most one for each GPU, or launch.device = "cpu"'
+            f"launch.device = {launch.device!r}: {local + 1} ranks on this machine, and torch finds {gpus} GPUs; "
+            'each takes one: give fewer training.ranks or scoring.ranks, or launch.device = "cpu"'
         )
     return torch.device("cuda", local) if gpus else CPU
 
