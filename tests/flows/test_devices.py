@@ -13,12 +13,18 @@ from flows.check import check
 from flows.config import load
 from flows.errors import BadInput
 from flows.estimators import ESTIMATORS
-from flows.plans import Plan
+from flows.plans import Plan, TrainPlan
 from flows.ranks.device import backend_of, device_of
+from flows.ranks.dropping import Dropping
+from flows.ranks.heads import HeadReader
+from flows.ranks.order import Order
+from flows.ranks.points import Points
 from flows.ranks.preview import Previewing
 from flows.ranks.rank import Rank, T
 from flows.ranks.score import Scoring
 from flows.sections.launching import LaunchConfig
+from flows.workload import load_workload, seeded_model
+from influence import blocks
 from tests.away import AWAY, away
 from tests.flows.helpers import launch, write_toml
 from tests.flows.test_preview import preview_plan
@@ -120,6 +126,33 @@ def test_a_preview_on_another_device_takes_the_curvature_that_was_kept_of_it_and
     assert parts
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
     assert truth == fitted == restored
+
+
+def dropped(plan: TrainPlan, device: torch.device) -> list[Any]:
+    """What a model as it begins drops after the first epoch."""
+    workload, rank = load_workload(plan.config), rank_on(device, plan, "train")
+    points, queries = (
+        Points(name, given, workload, device=device)
+        for name, given in (("train", workload.points()), ("query", workload.queries()))
+    )
+    model = seeded_model(workload, 3).to(device)
+    reader = HeadReader(blocks.head(model), model, workload, rank)
+    reader.check(points)
+    assert reader.whole(queries).inputs.device == device
+    dropping = Dropping(plan.config, plan.jobs[0], reader, points, queries, None)
+    order = Order(points.rows, len(points), seed=3)
+    order.next()
+    dropping.after(order)
+    return dropping.dropped.to_pylist()
+
+
+def test_points_that_a_training_drops_are_the_same_on_another_device(tmp_path: Path) -> None:
+    plan = train_plan(tmp_path, prune_while_learning={"from_epoch": 1, "every": 1, "fraction": 0.02, "cap": 0.05})
+    truth = dropped(plan, torch.device("cpu"))
+    with away():
+        found = dropped(plan, AWAY)
+    assert found == truth
+    assert len(truth) == 4
 
 
 def test_nccl_between_cpus_is_one_line_when_the_file_is_loaded(tmp_path: Path) -> None:
