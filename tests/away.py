@@ -54,7 +54,8 @@ class _Hooks(torch._C._acc.PrivateUse1Hooks):
         return _inside
 
 
-_setup_privateuseone_for_python_backend("away", _Backend(), _Hooks())  # once in a process, which cannot take it back
+# once in a process, which cannot take it back, and before its first backward pass, at which torch counts the devices
+_setup_privateuseone_for_python_backend("away", _Backend(), _Hooks())
 AWAY = torch.device("away", 0)
 CPU = torch.device("cpu")
 COPIES = {"aten::copy_", "aten::_copy_from", "aten::_to_copy"}

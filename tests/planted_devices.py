@@ -9,6 +9,7 @@ from influence import compression
 from influence.curvature.moments import ProductSum
 from influence.curvature.roots import KeptRoots, RestorableOnRoots
 from influence.factored import Factor
+from tests import away  # noqa: F401, before any backward pass
 from tests.planted import seen_by
 
 LAYERS = "test_every_kind_of_layer_is_scored_where_it_is"
