@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from flows.errors import BadInput
 from flows.sections.launching import LaunchConfig
@@ -41,6 +40,8 @@ def backend_of(launch: LaunchConfig, device: torch.device) -> str:
 
 
 def moved(batch: T, device: torch.device) -> T:
-    """A batch, of whatever nesting, with its tensors on a device."""
-    there: T = tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+    """A batch of the CPU, of whatever nesting, on a device: its tensors, and what else has a method `to`."""
+    if device == CPU:
+        return batch
+    there: T = tree_map(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, batch)
     return there
