@@ -126,7 +126,6 @@ def _environment(launch: Launch) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        **({"DS_ACCELERATOR": "cpu"} if launch.program == "score" else {}),  # scores are computed on the CPU
     }
 
 

@@ -17,12 +17,14 @@ from flows.facets import facets_of
 from flows.findings import Finding
 from flows.protection import check_protected
 from flows.ranks.blocks import measure_energies
+from flows.ranks.device import CPU, device_of
 from flows.ranks.points import Points
 from flows.ranks.positions import has_positions
 from flows.ranks.probe import rehearse
 from flows.ranks.rank import Alone
 from flows.ranks.split import owned
 from flows.relabeling import check_relabeling
+from flows.sections.launching import nodes_of
 from flows.tokens import check_tokens
 from flows.trust import described
 from flows.without_classes import refuse_settings
@@ -147,6 +149,11 @@ class _Checker:
         rehearse(model, self.workload, self.chosen, self.points)
         return "the blocks can be compared with all parameters"
 
+    def device(self) -> str:
+        config, nodes = self.config, nodes_of(self.config.launch.launcher)
+        found = device_of(config.launch, max(config.training.ranks, config.scoring.ranks) // nodes - 1)
+        return f"ranks compute on {'the CPU' if found == CPU else 'a GPU each'}"
+
 
 def _targets_at_each_position(rows: Tensor, logits: Tensor, targets: Tensor) -> None:
     if logits.ndim != 3 or len(logits) != len(rows) or targets.shape != logits.shape[:2]:
@@ -167,6 +174,7 @@ def check(config: Config) -> list[Finding]:
         "losses": ({"workload", "model"}, checker.losses),
         "blocks": ({"sets", "losses"}, checker.blocks),
         "probe": ({"blocks"}, checker.probe),
+        "device": (set(), checker.device),
     }
     findings: list[Finding] = []
     for name, (needs, step) in steps.items():

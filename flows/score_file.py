@@ -21,7 +21,9 @@ from flows.progress import progress_shown
 from flows.ranks.attribution import Attribution, Setting
 from flows.ranks.blocks import measure_energies
 from flows.ranks.chunks import gather, relative_columns, score_chunks
+from flows.ranks.device import device_of
 from flows.ranks.points import Points
+from flows.ranks.precision import in_precision
 from flows.ranks.probe import probe
 from flows.ranks.rank import Alone
 from flows.ranks.shards import shard_table
@@ -72,15 +74,17 @@ def score_file(file: Path, checkpoint: Path, out: Path) -> ScoredFile:
         raise BadInput(f"{file}: scoring.placement = {config.scoring.placement!r}: one process takes 'replicated'")
     damping_of(config, config.scoring.estimator, config.scoring.damping, None)  # before anything is computed
     workload = require(config)
-    model, again = _loaded(workload, checkpoint), _loaded(workload, checkpoint)
+    device = device_of(config.launch, 0)
+    model, again = (_loaded(workload, checkpoint).to(device) for _ in range(2))
     folder = out.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
-    points = Points("train", workload.points(), workload)
-    queries = Points("query", workload.queries(), workload)
+    points = Points("train", workload.points(), workload, device=device)
+    queries = Points("query", workload.queries(), workload, device=device)
     with progress_shown() as show:
-        place = Alone(lambda phase, done, total: show(Progress(phase, done, total)))
+        place = Alone(lambda phase, done, total: show(Progress(phase, done, total)), device=device)
         energies = measure_energies(model, workload, points, place)
         setting = Setting(config, energies, horizon=None, checkpoints=1, folder=folder)
+        in_precision(model, config.scoring.precision)
         with Attribution(model, workload, setting, points, place) as attribution:
             attribution.fit("curvature")
             attribution.prepare(queries)

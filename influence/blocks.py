@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -38,6 +39,11 @@ class Block:
         """Number of parameters, o * i."""
         outputs, inputs = self.weight_shape
         return outputs * inputs
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are, and with them all that is computed of it."""
+        return next(self.module.parameters()).device
 
 
 Blocks = tuple[Block, ...]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from influence.errors import InfluenceError
-from influence.factored import Factor, Factors
+from influence.factored import Factor
 from influence.reading import Reading
 from influence.sparse import TableFactor
 from influence.tokens import are_targets
@@ -47,17 +47,42 @@ class _Layout:
 
 
 @dataclass(frozen=True)
+class _Form:
+    """What a reading is made of its tensors by, and where it was."""
+
+    blocks: tuple[str, ...]
+    tables: dict[str, int]
+    device: torch.device
+
+    @classmethod
+    def of(cls, reading: Reading) -> "_Form":
+        tables = {name: one.table for name, one in reading.losses.items() if isinstance(one, TableFactor)}
+        return cls(tuple(reading.losses), tables, reading.labels.device)
+
+    def reading(self, tensors: Sequence[Tensor]) -> Reading:
+        """From what `_tensors` took apart."""
+        said, labels, *rest = (tensor.to(self.device) for tensor in tensors)
+        losses, roots = {}, {}
+        for place, name in enumerate(self.blocks):
+            inputs, g, root = rest[3 * place : 3 * place + 3]
+            table = self.tables.get(name)
+            losses[name] = Factor(inputs, g) if table is None else TableFactor(inputs, g, table)
+            roots[name] = losses[name].at(root)
+        if are_targets(labels):
+            return Reading(said.new_empty(len(labels), 0), labels, losses, roots, said)
+        return Reading(said, labels, losses, roots)
+
+
+@dataclass(frozen=True)
 class _OnDisk:
-    """Where the tensors of a reading lie in the file, and what they are."""
+    """Where the tensors of a reading lie in the file."""
 
     offset: int
     parts: tuple[_Layout, ...]
-    blocks: tuple[str, ...]
-    tables: dict[str, int]
 
 
 class FactorCache:
-    """Keeps readings with roots by number, first come, first kept.
+    """Keeps readings with roots by number, first come, first kept; on the host, wherever they are read.
 
     Args:
         memory: bytes that may be kept in memory.
@@ -72,42 +97,43 @@ class FactorCache:
         if memory < 0 or disk < 0 or (disk and file is None):
             raise InfluenceError(f"factor cache of {memory} bytes of memory and {disk} of disk: give a file for disk")
         self._left, self._left_on_disk, self._file = memory, disk, file
-        self._in_memory: dict[int, Reading] = {}
+        self._forms: dict[int, _Form] = {}
+        self._in_memory: dict[int, list[Tensor]] = {}
         self._on_disk: dict[int, _OnDisk] = {}
         self._end = 0
         self.held = 0
 
     def get(self, number: int) -> Reading | None:
         """The reading of a batch, if it was kept."""
-        if number in self._in_memory:
-            return self._in_memory[number]
-        where = self._on_disk.get(number)
-        return None if where is None else self._load(where)
+        if number not in self._forms:
+            return None
+        tensors = self._in_memory.get(number)
+        return self._forms[number].reading(self._load(self._on_disk[number]) if tensors is None else tensors)
 
     def put(self, number: int, reading: Reading) -> None:
         """Keep a reading where there is room for it; never what is kept already."""
-        if number in self._in_memory or number in self._on_disk:
-            return
         tensors = _tensors(reading)
-        size = sum(tensor.nbytes for tensor in tensors)
+        size = _size(tensors)
+        if number in self._forms or size > max(self._left, self._left_on_disk):
+            return
+        self._forms[number], held = _Form.of(reading), [tensor.cpu() for tensor in tensors]
         if size <= self._left:
-            self._in_memory[number] = reading
+            self._in_memory[number] = held
             self._left -= size
             self.held += size
-        elif size <= self._left_on_disk:
-            self._on_disk[number] = self._store(tensors, reading.losses)
+        else:
+            self._on_disk[number] = self._store(held)
             self._left_on_disk -= size
 
-    def _store(self, tensors: Sequence[Tensor], factors: Factors) -> _OnDisk:
+    def _store(self, tensors: Sequence[Tensor]) -> _OnDisk:
         assert self._file is not None  # checked with the budget
-        tables = {name: factor.table for name, factor in factors.items() if isinstance(factor, TableFactor)}
-        where = _OnDisk(self._end, tuple(map(_Layout.of, tensors)), tuple(factors), tables)
+        where = _OnDisk(self._end, tuple(map(_Layout.of, tensors)))
         self._file.seek(self._end)
         for tensor, layout in zip(tensors, where.parts):
             self._end += self._file.write(_bytes(tensor.permute(layout.order).contiguous()))
         return where
 
-    def _load(self, where: _OnDisk) -> Reading:
+    def _load(self, where: _OnDisk) -> list[Tensor]:
         assert self._file is not None
         self._file.seek(where.offset)
         tensors = []
@@ -116,16 +142,7 @@ class FactorCache:
             if self._file.readinto(_bytes(tensor)) != tensor.nbytes:
                 raise InfluenceError("the factor cache's file ends early: was it cut or written to by someone else?")
             tensors.append(tensor.permute([layout.order.index(d) for d in range(tensor.ndim)]))
-        said, labels, *rest = tensors
-        losses, roots = {}, {}
-        for place, name in enumerate(where.blocks):
-            inputs, g, root = rest[3 * place : 3 * place + 3]
-            table = where.tables.get(name)
-            losses[name] = Factor(inputs, g) if table is None else TableFactor(inputs, g, table)
-            roots[name] = losses[name].at(root)
-        if are_targets(labels):
-            return Reading(said.new_empty(len(labels), 0), labels, losses, roots, said)
-        return Reading(said, labels, losses, roots)
+        return tensors
 
 
 def _tensors(reading: Reading) -> list[Tensor]:
@@ -135,6 +152,10 @@ def _tensors(reading: Reading) -> list[Tensor]:
     for name, factor in reading.losses.items():
         tensors += [factor.inputs, factor.g, reading.roots[name].g]
     return tensors
+
+
+def _size(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -76,4 +76,4 @@ def sequence(x: Tensor) -> Tensor:
 
 def identity(like: Tensor, points: int, size: int) -> Tensor:
     """The inputs of a block without input statistics, [B, i, i]."""
-    return torch.eye(size, dtype=like.dtype).expand(points, size, size)
+    return torch.eye(size, dtype=like.dtype, device=like.device).expand(points, size, size)

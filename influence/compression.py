@@ -41,6 +41,7 @@ from influence.calls import Layout
 from influence.curvature.base import Curvature
 from influence.curvature.joint import add_up
 from influence.curvature.kronecker import KFAC
+from influence.devices import on
 from influence.errors import InfluenceError
 from influence.factored import Factors, Gradients
 from influence.refusals import refuse_tables
@@ -215,7 +216,9 @@ def _spread(terms: Tensor, share: float) -> Tensor:
 def _drawn(blocks: Blocks, ratio: float, seed: int, draw: Callable[[Layout, float, Generator], Sketch]) -> Compressor:
     def sketch(block: Block, times: float) -> Sketch:
         generator = _generator(seed, block.name)
-        return draw(block.layout, times, generator) if times > 1 else FactorMask.drawn(block.layout, 1, generator)
+        # on the CPU, by its generator, so that it is the same on any device
+        drawn = draw(block.layout, times, generator) if times > 1 else FactorMask.drawn(block.layout, 1, generator)
+        return on(block.device, drawn)
 
     return Compressor(blocks, {block.name: sketch(block, times) for block, times in _shared(blocks, ratio)})
 

@@ -100,7 +100,8 @@ def mislabeled(posterior: Tensor, eligible: Tensor, q: float = 0.2) -> Discovery
     """
     right = _evidence(1 - posterior.double(), eligible)
     order = right.argsort(stable=True)
-    running = right[order].cumsum(0) / torch.arange(1, len(right) + 1)  # rises: a mean of ever larger terms
+    count = torch.arange(1, len(right) + 1, device=right.device)
+    running = right[order].cumsum(0) / count  # rises: a mean of ever larger terms
     return _discover(right, _unsort(running, order), eligible, q)
 
 
@@ -161,7 +162,7 @@ def benjamini_hochberg(p: Tensor, tested: int) -> Tensor:
         tested: number of hypotheses, at most n.
     """
     order = p.argsort(stable=True)
-    raw = p[order] * tested / torch.arange(1, len(p) + 1)
+    raw = p[order] * tested / torch.arange(1, len(p) + 1, device=p.device)
     adjusted = raw.flip(0).cummin(0).values.flip(0).clamp(max=1)  # a larger p never gets a smaller rate
     return _unsort(adjusted, order)
 

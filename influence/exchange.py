@@ -42,24 +42,24 @@ def share_queries(
     held: list[Preconditioned] = []
     whole: list[dict[str, Tensor]] = [{} for _ in curvatures]
     tables: list[dict[str, dict[int, Tensor]]] = [{} for _ in curvatures]  # sparse, and so of different sizes
-    doubt = torch.empty(m, dtype=torch.float64)
+    asked: dict[str, Tensor] = {}
     mine = share.of(len(sizes))
     idle = -(-len(sizes) // share.world) - len(mine)  # then part 0 again: all ranks make as many passes as each other
     for part in (*mine, *[0] * idle):
         queries = read(part)
-        doubt[rows[part]] = queries.doubt
+        _fill(asked, {"doubt": queries.doubt}, rows[part], m)
         held = [_against(curvature, queries) for curvature in curvatures]
         for full, sparse, one in zip(whole, tables, held):
             _fill(full, {name: tensor for name, tensor in one.solved.items() if not tensor.is_sparse}, rows[part], m)
             for name in one.solved.keys() - full.keys():
                 sparse.setdefault(name, {})[part] = one.solved[name]
     for part, run in enumerate(rows):
-        for tensor in (doubt, *(tensor for full in whole for tensor in full.values())):
+        for tensor in (*asked.values(), *(tensor for full in whole for tensor in full.values())):
             broadcast(tensor[run], part % share.world)
     for full, sparse, one in zip(whole, tables, held):
         sent = {name: _send(sparse[name], sizes, share, broadcast) for name in one.solved if name in sparse}
         one.solved = full | sent
-    return [SolvedScorer(one, doubt, points) for one in held]
+    return [SolvedScorer(one, asked["doubt"], points) for one in held]
 
 
 def _rows(sizes: Sequence[int]) -> list[slice]:
@@ -78,7 +78,7 @@ def _send(parts: Mapping[int, Tensor], sizes: Sequence[int], share: Share, broad
         mine = parts[part] if share.rank == source else None
         count = torch.tensor([0 if mine is None else len(mine.values())])
         broadcast(count, source)
-        places = torch.empty(2, int(count), dtype=torch.int64) if mine is None else mine.indices().contiguous()
+        places = like.indices().new_empty(2, int(count)) if mine is None else mine.indices().contiguous()
         values = like.values().new_empty(int(count), like.shape[2]) if mine is None else mine.values().contiguous()
         broadcast(places, source)
         broadcast(values, source)

@@ -60,9 +60,9 @@ class Fisher:
         if self.kind == "empirical":
             return residuals(p, labels)[None]
         if self.kind == "exact":
-            identity = torch.eye(p.shape[1], dtype=p.dtype)
+            identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
             return p.T.sqrt()[:, :, None] * (identity[:, None] - p)  # [C, B, C]
-        y = sampled(p, uniforms(keys, self.draws, self.seed))  # [R, B]
+        y = sampled(p, uniforms(keys.to(p.device), self.draws, self.seed))  # [R, B]
         scale = 1 / sqrt(self.draws)
         roots = (-scale * p).repeat(self.draws, 1, 1)  # [R, B, C]
         return roots.scatter_add_(2, y[:, :, None], torch.full_like(roots[..., :1], scale))
@@ -84,7 +84,8 @@ def uniforms(keys: Tensor, draws: int, seed: int) -> Tensor:
 
     Steele, Lea & Flood 2014, SplitMix64: a counter through a 64-bit finaliser. Integer tensors wrap around, as it asks.
     """
-    counter = keys[None] * 0x5851F42D4C957F2D + torch.arange(draws)[:, None] + torch.tensor(seed) * 0x14057B7EF767814F
+    draw = torch.arange(draws, device=keys.device)[:, None]
+    counter = keys[None] * 0x5851F42D4C957F2D + draw + torch.tensor(seed) * 0x14057B7EF767814F
     z = _finalise(_finalise(counter))
     return _shift(z, 11).double() / 2**53
 

@@ -164,8 +164,8 @@ class FactorSource:
         return a
 
     def outputs(self, name: str) -> Tensor:
-        """What a block's layer returned in its last call, detached, [B, ..., outputs]."""
-        return self._calls[name][-1].place.detach()
+        """What a block's layer returned in its last call, detached and at least float32, [B, ..., outputs]."""
+        return widen(self._calls[name][-1].place.detach())
 
     def _factor(self, name: str, g: Tensor) -> Factor:
         layout = self._layouts[name]
@@ -311,7 +311,7 @@ def head_outputs(source: FactorSource, block: Block, logits: Tensor) -> HeadOutp
     """
     inputs, outputs = source.inputs(block.name), source.outputs(block.name)
     linear = isinstance(block.layout, LinearLayout) and inputs.shape[1] == 1
-    if not linear or outputs.shape != logits.shape or not outputs.equal(logits.detach()):
+    if not linear or outputs.shape != logits.shape or not outputs.equal(widen(logits.detach())):
         raise InfluenceError(f"block {block.name!r} does not produce the logits as they are, so it is no softmax head")
     refuse_non_finite(block.name, outputs)
     return HeadOutputs(block.name, inputs[:, 0], outputs.softmax(-1))

@@ -61,9 +61,9 @@ def position_influence(
         blocks: that the factors are of.
         positions: T.
     """
-    batch = len(next(iter(losses.values())))
-    at = torch.zeros(batch, positions, dtype=torch.float64)
-    rest = torch.zeros(batch, dtype=torch.float64)
+    first = next(iter(losses.values()))
+    at = first.g.new_zeros(len(first), positions, dtype=torch.float64)
+    rest = first.g.new_zeros(len(first), dtype=torch.float64)
     for block in blocks:
         factor = losses[block.name]
         along = directions[block.name].to(factor.g)

@@ -55,7 +55,7 @@ def each(readings: Iterable[Reading], count: int) -> Queries:
     """
     full: dict[str, Tensor] = {}
     tables: dict[str, list[TableFactor]] = {}
-    doubt, labels = torch.empty(count, dtype=torch.float64), torch.empty(count, dtype=torch.int64)
+    doubt, labels = list[Tensor](), list[Tensor]()
     seen = 0
     for reading in readings:
         rows = slice(seen, seen + len(reading.labels))
@@ -69,11 +69,12 @@ def each(readings: Iterable[Reading], count: int) -> Queries:
             if name not in full:
                 full[name] = factor.g.new_empty(count, *factor.shape)
             full[name][rows] = materialise(factor)
-        labels[rows] = IGNORED if are_targets(reading.labels) else reading.labels
-        doubt[rows] = _doubt(reading).double()
+        given = reading.labels
+        labels.append(given.new_full((len(given),), IGNORED) if are_targets(given) else given)
+        doubt.append(_doubt(reading).double())
     if seen != count or not count:
         raise InfluenceError(f"{seen} queries read, {count} announced; give at least one, and all of them")
-    return Queries(full | {name: stacked(parts) for name, parts in tables.items()}, doubt, labels)
+    return Queries(full | {name: stacked(parts) for name, parts in tables.items()}, torch.cat(doubt), torch.cat(labels))
 
 
 def group_means(readings: Iterable[Reading], groups: Tensor, count: int) -> Groups:
@@ -87,7 +88,7 @@ def group_means(readings: Iterable[Reading], groups: Tensor, count: int) -> Grou
     sums: dict[str, Tensor] = {}
     seen = 0
     for reading in readings:
-        part = groups[seen : seen + len(reading.labels)]
+        part = groups[seen : seen + len(reading.labels)].to(reading.labels.device)
         seen += len(reading.labels)
         if seen > len(groups):
             break
@@ -100,7 +101,7 @@ def group_means(readings: Iterable[Reading], groups: Tensor, count: int) -> Grou
                 add_weighted(factor[rows], sums[name][group], members[rows, group])
     if seen != len(groups) or not seen:
         raise InfluenceError(f"{seen} queries read, {len(groups)} have a group; give at least one, and all of them")
-    sizes = torch.bincount(groups, minlength=count)
+    sizes = torch.bincount(groups, minlength=count).to(next(iter(sums.values())).device)
     return Groups({name: total / sizes.clamp(min=1)[:, None, None] for name, total in sums.items()}, sizes)
 
 

@@ -160,7 +160,7 @@ class Reader(AbstractContextManager["Reader[Batch]"], Generic[Batch]):
         if len(self.blocks) > 1 or not isinstance(self.blocks[0].layout, LinearLayout):
             return None
         outputs = self.source.outputs(self.blocks[0].name)
-        return self.blocks[0] if outputs.shape == logits.shape and outputs.equal(logits.detach()) else None
+        return self.blocks[0] if outputs.shape == logits.shape and outputs.equal(_full(logits)) else None
 
 
 def _full(logits: Tensor) -> Tensor:

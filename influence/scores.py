@@ -186,8 +186,8 @@ def summarize_chunk(pairs: PairScores, query_labels: Tensor | None, classes: int
     """
     influence = pairs.influence  # [b, m]
     if query_labels is None:
-        strata = torch.zeros(influence.shape[1], dtype=torch.int64)
-        by_class, on_margins = influence.new_empty(len(influence), 0), torch.full((len(influence),), torch.nan)
+        strata = torch.zeros(influence.shape[1], dtype=torch.int64, device=influence.device)
+        by_class, on_margins = influence.new_empty(len(influence), 0), influence.new_full((len(influence),), torch.nan)
     else:
         strata = query_labels
         by_class = _class_means(influence, one_hot(query_labels, classes).to(influence))

@@ -87,7 +87,7 @@ def knn_votes(
     """Count the labels of the k nearest other points, by Euclidean distance.
 
     Args:
-        inputs: [n, d].
+        inputs: [n, d]; the neighbours are sought where they are.
         labels: given labels, [n], int64 in [0, C).
         classes: C.
         voters: points that vote, bool [n].
@@ -105,9 +105,9 @@ def knn_votes(
         raise InfluenceError(f"k = {k} neighbours of {int(voters.sum())} voting points: give k in [1, voters - 1]")
     x = inputs.flatten(1)
     x = x if x.dtype == torch.float64 else x.float()
-    voting = torch.where(voters)[0]
-    votes = torch.zeros(len(x), classes, dtype=torch.float64)
-    parts = torch.arange(len(x)).split(SEEKING)
+    labels, voting = labels.to(x.device), torch.where(voters.to(x.device))[0]
+    votes = x.new_zeros(len(x), classes, dtype=torch.float64)
+    parts = torch.arange(len(x), device=x.device).split(SEEKING)
     centered = (x - x.mean(0)).float()  # the expanded square of `_near` loses digits far from the origin
     for rows in (parts[part] for part in share.of(len(parts))):
         nearest = _nearest(x, centered, rows, voting, k)

@@ -91,7 +91,7 @@ class Tokens:
             keys: one integer per text, [B]; with the place of a target among those of its text, it fixes the draw.
         """
         root = self._counts.to(self._logits.dtype).rsqrt()[self._point, None]  # [N, 1]
-        found = torch.zeros(1 + (0 if fisher is None else fisher.draws), *self._shape, dtype=self._logits.dtype)
+        found = self._logits.new_zeros(1 + (0 if fisher is None else fisher.draws), *self._shape)
         numbers = None if fisher is None or keys is None else self._numbers(fisher, keys)
         for rows in self._parts():
             p = self._logits[rows].softmax(1)
@@ -106,7 +106,7 @@ class Tokens:
 
     def signals(self) -> Tensor:
         """Means over targets of the cheap signals, in the order of SIGNALS, [5, B]."""
-        sums = torch.zeros(len(SIGNALS), self._shape[0], dtype=self._logits.dtype)
+        sums = self._logits.new_zeros(len(SIGNALS), self._shape[0])
         for rows in self._parts():
             cheap = cheap_signals(self._logits[rows], self._targets[rows])
             each = torch.stack([getattr(cheap, name) for name in SIGNALS])
@@ -123,10 +123,11 @@ class Tokens:
         if fisher.kind == "empirical":
             return None
         place = self._chosen.cumsum(1)[self._chosen]  # [N]; among the targets, so that padding does not count
-        return uniforms(keys[self._point] + place * PLACE_STEP, fisher.draws, fisher.seed)
+        return uniforms(keys.to(place.device)[self._point] + place * PLACE_STEP, fisher.draws, fisher.seed)
 
     def _parts(self) -> list[Tensor]:
-        return list(torch.arange(len(self._targets)).split(max(1, ELEMENTS // self._shape[2])))
+        rows = torch.arange(len(self._targets), device=self._targets.device)
+        return list(rows.split(max(1, ELEMENTS // self._shape[2])))
 
     def _put(self, out: Tensor, rows: Tensor, values: Tensor) -> None:
         """Into the places of some targets, [B, T, V]."""

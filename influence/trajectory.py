@@ -102,10 +102,11 @@ def removal_effects(
     for number, step in enumerate(steps):
         if not 0 <= int(step.points.min()) <= int(step.points.max()) < count:
             raise InfluenceError(f"step {number} (from 0) has a row outside 0 … {count - 1}; count all train points")
-    sums = torch.zeros(count, len(next(iter(final.values()))), dtype=torch.float64)
+    first = next(iter(final.values()))
+    sums = first.new_zeros(count, len(first), dtype=torch.float64)
     effects = step_effects(steps, final, momentum, weight_decay)
     for step, effect in zip(reversed(steps), effects, strict=True):
-        sums.index_add_(0, step.points, effect)
+        sums.index_add_(0, step.points.to(sums.device), effect)
     return sums
 
 
@@ -177,8 +178,8 @@ class Trajectory(Generic[Batch]):
                 f"embeddings of {size} parameters: {LARGEST} at most; compress in the reader, or call influence()"
             )
         joint = Joint({name: (factor.g.shape[-1], factor.a.shape[-1]) for name, factor in factors.items()})
-        [dtype] = {factor.g.dtype for factor in factors.values()}
-        return self._effects(joint.split(torch.eye(joint.parameters, dtype=dtype)), count)
+        [(dtype, device)] = {(factor.g.dtype, factor.g.device) for factor in factors.values()}
+        return self._effects(joint.split(torch.eye(joint.parameters, dtype=dtype, device=device)), count)
 
     def _effects(self, final: Gradients, count: int) -> Tensor:
         return removal_effects(self._recorded(), final, count, self._momentum, self._weight_decay)

@@ -95,7 +95,7 @@ class TurnOver:
                 on = kept_units(keys.reshape(-1), name, units, self._seed) ^ flipped  # [B, units]
                 shape = [len(on), *(1 for _ in output.shape[1:])]
                 shape[channels] = units
-                masked: Tensor = output * (on.to(output.dtype) / KEEP).view(shape)
+                masked: Tensor = output * (on.to(output.device, output.dtype) / KEEP).view(shape)
                 return masked
 
             return hook

@@ -69,12 +69,13 @@ def point_energies(model: nn.Module, task: Task[Batch], points: Iterable[Batch])
     """
     column = {block.name: place for place, block in enumerate(available(model))}
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    device = next(model.parameters()).device
     owners = torch.tensor([column[name.rpartition(".")[0] or "model"] for name in learned], dtype=torch.int64)
-    rows = [torch.zeros(0, len(column), dtype=torch.float64)]
+    rows = [torch.zeros(0, len(column), dtype=torch.float64, device=device)]
     for batch in points:
         gradients = _gradients(model, task, [batch], learned)
         squares = torch.stack([gradient.double().square().sum() for gradient in gradients.values()])
-        rows.append(squares.new_zeros(1, len(column)).index_add_(1, owners, squares[None]))
+        rows.append(squares.new_zeros(1, len(column)).index_add_(1, owners.to(device), squares[None]))
     return torch.cat(rows)
 
 
@@ -104,7 +105,8 @@ def exact_influence(
         Nats of query loss, positive = helpful, [b, q], float64; NaN where conjugate gradients did not converge.
     """
     product = model_product(model, task.logits, train, parameters, damping, task.labels)
-    found = torch.full((len(points), len(queries)), torch.nan, dtype=torch.float64)
+    device = next(model.parameters()).device
+    found = torch.full((len(points), len(queries)), torch.nan, dtype=torch.float64, device=device)
     width = sum(parameter.numel() for name, parameter in model.named_parameters() if name in parameters)
     for run in runs(len(queries), width):
         each = [_gradients(model, task, group, parameters) for group in queries[run]]

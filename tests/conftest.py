@@ -41,13 +41,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def one_rank() -> Iterator[None]:
     """A process group of this process alone, in which DeepSpeed and the rank programs work."""
+    import torch
     import torch.distributed as dist
 
     from flows.ranks.engine import connect
 
     os.environ["LOCAL_RANK"] = "0"
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    connect()
+    connect(torch.device("cpu"), "gloo")
     yield
     dist.destroy_process_group()
     del os.environ["LOCAL_RANK"]

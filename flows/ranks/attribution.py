@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from flows.asking import at_a_time, task_of
 from flows.config import Config
 from flows.estimators import approximation, damping_of, selections
+from flows.ranks.device import CPU
 from flows.ranks.kept import NOTHING, Keep, keep_fitted, recall
 from flows.ranks.partitioned import in_step, partitioned
 from flows.ranks.points import Points
@@ -52,6 +53,8 @@ from influence import (
     summed,
     turn_over_self_influence,
 )
+from influence.blocks import Shapes, shapes_of
+from influence.devices import on
 from influence.factored import Gradients
 from influence.objective import check_equal
 from influence.sharding import WHOLE
@@ -241,7 +244,7 @@ class Attribution:
         places = torch.as_tensor(self._grid.rows(chunk))
         with torch.no_grad():
             losses = self._workload.loss(self._model, self._points.take(places))
-        check_losses(losses, places, self._points.ids)
+        check_losses(losses.cpu(), places, self._points.ids)
         check_equal(losses, reading.signals.loss)
 
     def score_points(self, points: Points, places: Tensor) -> ChunkPairs:
@@ -250,14 +253,15 @@ class Attribution:
             return self._score(self._reader.losses(points.take(places)))
 
     def _score(self, reading: Reading) -> ChunkPairs:
+        """Where scores, a few numbers for each point, come back to the CPU; what was read of it stays on the device."""
         exact = None if self._head_scorer is None else self._head_scorer.score(subset(reading.losses, [self.head.name]))
         losses = subset(reading.losses, self.curvature.blocks)
         if self._setting.config.scoring.per_block:
             each = [self._scorer.score({name: factor}) for name, factor in losses.items()]
             means = torch.stack([one.influence.mean(1) for one in each], 1)
-            return ChunkPairs(reduce(add, each), exact, reading, means)
+            return ChunkPairs(on(CPU, reduce(add, each)), on(CPU, exact), reading, means.cpu())
         pairs = self._scorer.score(losses)
-        return ChunkPairs(added_up(pairs, self._place) if self.split else pairs, exact, reading)
+        return ChunkPairs(on(CPU, added_up(pairs, self._place) if self.split else pairs), on(CPU, exact), reading)
 
     def total(self, batches: Iterable[tuple[Any, Tensor]]) -> Gradients:
         """The weighted sum of loss gradients on this rank's blocks; every rank must call this together.
@@ -267,8 +271,8 @@ class Attribution:
         """
         read = ((self._reader.losses(batch).losses, weights) for batch, weights in batches)
         found = summed((subset(losses, self.curvature.blocks), weights) for losses, weights in read)
-        shapes = self.curvature.shapes
-        sums = {name: torch.zeros(1, *shape).double() + found.get(name, 0.0) for name, shape in shapes.items()}
+        zeros = self._zeros({name: (1, *shape) for name, shape in self.curvature.shapes.items()})
+        sums = {name: zero + found.get(name, 0.0) for name, zero in zeros.items()}
         for one in () if self.split else sums.values():
             self._place.sum(one)
         return sums
@@ -277,11 +281,16 @@ class Attribution:
         """Of all blocks, `[o, i]` each, where this rank has those of its own; every rank must call this together."""
         if not self.split:
             return gradients
-        zeros = {block.name: torch.zeros(block.weight_shape).double() for block in self.blocks}
+        zeros = self._zeros(shapes_of(self.blocks))
         whole = {name: zero + gradients.get(name, 0.0) for name, zero in zeros.items()}
         for one in whole.values():
             self._place.sum(one)
         return whole
+
+    def _zeros(self, shapes: Shapes) -> Gradients:
+        return {
+            name: torch.zeros(shape, dtype=torch.float64, device=self._place.device) for name, shape in shapes.items()
+        }
 
     def gradient_norms(self, reading: Reading) -> Tensor:
         """Of the losses, on the blocks that are scored, `[B]`."""

@@ -26,7 +26,7 @@ def measure_energies(model: nn.Module, workload: Workload, points: Points, place
     squares = torch.zeros(len(probe), len(names), dtype=torch.float64)
     mine = list(Share(place.index, place.world).of(len(probe)))
     task = task_of(workload)
-    squares[mine] = point_energies(model.eval(), task, (points.take(probe[[row]]) for row in mine))
+    squares[mine] = point_energies(model.eval(), task, (points.take(probe[[row]]) for row in mine)).cpu()
     place.sum(squares)
     return dict(zip(names, squares.mean(0).tolist()))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flows.ranks.attribution import Attribution, ChunkPairs, score_trajectory
+from flows.ranks.device import CPU
 from flows.ranks.kept import NOTHING, Keep, kept, packed
 from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
@@ -21,6 +22,7 @@ from influence import (
     relative_influence,
     summarize_chunk,
 )
+from influence.devices import on
 from influence.stability import sign_agreement
 
 
@@ -80,7 +82,7 @@ def _score_chunk(attributions: Sequence[Attribution], queries: Points, chunk: in
 def _columns(found: Sequence[ChunkPairs], last: Attribution, queries: Points, turn_over: Tensor | None) -> ChunkColumns:
     pairs = score_trajectory(found)
     classes, labels = (pairs.last.logits.shape[1], queries.labels) if pairs.last.of_tokens is None else (0, None)
-    return ChunkColumns(
+    columns = ChunkColumns(
         scores=summarize_chunk(pairs.blocks, labels, classes),
         head=None if pairs.head is None else summarize_chunk(pairs.head, labels, classes),
         cheap=pairs.last.signals,
@@ -89,6 +91,7 @@ def _columns(found: Sequence[ChunkPairs], last: Attribution, queries: Points, tu
         turn_over=turn_over,
         by_block=pairs.by_block,
     )
+    return on(CPU, columns)
 
 
 def gather(chunks: Mapping[int, ChunkColumns], points: Points, grid: ChunkGrid, place: Place) -> PointScores:

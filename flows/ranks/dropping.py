@@ -17,12 +17,14 @@ from torch import Tensor
 
 from flows.config import Config
 from flows.plans import Job
+from flows.ranks.device import CPU
 from flows.ranks.heads import HeadReader
 from flows.ranks.order import Order
 from flows.ranks.points import Points
 from flows.ranks.room import Room
 from flows.recipe import horizon
 from influence import EKFAC, Damping, Share
+from influence.devices import on
 from influence.dropping import HeadInfluence, HeadScorer, worst
 from storage import drop_store
 
@@ -88,7 +90,7 @@ class Dropping:
         )
         mean, error = torch.zeros(2, len(self._points), dtype=torch.float64)
         for places, read in reader.parts(self._points, active):
-            found = scorer.score(read)
+            found = on(CPU, scorer.score(read))
             mean[places], error[places] = found.mean, found.error
         reader.rank.sum(mean)
         reader.rank.sum(error)

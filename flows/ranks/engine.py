@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flows.ranks.activations import recompute
-from flows.ranks.device import backend, device
 from flows.ranks.precision import in_precision
 from flows.ranks.rank import COLLECTIVE_TIMEOUT
 from flows.ranks.weights import weights_of
@@ -22,9 +21,9 @@ from flows.sections.deepspeed import merged
 from flows.sections.training import TrainingConfig
 
 
-def connect() -> None:
+def connect(device: torch.device, backend: str) -> None:
     """Open DeepSpeed on the process group, without compiling its CPU operators (unused in training)."""
-    os.environ.setdefault("DS_ACCELERATOR", device().type)
+    os.environ["DS_ACCELERATOR"] = device.type  # it would choose for itself
     import deepspeed
     import deepspeed.ops
     from deepspeed.comm.torch import TorchBackend
@@ -32,7 +31,7 @@ def connect() -> None:
     deepspeed.ops.__compatible_ops__ = {}
     # DeepSpeed's own groups would otherwise wait torch's 30 minutes for a lost rank
     TorchBackend.new_group = lambda _, ranks: dist.new_group(ranks, timeout=COLLECTIVE_TIMEOUT)
-    deepspeed.init_distributed(backend(), timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
 
 
 def settings_of(training: TrainingConfig, world: int) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class OutOfFold:
             self._rank.meter.enter("answers of out-of-fold models")
             for part in rows.split(PREDICT_BATCH):
                 logits = self._workload.logits(model, self._points.take(fold.held[part]))  # [b, C]
-                total[part] += logits.double().log_softmax(1)
+                total[part] += logits.double().log_softmax(1).cpu()
 
         training = self._training
         planned = steps_for(training, len(fold.train))

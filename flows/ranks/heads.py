@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flows.ranks.device import here
 from flows.ranks.evaluation import evaluating
 from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
@@ -46,7 +45,7 @@ class HeadReader:
         places = torch.arange(min(BATCH, len(points)))
         read = self._read(points, places)
         with evaluating(self._model):
-            losses = self._workload.loss(self._model, here(points.take(places))).cpu()
+            losses = self._workload.loss(self._model, points.take(places))
         check_cross_entropy(losses.double(), read.logits, read.labels)
 
     def parts(self, points: Points, places: Tensor) -> Iterator[tuple[Tensor, HeadPoints]]:
@@ -61,13 +60,14 @@ class HeadReader:
 
     def whole(self, points: Points) -> HeadPoints:
         """All points of a set, on every rank."""
-        inputs = torch.zeros(len(points), self.head.weight_shape[1], dtype=torch.float64)
-        logits = torch.zeros(len(points), self.head.weight_shape[0], dtype=torch.float64)
+        device = self.rank.device
+        inputs = torch.zeros(len(points), self.head.weight_shape[1], dtype=torch.float64, device=device)
+        logits = torch.zeros(len(points), self.head.weight_shape[0], dtype=torch.float64, device=device)
         for places, read in self.parts(points, torch.arange(len(points))):
             inputs[places], logits[places] = read.inputs, read.logits
         self.rank.sum(inputs)
         self.rank.sum(logits)
-        return HeadPoints(inputs, logits, points.labels)
+        return HeadPoints(inputs, logits, points.labels.to(device))
 
     def _read(self, points: Points, places: Tensor) -> HeadPoints:
         calls: list[Call] = []
@@ -77,16 +77,16 @@ class HeadReader:
 
         handle = self.head.module.register_forward_hook(hook, with_kwargs=True)
         with evaluating(self._model), points.named(places):
-            logits = self._workload.logits(self._model, here(points.take(places))).double().cpu()
+            logits = self._workload.logits(self._model, points.take(places)).double()
             refuse_non_finite("logits", logits)
         handle.remove()
-        return HeadPoints(self._inputs(calls, logits), logits, points.labels[places])
+        return HeadPoints(self._inputs(calls, logits), logits, points.labels[places].to(logits.device))
 
     def _inputs(self, calls: list[Call], logits: Tensor) -> Tensor:
         """Of the head, `[B, i]`."""
-        if len(calls) != 1 or not logits.equal(calls[0].output.double().cpu()):
+        if len(calls) != 1 or not logits.equal(calls[0].output.double()):
             raise InfluenceError(
                 f"training.prune_while_learning: block {self.head.name!r}, the last linear layer, does not return the "
                 "logits as they are, so that points cannot be scored by it; leave the key out"
             )
-        return self.head.layout.read(calls[0]).a[:, 0].double().cpu()
+        return self.head.layout.read(calls[0]).a[:, 0].double()

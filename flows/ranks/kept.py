@@ -46,7 +46,7 @@ NOTHING: Keep = _Nothing()
 
 
 class Kept:
-    """Keeps parts as files.
+    """Keeps parts as files; they are read onto the CPU, wherever they came from.
 
     Attributes:
         found: How many were there.
@@ -66,7 +66,7 @@ class Kept:
 
     def write(self, name: str, tensors: Mapping[str, Tensor], of: str = "") -> None:
         """Keep a part."""
-        self._parts.write(name, {key: tensor.detach().numpy() for key, tensor in tensors.items()}, of)
+        self._parts.write(name, {key: tensor.detach().cpu().numpy() for key, tensor in tensors.items()}, of)
 
 
 def kept(keep: Keep, name: str, kind: type[T]) -> T | None:

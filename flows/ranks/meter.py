@@ -14,9 +14,14 @@ from storage.files import JSON
 
 
 class Meter:
-    """Counts from when it is made."""
+    """Counts from when it is made; what a GPU is given to do counts where its end is waited for.
 
-    def __init__(self) -> None:
+    Args:
+        device: Whose memory counts beside that of the process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._phase, self._since = "start", (time.monotonic(), time.process_time())
         self._seconds: dict[str, float] = defaultdict(float)
         self._cpu: dict[str, float] = defaultdict(float)
@@ -46,7 +51,8 @@ class Meter:
             "exchange_seconds": round(self._waited, 3),
             "exchange_bytes": self._moved,
             "peak_bytes": peak_bytes(),
-            "device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+            "device": str(self._device),
+            "device_bytes": torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0,
         }
 
 

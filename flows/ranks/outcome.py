@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flows.asking import at_a_time, has_classes
 from flows.dataset import manifest_of, rows_by_id
-from flows.ranks.device import here
+from flows.ranks.device import moved
 from flows.ranks.evaluation import evaluating
 from flows.ranks.rank import Rank
 from flows.workload import Batches, PointSet, Workload, collate_of
@@ -65,7 +65,7 @@ class Outcome:
         first = start + self._rank.index * self._batch
         at = torch.arange(first, first + self._batch)
         mine = at[at < len(self._rows)]
-        batch = here(self._batches.take(self._rows[mine if len(mine) else at[:1] * 0]))
+        batch = moved(self._batches.take(self._rows[mine if len(mine) else at[:1] * 0]), self._rank.device)
         losses = self._workload.loss(model, batch)
         correct = self._correct(model, batch)
         if len(mine):

@@ -52,6 +52,7 @@ def partitioned(model: nn.Module, blocks: Blocks) -> Iterator[nn.Module]:
         "steps_per_print": 10**9,
         "zero_optimization": LEAN,
         "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": next(model.parameters()).dtype == torch.bfloat16},
     }
     engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=settings)
     try:

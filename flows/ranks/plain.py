@@ -32,7 +32,7 @@ def train_plainly(
 
     Args:
         workload: Model and loss.
-        points: The train set.
+        points: The train set; the model is trained where its batches are.
         training: The recipe.
         places: Places of the points that the model sees.
         seed: Of the initial weights, the order of the points, their masks and whatever the model draws.
@@ -44,7 +44,7 @@ def train_plainly(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = workload.model()
+        model = workload.model().to(points.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
         order = Order(places, training.batch_size, seed)
         masks = TurnOver(model, training.turn_over, seed)

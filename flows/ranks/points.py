@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from flows.dataset import manifest_of, rows_by_id
 from flows.errors import BadInput
+from flows.ranks.device import CPU, moved
 from flows.relabeling import GIVEN, LabelWriter, Relabeled, Source
 from flows.workload import Batches, PointSet, Workload, collate_of
 from influence.errors import NotFinite
@@ -29,12 +31,13 @@ class Points:
         workload: Collates its samples.
         removed: Ids that are not trained on.
         relabeled: Labels that are in force in place of the given ones.
+        device: Where batches are taken to; all else is on the CPU.
 
     Attributes:
         labels: In force, -1 for none `[n]`.
         groups: A number for each group, -1 for none `[n]`.
         in_train: Whether each point is trained on `[n]`, bool.
-        in_force: Batches by row, with the labels in force.
+        in_force: Batches by row, with the labels in force, on the device.
         rows: Row of each place in the data set `[n]`.
         keys: One integer per point, of its id alone: the seed of what is drawn for it `[n]`, int64.
     """
@@ -46,8 +49,9 @@ class Points:
         workload: Workload,
         removed: Collection[PointId] = frozenset(),
         relabeled: Mapping[PointId, int] = NO_LABELS,
+        device: torch.device = CPU,
     ) -> None:
-        self._name, self._workload = name, workload
+        self._name, self._workload, self.device = name, workload, device
         self.manifest: Manifest = manifest_of(name, points)
         self.ids: list[PointId] = self.manifest.ids
         self.rows = rows_by_id(points, self.manifest)
@@ -63,7 +67,7 @@ class Points:
         return len(self.ids)
 
     def take(self, places: range | Tensor) -> Any:
-        """The batch of the points at these places."""
+        """The batch of the points at these places, on the device."""
         return self.in_force.take(self.rows[torch.as_tensor(places)])
 
     def originals(self) -> Tensor:
@@ -79,7 +83,7 @@ class Points:
         return other
 
     def with_labels(self, relabeled: Mapping[PointId, int]) -> Source:
-        """Batches by row with these labels in place of the given ones; ids that are not in the set are ignored.
+        """Batches by row, on the device, with these labels in place of the given ones; ids not in the set are ignored.
 
         Raises:
             BadInput: Labels cannot be put into the workload's batches.
@@ -88,8 +92,9 @@ class Points:
         for row, point in zip(self.rows.tolist(), self.ids):
             labels[row] = relabeled.get(point, GIVEN)
         if bool((labels == GIVEN).all()):
-            return self.batches
-        return Relabeled(self.batches, LabelWriter(self._workload, self.batches, len(self)), labels)
+            return _There(self.batches, self.device)
+        writer = LabelWriter(self._workload, self.batches, len(self))
+        return _There(Relabeled(self.batches, writer, labels), self.device)
 
     @contextmanager
     def named(self, places: range | Tensor) -> Iterator[None]:
@@ -98,6 +103,18 @@ class Points:
             yield
         except NotFinite as error:
             raise BadInput(f"{self._name} point {self.ids[int(places[error.row])]}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _There:
+    """Batches of another source, on a device."""
+
+    source: Source
+    device: torch.device
+
+    def take(self, rows: Tensor) -> Any:
+        """The batch of the given rows, in their order."""
+        return moved(self.source.take(rows), self.device)
 
 
 def _labels(manifest: Manifest, relabeled: Mapping[PointId, int]) -> Tensor:

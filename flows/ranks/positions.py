@@ -20,6 +20,7 @@ from flows.plans import DIRECTIONS, PreviewPlan
 from flows.ranks.attribution import Attribution
 from flows.ranks.kept import Keep, Kept
 from flows.ranks.points import Points
+from flows.ranks.precision import in_precision
 from flows.ranks.rank import Place
 from flows.ranks.weights import load_weights
 from flows.relabeling import Source
@@ -85,8 +86,9 @@ def tell_positions(
         if along is None:  # an earlier preview has cleared it: of points that were not shown then nothing is told
             return None
         place.progress("telling positions", done, len(directions))
-        model = workload.model()
+        model = workload.model().to(place.device)
         load_weights(model, checkpoint)
+        in_precision(model, plan.config.scoring.precision)
         found = _split(model, workload, along, _batches(points, source, plan.shown), lengths)
         sums = [one + more for one, more in zip(sums, found)] if sums else found
     return pa.table(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from flows.sections.training import Precision
+from flows.sections.base import Precision
 
 
 def in_precision(model: nn.Module, precision: Precision) -> nn.Module:

@@ -23,11 +23,11 @@ from flows.foreseen import INFLUENCE, UNLEARNING, column
 from flows.plans import PreviewPlan, read_plan
 from flows.ranks.attribution import Attribution, Setting
 from flows.ranks.blocks import measure_energies
-from flows.ranks.device import device
 from flows.ranks.kept import Kept
 from flows.ranks.outcome import Outcome, hits
 from flows.ranks.points import Points
 from flows.ranks.positions import blocks_in, has_positions, tell_positions
+from flows.ranks.precision import in_precision
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.weights import load_weights
 from flows.relabeling import Source, read_labels
@@ -49,7 +49,7 @@ class Previewing:
         self._workload = load_workload(plan.config)
         removed, gone = _ids(plan.removed), _ids(plan.then_removed)
         now, then = read_labels(plan.relabeled), read_labels(plan.then_relabeled)
-        self._points = Points("train", self._workload.points(), self._workload, removed, now)
+        self._points = Points("train", self._workload.points(), self._workload, removed, now, rank.device)
         check_unchanged(self._points.manifest, plan.train_digest)
         ids, inside = self._points.ids, self._points.in_train
         self._now, self._then = self._points.with_labels(now), self._points.with_labels(then)
@@ -65,7 +65,7 @@ class Previewing:
             self._rank.progress("asking the queries", 0, 1)
             model = self._model()
             move(blocks_in(model, step), step)
-            loss, correct = queries.of(model.to(device()))
+            loss, correct = queries.of(model)
             table = table.append_column(column("loss", method), pa.array(loss.numpy()))
             table = table.append_column(column("correct", method), hits(correct))
         if self._rank.index == 0:
@@ -82,7 +82,7 @@ class Previewing:
             _write(table, plan.positions)
 
     def _model(self) -> nn.Module:
-        model = self._workload.model()
+        model = self._workload.model().to(self._rank.device)
         load_weights(model, self._plan.checkpoint)
         return model
 
@@ -91,7 +91,8 @@ class Previewing:
         plan, steps = self._plan, dict[str, Gradients]()
         energies = measure_energies(self._model(), self._workload, self._points, self._rank)
         setting = Setting(plan.config, energies, plan.horizon, 1, plan.scores.parent)
-        with Attribution(self._model(), self._workload, setting, self._points, self._rank) as attribution:
+        model = in_precision(self._model(), plan.config.scoring.precision)
+        with Attribution(model, self._workload, setting, self._points, self._rank) as attribution:
             keep = Kept(score_store.parts(plan.scores, plan.inputs_digest))
             attribution.fit(f"curvature, {plan.checkpoint.name}", keep, plan.checkpoint_digest)
             go, come = self._total(attribution, self._go, self._now), self._total(attribution, self._come, self._then)
@@ -134,7 +135,7 @@ def _mean(total: Gradients, points: Tensor) -> Gradients:
 def main() -> None:
     """Run the plan named on the command line."""
     plan = read_plan(PreviewPlan, Path(sys.argv[1]))
-    with rank_process("preview", plan.logs) as rank:
+    with rank_process("preview", plan.logs, plan.config.launch) as rank:
         torch.set_num_threads(1)
         Previewing(plan, rank).run()
 

@@ -128,7 +128,7 @@ class Exact:
         groups = [torch.arange(len(self._queries)), *columns.split(1)]
         mine = list(Share(self._place.index, self._place.world).of(len(groups)))
         found = torch.zeros(len(rows), len(groups), dtype=torch.float64)
-        found[:, mine] = exact_influence(
+        exact = exact_influence(
             self._model,
             self._task,
             _Watched(self._points, self.curvature.split(self._batch), self._place),
@@ -138,6 +138,7 @@ class Exact:
             damping,
             int(self._points.in_train.sum()),
         )
+        found[:, mine] = exact.cpu()
         self._place.sum(found)
         return found
 

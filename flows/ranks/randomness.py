@@ -22,7 +22,7 @@ def draws() -> dict[str, Any]:
     name, key, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(key).astype(np.int64)), *rest),
     }
@@ -31,7 +31,7 @@ def draws() -> dict[str, Any]:
 def restore(draws: Mapping[str, Any]) -> None:
     """Let them go on from where `draws` found them."""
     torch.set_rng_state(draws["torch"])
-    if draws["cuda"] is not None:
+    if draws["cuda"] is not None and torch.cuda.is_initialized():  # or this rank computes on the CPU now
         torch.cuda.set_rng_state(draws["cuda"])
     random.setstate(draws["python"])
     name, key, *rest = draws["numpy"]

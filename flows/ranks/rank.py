@@ -20,9 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flows.errors import BadInput
-from flows.ranks.device import backend, device
+from flows.ranks.device import CPU, backend_of, device_of
 from flows.ranks.lifeline import AGENT, die_with_parent
 from flows.ranks.meter import Meter
+from flows.sections.launching import LaunchConfig
 from influence.errors import InfluenceError
 from storage.errors import StorageError
 from storage.files import JSON, atomic_write_json
@@ -46,6 +47,10 @@ class Place(Protocol):
     def world(self) -> int:
         """How many there are."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where this one computes."""
+
     def progress(self, phase: str, done: int, total: int) -> None:
         """Show where the work stands."""
 
@@ -66,6 +71,7 @@ class Alone:
     show: Callable[[str, int, int], None]
     index: int = 0
     world: int = 1
+    device: torch.device = CPU
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Show where the work stands."""
@@ -89,14 +95,19 @@ class Rank:
     Attributes:
         index: From 0.
         world: How many ranks there are.
+        device: Where it computes.
         meter: What it spends.
     """
 
     index: int
     world: int
     _beat: Path
+    device: torch.device = CPU
     _last: float = 0.0
-    meter: Meter = field(default_factory=Meter)
+    meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.device)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Show where the work stands; the launcher ends ranks that stop calling this."""
@@ -140,13 +151,16 @@ def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = None) -> Iterator[Rank]:
+def rank_process(
+    program: str, logs: Path, launch: LaunchConfig, connect: Callable[[torch.device, str], None] | None = None
+) -> Iterator[Rank]:
     """Run the body of a rank program.
 
     Args:
         program: Its name, which its files carry.
         logs: Folder of its log, heartbeat and error.
-        connect: Opens what else the program needs on the process group.
+        launch: Says where it computes.
+        connect: Opens what else the program needs on the process group, of that device and backend.
     """
     die_with_parent(int(os.environ[AGENT]))
     index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -155,10 +169,13 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     try:
-        _connect()
+        device = device_of(launch, int(os.environ["LOCAL_RANK"]))
+        backend = backend_of(launch, device)
+        print(f"rank {index} of {world} on {device}, {backend}", flush=True)
+        _connect(device, backend)
         if connect:
-            connect()
-        yield Rank(index, world, stem.with_suffix(".beat"))
+            connect(device, backend)
+        yield Rank(index, world, stem.with_suffix(".beat"), device)
         dist.barrier()
     except (BadInput, StorageError, InfluenceError) as error:
         _leave(stem, "bad_input", str(error))
@@ -170,10 +187,11 @@ def rank_process(program: str, logs: Path, connect: Callable[[], None] | None = 
             dist.destroy_process_group()
 
 
-def _connect() -> None:
-    if device().type == "cuda":
-        torch.cuda.set_device(device())  # nccl takes the current one
-    dist.init_process_group(backend(), timeout=COLLECTIVE_TIMEOUT)
+def _connect(device: torch.device, backend: str) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # nccl takes the current one
+        torch.backends.cudnn.allow_tf32 = False  # convolutions would round float32 inputs to 10 bits, unasked
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
 
 
 def _leave(stem: Path, kind: str, message: str) -> None:

@@ -28,11 +28,13 @@ from flows.plans import ScorePlan, read_plan
 from flows.ranks.attribution import QUERY_BATCH, Attribution, Setting, score_trajectory
 from flows.ranks.blocks import measure_energies
 from flows.ranks.chunks import PointScores, gather, relative_columns, score_chunks
+from flows.ranks.device import CPU
 from flows.ranks.engine import connect
 from flows.ranks.kept import Kept, packed
 from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
 from flows.ranks.positions import has_positions, keep_direction
+from flows.ranks.precision import in_precision
 from flows.ranks.probe import probe
 from flows.ranks.rank import Rank, rank_process
 from flows.ranks.shards import shard_table
@@ -42,6 +44,7 @@ from flows.relabeling import read_labels
 from flows.trust import Probe
 from flows.workload import Sample, load_workload
 from influence import ChunkGrid
+from influence.devices import on
 from influence.discovery import Influences, Trusted, harmful, memorized, trusted
 from influence.redundancy import redundancy
 from storage import checkpoints, score_store
@@ -58,9 +61,9 @@ class Scoring:
         removed = frozenset(pq.read_table(plan.removed)["point_id"].to_pylist())
         points = self._workload.points()
         some = points if plan.sample is None else Sample(points, plan.sample)
-        self._points = Points("train", some, self._workload, removed, read_labels(plan.relabeled))
+        self._points = Points("train", some, self._workload, removed, read_labels(plan.relabeled), rank.device)
         check_unchanged(self._points.manifest, plan.train_digest)
-        self._queries = Points("query", self._workload.queries(), self._workload)
+        self._queries = Points("query", self._workload.queries(), self._workload, device=rank.device)
         self._grid = ChunkGrid(len(self._points), plan.config.scoring.chunk)
         self._keep = Kept(score_store.parts(plan.folder, plan.inputs_digest))
 
@@ -110,13 +113,14 @@ class Scoring:
         )
 
     def _model(self, checkpoint: Path) -> nn.Module:
-        model = self._workload.model()
+        model = self._workload.model().to(self._rank.device)
         load_weights(model, checkpoint)
         return model
 
     def _attribution(self, number: int, setting: Setting, sources: ExitStack) -> Attribution:
         checkpoint = self._plan.checkpoints[number]
-        attribution = Attribution(self._model(checkpoint), self._workload, setting, self._points, self._rank, number)
+        model = in_precision(self._model(checkpoint), setting.config.scoring.precision)
+        attribution = Attribution(model, self._workload, setting, self._points, self._rank, number)
         sources.enter_context(attribution)
         attribution.fit(f"curvature, {checkpoint.name}", self._keep, checkpoints.verify(checkpoint).digest)
         attribution.prepare(self._queries)
@@ -144,7 +148,7 @@ class Scoring:
             scores = score_trajectory(found)
             if counts and last.owns(part):
                 pairs[parts[part]], own[parts[part]] = scores.blocks.influence, scores.blocks.self_influence
-                cheap = scores.last.signals
+                cheap = on(CPU, scores.last.signals)
                 loss[parts[part]] = cheap.loss.double()
                 if cheap.predicted is not None:
                     predicted[parts[part]] = cheap.predicted
@@ -200,7 +204,8 @@ class Scoring:
 def main() -> None:
     """Run the plan named on the command line."""
     plan = read_plan(ScorePlan, Path(sys.argv[1]))
-    with rank_process("score", plan.logs, connect if plan.config.scoring.placement == "partitioned" else None) as rank:
+    needed = connect if plan.config.scoring.placement == "partitioned" else None
+    with rank_process("score", plan.logs, plan.config.launch, needed) as rank:
         torch.set_num_threads(1)
         Scoring(plan, rank).run()
 

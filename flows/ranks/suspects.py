@@ -49,7 +49,7 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, ke
         keep: Where the fold models' answers are kept.
     """
     config = plan.config.scoring
-    model = seeded_model(workload, plan.config.training.seed)
+    model = seeded_model(workload, plan.config.training.seed).to(points.device)
     with torch.no_grad():
         classes = workload.logits(model, points.take(range(1))).shape[1]
     parts = torch.arange(len(points)).split(READ_BATCH)
@@ -64,7 +64,8 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, ke
 
     share = Share(rank.index, rank.world)
     rank.progress("finding the neighbours", 0, 1)
-    votes = knn_votes(inputs, points.labels, classes, points.in_train, config.neighbours, share, rank.sum)  # [n, C]
+    counted = knn_votes(inputs, points.labels, classes, points.in_train, config.neighbours, share, rank.sum)
+    votes = counted.cpu()  # [n, C]
     found = two_round(out_of_fold, votes, points.labels, points.in_train)
     given = one_hot(points.labels, classes)
     return Suspects(

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from flows.dataset import check_unchanged
 from flows.plans import GIVEN, HOLDOUT, QUERIES, STATE, STOPPED, Job, TrainPlan, read_plan
-from flows.ranks.device import device, here
 from flows.ranks.dropping import Dropping, NoDropping
 from flows.ranks.engine import Engine, connect
 from flows.ranks.heads import HeadReader
@@ -53,7 +52,7 @@ class Trainer:
         self._config, self._jobs, self._rank = plan.config, plan.jobs, rank
         self._workload: Workload = load_workload(plan.config)
         dataset = self._workload.points()
-        points = Points("train", dataset, self._workload)
+        points = Points("train", dataset, self._workload, device=rank.device)
         check_unchanged(points.manifest, plan.train_digest)
         self._points = points
         self._ids = dataset.ids
@@ -74,7 +73,7 @@ class Trainer:
             checkpoints.sweep(job.folder)
             checkpoints.sweep(job.folder / STATE)
         dist.barrier()
-        model = seeded_model(self._workload, job.seed).to(device())
+        model = seeded_model(self._workload, job.seed).to(self._rank.device)
         if job.weights is not None:
             load_weights(model, job.weights)
             self._holdout.judge(in_precision(model, self._config.training.precision), job.folder / HOLDOUT)
@@ -120,8 +119,8 @@ class Trainer:
             meter.enter(phase)
             engine.set_rate(learning_rate(training, step, job.planned))
             for rows in order.next()[self._rank.index :: self._rank.world].chunk(training.accumulation):
-                with masks.own(here(self._keys[rows])):
-                    losses = self._workload.loss(engine.model, here(points.in_force.take(rows)))  # [b]
+                with masks.own(self._keys[rows]):
+                    losses = self._workload.loss(engine.model, points.in_force.take(rows))  # [b]
                     check_losses(losses.detach().cpu(), rows, self._ids)
                     engine.step(losses)
             if stopped := stopping.after(step, engine.model):
@@ -163,7 +162,7 @@ class Trainer:
 
     @cached_property
     def _queries(self) -> Points:
-        return Points("query", self._workload.queries(), self._workload)
+        return Points("query", self._workload.queries(), self._workload, device=self._rank.device)
 
     def _stop(self, job: Job, step: int, losses: Sequence[float]) -> None:
         if self._rank.index == 0:
@@ -213,7 +212,7 @@ def _definition(model: torch.nn.Module) -> str:
 def main() -> None:
     """Run the plan named on the command line."""
     plan = read_plan(TrainPlan, Path(sys.argv[1]))
-    with rank_process("train", plan.logs, connect) as rank:
+    with rank_process("train", plan.logs, plan.config.launch, connect) as rank:
         Trainer(plan, rank).run()
 
 

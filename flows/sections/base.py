@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Precision = Literal["fp32", "bf16"]
 Count = Annotated[int, Field(ge=1)]
 SECRET = "secret"
 """Type of an error whose input is not to be repeated."""

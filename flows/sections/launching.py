@@ -70,6 +70,16 @@ class LaunchConfig(Section):
     """A rank that shows no progress for this long is ended, and with it the attempt."""
     attempts: Count = 2
     """How often ranks that were killed, hung or threw are started in all; what is finished is not done again."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where ranks train, score and preview: `auto` is a GPU for each where the machine has any, else the CPU."""
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """What tensors travel through between ranks: `auto` is nccl for those on GPUs, gloo for others."""
     launcher: Launcher = Torchrun()
     oversubscribe: bool = False
     """More ranks than this machine has cores, which then share them: slower, and not wrong."""
+
+    @model_validator(mode="after")
+    def _connected(self) -> LaunchConfig:
+        if self.device == "cpu" and self.backend == "nccl":
+            raise ValueError('backend = "nccl" is between GPUs, and device = "cpu": leave one of the two out')
+        return self

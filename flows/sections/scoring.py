@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from flows.sections.base import Count, Section, Share
+from flows.sections.base import Count, Precision, Section, Share
 
 
 class DampingConfig(Section):
@@ -75,6 +75,8 @@ class ScoringConfig(Section):
     placement: Literal["replicated", "split", "partitioned"] = "replicated"
     """Model and curvature whole on each rank; curvature and solved queries split by blocks, for which every rank then
     reads all points; or the model's parameters partitioned over the ranks (ZeRO-3), and gathered layer by layer."""
+    precision: Precision = "fp32"
+    """Of the model's forward and backward passes; factors and curvature are float32 and float64 in any case."""
     estimator: EstimatorName = "ekfac"
     """`tamis estimators` says what there is, what it costs and when to use it."""
     blocks: BlocksConfig = BlocksConfig()

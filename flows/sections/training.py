@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from flows.sections import deepspeed
-from flows.sections.base import Count, Rate, Section, Share
+from flows.sections.base import Count, Precision, Rate, Section, Share
 from storage.files import JSON
 
-Precision = Literal["fp32", "bf16"]
 EXECUTION = {"ranks", "accumulation", "activation_checkpointing", "offload", "zero_stage", "resume_every", "keep"}
 """Keys that change how a model is trained, but nothing of the model beyond rounding."""
 

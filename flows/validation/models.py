@@ -103,6 +103,10 @@ class _Skipping:
     def keys(self) -> Tensor:
         return self._setting.train.keys
 
+    @property
+    def device(self) -> torch.device:
+        return self._setting.train.device
+
     def model(self) -> nn.Module:
         return self._setting.workload.model()
 

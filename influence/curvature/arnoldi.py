@@ -61,7 +61,7 @@ def arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int,
         InfluenceError: the start is 0 or not finite.
     """
     size = min(iterations, start.shape[1])
-    basis, projected = start.new_empty(size, start.shape[1]), torch.zeros(size, size, dtype=torch.float64)
+    basis, projected = start.new_empty(size, start.shape[1]), start.new_zeros(size, size, dtype=torch.float64)
     filled, largest, fresh = 0, 0.0, _fresh(start, basis[:0], float(start.norm()))
     if not len(fresh):
         raise InfluenceError("Arnoldi's iteration starts from 0 or what is not finite: is there any curvature?")
@@ -125,7 +125,7 @@ class Arnoldi(RestorableOnRoots):
         sizes = squared_sizes(self._roots)  # [n, R]
         self._trace = float(sizes.sum(dtype=torch.float64)) / len(sizes)
         columns = min(COLUMNS, self._joint.parameters)
-        first, second = self._joint.probe(2 * columns).to(sizes.dtype).split(columns)
+        first, second = self._joint.probe(2 * columns).to(sizes).split(columns)
         times = _flat(self._joint, factor_product(self._roots, 0.0))
         self.spectrum = arnoldi(times, times(first), self._iterations, self._rank)
         self._others = _of_the_rest(times, self.spectrum.vectors, second, self._trace)
@@ -169,7 +169,7 @@ class Arnoldi(RestorableOnRoots):
         eigenvalue is taken to be the damping, so the condition is an upper bound (`dual`).
         """
         joint, values = self._joint, self.spectrum.values
-        probe = joint.probe()
+        probe = joint.probe().to(self._device)
         product = factor_product(self._roots, self.damping)
         back = joint.join(product(self.solve(joint.split(probe))))
         others = (self._trace - float(values.sum())) / (self.damping + self._others) if self._complement else 0.0

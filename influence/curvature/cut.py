@@ -63,10 +63,10 @@ def _kept(energies: Tensor, share: float) -> Tensor:
 
 
 def _groups(kept: Tensor, size: int) -> Tensor:
-    members = torch.zeros(size, len(kept) + 1, dtype=torch.float64)
+    members = torch.zeros(size, len(kept) + 1, dtype=torch.float64, device=kept.device)
     members[:, -1] = 1
     members[kept] = 0
-    members[kept, torch.arange(len(kept))] = 1
+    members[kept, torch.arange(len(kept), device=kept.device)] = 1
     return members
 
 

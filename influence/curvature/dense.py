@@ -52,7 +52,7 @@ class GaussNewton:
                 f"{self.joint.name} has {size} parameters, the exact solver takes up to {LARGEST}; use EK-FAC, PCG or "
                 "the dual on it, or fewer blocks"
             )
-        self._sum = ProductSum(size, size)
+        self._sum = ProductSum(size, size, blocks[0].device)
         self.matrix = self._sum.value  # the sum above the diagonal, then H
         self.damping = 0.0
         self._count = torch.zeros((), dtype=torch.float64)
@@ -79,14 +79,14 @@ class GaussNewton:
         """Add the Fisher roots of a batch."""
         if self._reduced:
             raise InfluenceError("the only pass of the Gauss-Newton matrix is over")
-        root = weights.double().sqrt()[:, None, None]
+        root = weights.to(self.matrix).sqrt()[:, None, None]
         factors = [Factor(factor.a.double(), factor.g.double() * root) for factor in self.joint.parts(batch)]
         single = all(factor.a.shape[1] == 1 for factor in factors)
         outputs = sum(factor.g.shape[3] for factor in factors)
         held = outputs**2 + self.joint.parameters if single else len(factors[0].g) * self.joint.parameters
         for run in runs(len(weights), held):
             (self._add_outputs if single else self._add_rows)([factor[run] for factor in factors])
-        self._count += weights.sum(dtype=torch.float64)
+        self._count += weights.sum(dtype=torch.float64).to(self._count)
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """End the pass."""
@@ -127,7 +127,7 @@ class GaussNewton:
 
     def diagnostics(self) -> Mapping[str, Diagnostics]:
         """Of the blocks together; the first time costs an eigendecomposition."""
-        probe = self.joint.probe().T  # [p, 1]
+        probe = self.joint.probe().to(self.matrix).T  # [p, 1]
         back = self._damped() @ torch.cholesky_solve(probe, self._factor())
         damped = self.eigenvalues + self.damping
         return {
@@ -166,7 +166,7 @@ class GaussNewton:
         return Own(white.square().sum(0), None if moved is None else moved.square().sum(0))
 
     def _damped(self) -> Tensor:
-        return self.matrix + self.damping * torch.eye(len(self.matrix), dtype=self.matrix.dtype)
+        return self.matrix + self.damping * torch.eye(len(self.matrix), dtype=torch.float64, device=self.matrix.device)
 
     def _factor(self) -> Tensor:
         if self.damping <= 0:

@@ -109,10 +109,10 @@ class DualGaussNewton(RestorableOnRoots):
         The smallest eigenvalue is taken to be the damping: there are directions in which no logit, or no difference of
         two, changes. Where there are none, the condition is an upper bound.
         """
-        lower, probe = self._factor(), self._joint.probe()
+        lower, probe = self._factor(), self._joint.probe().to(self.gram)
         x = self.solve(self._joint.split(probe))
         back = self._joint.join(self._transposed(self._times(x))) + self.damping * self._joint.join(x)
-        largest = largest_eigenvalue(lambda x: x @ self.gram, len(self.gram))
+        largest = largest_eigenvalue(lambda x: x @ self.gram, len(self.gram), self.gram.device)
         return {
             self._joint.name: Diagnostics(
                 residual=float((back - probe).norm() / probe.norm()),
@@ -134,7 +134,7 @@ class DualGaussNewton(RestorableOnRoots):
         return {name: combine(factor, spread.mT) for name, factor in self._roots.items()}
 
     def _own(self, factors: Factors, step: bool) -> Own:
-        others = {name: Rows(factor.a, factor.g, torch.arange(len(factor))) for name, factor in factors.items()}
+        others = {name: Rows.single(factor) for name, factor in factors.items()}
         inner = add_up(cross(rows, others[name]) for name, rows in self._rows.items())  # [N, b]
         inner /= math.sqrt(self._points)  # A G'
         y = torch.cholesky_solve(inner, self._factor())  # [N, b]
@@ -163,7 +163,7 @@ def _largest(sizes: Tensor, cut: float, most: int | None) -> Tensor:
     dropped = int((ascending.values.cumsum(0) <= cut * sizes.sum()).sum())
     if most is not None:
         dropped = max(dropped, sizes.numel() - most)
-    present = torch.ones(sizes.numel(), dtype=torch.bool)
+    present = torch.ones(sizes.numel(), dtype=torch.bool, device=sizes.device)
     present[ascending.indices[:dropped]] = False
     return present.view_as(sizes)
 
@@ -180,6 +180,6 @@ def _trace_of_inverse(lower: Tensor) -> float:
     trace = 0.0
     for run in runs(len(lower), len(lower)):
         rest = lower[run.start :, run.start :]  # L^-1 has zeros above its diagonal
-        columns = torch.eye(len(rest), run.stop - run.start, dtype=lower.dtype)
+        columns = torch.eye(len(rest), run.stop - run.start, dtype=lower.dtype, device=lower.device)
         trace += float(torch.linalg.solve_triangular(rest, columns, upper=False).square().sum())
     return trace

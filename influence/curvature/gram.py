@@ -33,6 +33,11 @@ class Rows:
         point, root = present.nonzero(as_tuple=True)
         return cls(roots.a, roots.g[root, point], point)
 
+    @classmethod
+    def single(cls, factor: Factor) -> "Rows":
+        """One gradient of each point."""
+        return cls(factor.a, factor.g, torch.arange(len(factor), device=factor.g.device))
+
     def __len__(self) -> int:
         return len(self.s)
 
@@ -63,7 +68,7 @@ def cross(left: Rows, right: Rows) -> Tensor:
 def gram(blocks: Sequence[Rows]) -> Tensor:
     """The sum over blocks of the inner products of the rows with themselves, [N, N]."""
     count = len(blocks[0])
-    full = torch.empty(count, count, dtype=blocks[0].s.dtype)
+    full = blocks[0].s.new_empty(count, count)
     for run in runs(count, count):
         before = slice(0, run.stop)
         part = add_up(cross(rows[run], rows[before]) for rows in blocks)

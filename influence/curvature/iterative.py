@@ -192,10 +192,10 @@ class PCG(RestorableOnRoots):
         smallest eigenvalue is taken to be the damping, so the condition is an upper bound (`dual`).
         """
         joint, product = self._joint, self._product()
-        probe = joint.probe(PROBES)
+        probe = joint.probe(PROBES).to(self._device)
         found = self.solution(joint.split(probe))
         inverse = float((joint.join(found.solved) * probe).sum()) / PROBES
-        largest = largest_eigenvalue(lambda x: joint.join(product(joint.split(x))), joint.parameters)
+        largest = largest_eigenvalue(lambda x: joint.join(product(joint.split(x))), joint.parameters, self._device)
         return {
             joint.name: Diagnostics(
                 residual=float(found.residuals.max()),
@@ -223,7 +223,7 @@ def _refined(
     working: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solutions [k, p], iterations [k] and relative residuals [k], converged or not."""
-    x, rest, iterations = torch.zeros_like(v), v.clone(), torch.zeros(len(v), dtype=torch.int64)
+    x, rest, iterations = torch.zeros_like(v), v.clone(), torch.zeros(len(v), dtype=torch.int64, device=v.device)
     sizes = v.norm(dim=1)
     residuals = (sizes > 0).double()  # of x = 0
     going = residuals > tolerance
@@ -234,7 +234,7 @@ def _refined(
         x[going] += step.double()
         iterations[going] += taken
         rest[going] = v[going] - product(x[going])
-        before, residuals = residuals, rest.norm(dim=1) / sizes.where(sizes > 0, torch.ones(()))
+        before, residuals = residuals, rest.norm(dim=1) / sizes.where(sizes > 0, 1.0)
         going = (residuals > tolerance) & (residuals < before / 2) & (iterations < limit)
     return x, iterations, residuals
 
@@ -247,7 +247,7 @@ def _iterate(
     limit: int,
 ) -> tuple[Tensor, Tensor]:
     """Solutions [k, p] up to the wanted relative residuals [k], and iterations [k]; converged or not."""
-    x, iterations = torch.zeros_like(v), torch.zeros(len(v), dtype=torch.int64)
+    x, iterations = torch.zeros_like(v), torch.zeros(len(v), dtype=torch.int64, device=v.device)
     goal = wanted.to(v) * v.norm(dim=1)
     left = goal.nonzero()[:, 0]  # right-hand sides at work
     moved, r, goal = x[left], v[left], goal[left]

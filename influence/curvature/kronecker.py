@@ -108,7 +108,7 @@ class KFAC:
             raise InfluenceError(f"{type(self).__name__} makes {self.passes} passes, and they are over")
         for name, factor in batch.items():
             self._add(self.state[name], factor, weights)
-        self._count += weights.sum(dtype=torch.float64)
+        self._count += weights.sum(dtype=torch.float64).to(self._count)
 
     def reduce(self, all_reduce: AllReduce) -> None:
         """End a pass: covariances to bases after the first."""
@@ -167,7 +167,7 @@ class KFAC:
         return {name: self._diagnose(name) for name in self.state}
 
     def _add(self, block: KroneckerBlock, factor: Factor, weights: Tensor) -> None:
-        w = weights.to(factor.g.dtype)
+        w = weights.to(factor.g)
         of_outputs = w[:, None].expand(factor.g.shape[:-1])  # [R, B, T]
         block.outputs.covariance.add_moment(factor.g.flatten(0, -2), of_outputs.flatten())
         if block.inputs is not None:
@@ -203,6 +203,7 @@ class KFAC:
         """The residual is that of the block's own H, rebuilt from its parts."""
         basis, values = self._basis(name), self.state[name].eigenvalues.value
         probe = torch.randn(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))[None]
+        probe = probe.to(values.device)
         back = basis.outputs @ (basis.damped * basis.turn(basis.solve(probe)))
         back = back if basis.inputs is None else back @ basis.inputs.T
         return Diagnostics(
@@ -242,7 +243,7 @@ class EKFAC(KFAC):
         if block.fitted is None:
             super()._add(block, factor, weights)
         else:
-            _add_squares(block.eigenvalues, block.fitted.like(factor.g), factor, weights.to(factor.g.dtype))
+            _add_squares(block.eigenvalues, block.fitted.like(factor.g), factor, weights.to(factor.g))
 
 
 def _add_squares(total: ProductSum, basis: Eigenbasis, factor: Factor, weights: Tensor) -> None:
@@ -271,9 +272,10 @@ def _of_positions(factor: Factor, weights: Tensor) -> Tensor:
 
 def _empty(block: Block) -> KroneckerBlock:
     o, i = block.weight_shape
-    return KroneckerBlock(None if block.layout.free else _side(i), _side(o), ProductSum(o, i))
+    inputs = None if block.layout.free else _side(i, block.device)
+    return KroneckerBlock(inputs, _side(o, block.device), ProductSum(o, i, block.device))
 
 
-def _side(size: int) -> Side:
-    basis = torch.zeros(size, size, dtype=torch.float64)
-    return Side(ProductSum(size, size), basis, torch.zeros(size, dtype=torch.float64))
+def _side(size: int, device: torch.device) -> Side:
+    covariance = ProductSum(size, size, device)
+    return Side(covariance, torch.zeros_like(covariance.value), covariance.value.new_zeros(size))

@@ -16,12 +16,17 @@ PANEL = 256  # most columns of a symmetric sum that are computed at a time: what
 class ProductSum:
     """The sum of left' right over batches of rows.
 
+    Args:
+        rows: d.
+        columns: e.
+        device: where the batches are; None is the CPU.
+
     Attributes:
         value: after `settle`, [d, e], float64.
     """
 
-    def __init__(self, rows: int, columns: int) -> None:
-        self.value = torch.zeros(rows, columns, dtype=torch.float64)
+    def __init__(self, rows: int, columns: int, device: torch.device | None = None) -> None:
+        self.value = torch.zeros(rows, columns, dtype=torch.float64, device=device)
         self._recent: Tensor | None = None
         self._held = 0
 
@@ -63,7 +68,7 @@ class ProductSum:
         if x.dtype == torch.float64:
             return self.value
         if self._recent is None:
-            self._recent = torch.zeros(self.value.shape, dtype=x.dtype)
+            self._recent = torch.zeros_like(self.value, dtype=x.dtype)
         return self._recent
 
     def _count(self, rows: int) -> None:

@@ -144,14 +144,15 @@ def model_product(
     return product
 
 
-def largest_eigenvalue(apply: Callable[[Tensor], Tensor], size: int) -> float:
+def largest_eigenvalue(apply: Callable[[Tensor], Tensor], size: int, device: torch.device | None = None) -> float:
     """Of a symmetric semidefinite matrix, by subspace iteration from a fixed start.
 
     Args:
         apply: the matrix times rows, [k, size] -> [k, size].
         size: its order.
+        device: where it is; None is the CPU.
     """
-    basis = torch.randn(8, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    basis = torch.randn(8, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
     for _ in range(20):  # the error shrinks by the square of the ratio of the ninth to the first eigenvalue each time
         basis = torch.linalg.qr(apply(basis).T).Q.T
     return float(torch.linalg.eigvalsh(basis @ apply(basis).T)[-1])

@@ -23,11 +23,12 @@ class KeptRoots:
 
     Attributes:
         joint: the blocks.
+        device: where they are, and the roots.
         batches: roots of points of weight 1, g of shape [R, B, T, o].
     """
 
     def __init__(self, blocks: Sequence[Block], share: Share) -> None:
-        self.joint = Joint.of(blocks)
+        self.joint, self.device = Joint.of(blocks), blocks[0].device
         self.batches: list[Factors] = []
         self._share = share
         self._over = False
@@ -57,8 +58,8 @@ class KeptRoots:
         dtype = torch.float64 if double else torch.float32
         gathered = {}
         for (name, (o, i)), t in zip(self.joint.shapes.items(), positions):
-            a = torch.zeros(points, t, i, dtype=torch.float64)
-            g = torch.zeros(roots, points, t, o, dtype=torch.float64)
+            a = torch.zeros(points, t, i, dtype=torch.float64, device=self.device)
+            g = torch.zeros(roots, points, t, o, dtype=torch.float64, device=self.device)
             start = first
             for factor in (batch[name] for batch in self.batches):
                 stop = start + len(factor)
@@ -98,7 +99,7 @@ class OnRoots:
 
     def __init__(self, blocks: Sequence[Block], share: Share = WHOLE) -> None:
         self._kept = KeptRoots(blocks, share)
-        self._joint = self._kept.joint
+        self._joint, self._device = self._kept.joint, self._kept.device
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -121,7 +122,8 @@ class RestorableOnRoots(OnRoots, ABC):
     def restore(self, snapshot: Snapshot) -> None:
         """Take what was fitted by the same kind of curvature on the same blocks, in place of the pass."""
         self._kept.close()
-        self._take({name: Factor(one["a"], one["g"]) for name, one in snapshot.items()}, snapshot[self.blocks[0]])
+        there = {name: {key: one.to(self._device) for key, one in part.items()} for name, part in snapshot.items()}
+        self._take({name: Factor(one["a"], one["g"]) for name, one in there.items()}, there[self.blocks[0]])
 
     def _snapshot(self, roots: Factors, together: Mapping[str, Tensor]) -> Snapshot:
         """The roots by block, and what is of the blocks together under the first."""

@@ -16,7 +16,7 @@ from tests.flows.small_texts import Texts
 def test_a_sound_workload_passes_every_line(tmp_path: Path, fault: str) -> None:
     findings = check(load(write_toml(tmp_path, options={"fault": fault})))
     passed = [finding.name for finding in findings if finding.ok]
-    assert passed == ["workload", "model", "sets", "losses", "blocks", "probe"]
+    assert passed == ["workload", "model", "sets", "losses", "blocks", "probe", "device"]
     assert "120 train, 60 query, 150 holdout points" in findings[2].text
     assert findings[4].text == "hidden, head: 51 parameters, 100.0% of the model, 100.0% of the gradient energy"
 
@@ -100,7 +100,7 @@ def test_a_layer_that_is_called_twice_does_no_harm(tmp_path: Path, selected: lis
 
 def test_a_workload_that_does_not_load_stops_the_check_there(tmp_path: Path) -> None:
     findings = check(load(write_toml(tmp_path, "none.py:None")))
-    assert [(finding.name, finding.ok) for finding in findings] == [("workload", False)]
+    assert [(finding.name, finding.ok) for finding in findings] == [("workload", False), ("device", True)]
 
 
 def test_blocks_that_an_estimator_does_not_take_are_found_before_anything_is_trained(tmp_path: Path) -> None:
@@ -118,7 +118,8 @@ def test_blocks_chosen_by_energy_may_be_others_after_the_training(tmp_path: Path
 
 def test_what_has_no_probe_says_so(tmp_path: Path) -> None:
     findings = check(load(write_toml(tmp_path, scoring={"probe": 0})))
-    assert findings[-1].text.startswith("off")
+    [probe] = [finding for finding in findings if finding.name == "probe"]
+    assert probe.text.startswith("off")
 
 
 @pytest.mark.parametrize(

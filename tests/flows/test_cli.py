@@ -107,7 +107,7 @@ def test_what_init_writes_passes_check_and_is_never_overwritten(tmp_path: Path) 
     assert done.stdout.split("\n")[:2] == [str(folder / "tamis.toml"), str(folder / "workload.py")]
     checked = tamis("check", "--quick", cwd=folder)
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert [line[:5] for line in checked.stdout.splitlines()] == ["ok   "] * 6
+    assert [line[:5] for line in checked.stdout.splitlines()] == ["ok   "] * 7
     (folder / "tamis.toml").write_text("mine")
     refused(tamis("init", folder), "tamis.toml, workload.py exists already", "give another folder")
     assert (folder / "tamis.toml").read_text() == "mine"

@@ -95,6 +95,8 @@ def test_every_zero_stage_on_any_ranks_trains_the_model_that_plain_torch_trains(
     launch("train", train_plan(tmp_path, ranks=ranks, zero_stage=stage), ranks)
     assert_same(weights(tmp_path), plainly_trained)
     assert checkpoints.verify(tmp_path / "model" / f"step-{STEPS:06d}").metadata.world_size == ranks
+    log = (tmp_path / "logs" / "train-rank0.log").read_text()
+    assert re.search(rf"^rank 0 of {ranks} on (cpu, gloo|cuda:0, cpu:gloo,cuda:nccl)$", log, re.MULTILINE)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -82,7 +82,7 @@ def compressor(kind: str, case: str, ratio: float = 4, seed: int = 0) -> Compres
 
 def block(o: int, i: int) -> Blocks:
     """One block of a shape, of no layer."""
-    return (Block("block", nn.Identity(), SmallLayout((o, i), free=False)),)
+    return (Block("block", nn.Linear(i, o), SmallLayout((o, i), free=False)),)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
