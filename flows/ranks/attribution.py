@@ -52,6 +52,7 @@ from influence import (
     summed,
     turn_over_self_influence,
 )
+from influence.balance import balance, products
 from influence.factored import Gradients
 from influence.objective import check_equal
 from influence.sharding import WHOLE
@@ -112,6 +113,7 @@ class Attribution:
         head: The last layer.
         together: Whether the model is partitioned, so that each of its passes is one of all ranks.
         split: Whether each rank has the curvature of its own blocks alone, and reads every point for them.
+        balances: Whether points are to be balanced: as dear as so many queries more as a chunk has points.
         cache: Of the factors, while it is open.
     """
 
@@ -138,6 +140,7 @@ class Attribution:
         self._grid = ChunkGrid(len(points), scoring.chunk)
         self._model, self._workload, self._task = model, workload, task_of(workload)
         self.together = scoring.placement == "partitioned"
+        self.balances = "balanced" in setting.config.pruning.policies
         self._open = ExitStack()
 
     def __enter__(self) -> Attribution:
@@ -235,6 +238,18 @@ class Attribution:
         points = [self._points.take(places)]
         keys = self._points.keys[places]
         return turn_over_self_influence(self._model, self._task, training.turn_over, keys, points, training.seed)
+
+    def balance(self, chunk: int, inner: Tensor) -> Tensor:
+        """The share at which each point of a chunk goes by the policy `balanced`, from their products, `[b]`."""
+        at = torch.as_tensor(self._grid.rows(chunk))
+        return balance(inner, [self._points.labels[at], self._points.groups[at]], self._points.in_train[at])
+
+    def products(self, reading: Reading) -> Tensor:
+        """In the metric of H^-1, of the gradients of any two points that were read `[b, b]`."""
+        found = products(self.curvature, subset(reading.losses, self.curvature.blocks))
+        if self.split:
+            self._place.sum(found)
+        return found
 
     def check_losses(self, chunk: int, reading: Reading) -> None:
         """Refuse losses of a chunk that are not finite, or not the cross-entropy that influence is computed of."""

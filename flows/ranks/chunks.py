@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,7 +74,11 @@ def _name(chunk: int) -> str:
 def _score_chunk(attributions: Sequence[Attribution], queries: Points, chunk: int) -> ChunkColumns:
     found = [one.score_chunk(chunk) for one in attributions]
     attributions[-1].check_losses(chunk, found[-1].last)
-    return _columns(found, attributions[-1], queries, attributions[-1].turn_over(chunk))
+    columns = _columns(found, attributions[-1], queries, attributions[-1].turn_over(chunk))
+    if not attributions[-1].balances:
+        return columns
+    inner = torch.stack([one.products(pairs.last) for one, pairs in zip(attributions, found, strict=True)]).sum(0)
+    return replace(columns, balance=attributions[-1].balance(chunk, inner))
 
 
 def _columns(found: Sequence[ChunkPairs], last: Attribution, queries: Points, turn_over: Tensor | None) -> ChunkColumns:
