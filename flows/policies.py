@@ -15,7 +15,8 @@ balanced    Points whose steps cancel, hard ones among them, so that the fit sta
             more, where the easiest are not enough; finds no errors. Costs as many more queries as a shard has points.
 
 The first three are joined: each has its own false-discovery rate, and where a budget binds, the most negative influence
-goes first. `redundant` takes what the budgets leave, the least needed first, and `balanced` what that one leaves.
+goes first. `redundant` takes what the budgets leave, the least needed first, and `balanced` what that one leaves, in an
+order of which every beginning is balanced; what is protected, struck out or over a class budget is missing from it.
 """
 
 from __future__ import annotations

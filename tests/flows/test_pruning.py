@@ -138,8 +138,9 @@ def test_a_relabelled_point_is_counted_under_the_label_that_the_data_set_gives_i
 
 
 def test_every_policy_of_the_configuration_is_a_rule_over_a_column_of_its_own() -> None:
-    shares = {"redundant_share": 0.3, "balanced_share": 0.6}
-    pruning = PruningConfig(policies=tuple(RULES), agreement=0.75, mislabeled_action="relabel", **shares)
+    pruning = PruningConfig(
+        policies=tuple(RULES), agreement=0.75, mislabeled_action="relabel", redundant_share=0.3, balanced_share=0.6
+    )
     rules = {rule.policy: rule for rule in rules_of(pruning)}
     assert {name: rule.column for name, rule in rules.items()} == {
         "harmful": "harmful_q",
