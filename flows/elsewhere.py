@@ -2,7 +2,7 @@
 
 The command is run once for each model, beside the TOML, with one argument: a JSON file of
 
-    role, seed, steps, epochs   what to train; all arms take the same number of steps, unless points are redundant
+    role, seed, steps, epochs   what to train; all arms take the same number of steps, unless some go to save load
     removed                     Parquet file whose column `point_id` is what to leave out; null: nothing
     relabeled                   Parquet file of `point_id`, `label`: the labels to train with in place of the given ones
     folder, save_at             where to leave `step-000123.safetensors`, the state dict of `model()`, after which steps

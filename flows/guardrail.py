@@ -6,11 +6,11 @@ below 0, that of the mean challenger - champion below `tolerance`, and no class 
 more than `group_tolerance`, by one-sided tests corrected after Holm. All must hold, so each may be tested at the level
 of the whole (Berger 1982). Nothing else promotes.
 
-A proposal of nothing but `redundant` points saves training and promises no better model, so its challenger need not be
-one: all three bounds must be below `redundant_tolerance`, that against the control, too (non-inferiority). A challenger
-that truly loses so much or more against any of the three is promoted once in twenty at most, by the same bounds, seeds,
-looks and levels, whatever is found against the other two. What is no longer claimed is that these points were a better
-choice than random ones; and each such cycle may cost the margin, k of them k times.
+A proposal of nothing but `redundant` or `balanced` points saves training and promises no better model, so its
+challenger need not be one: all three bounds must be below `redundant_tolerance`, that against the control, too
+(non-inferiority). A challenger that truly loses so much or more against any of the three is promoted once in twenty at
+most, by the same bounds, seeds, looks and levels, whatever is found against the other two. What is no longer claimed is
+that these points were a better choice than random ones; and each such cycle may cost the margin, k of them k times.
 
 Seeds come in rounds, and after each the answer may be clear. A challenger is given up when a difference is itself on
 the wrong side of its limit, or a class or group is worse beyond doubt: that can only lose promotions. It is promoted

@@ -10,9 +10,13 @@ memorized   Harmful in sign, and a fit that rests on the point itself more than 
 redundant   Exact copies of points that stay, then points on which the fit rests little and whose like stay: drawn by
             self-influence, within each class and group no more than half as much again as over all. For training less
             at about equal accuracy; finds no errors, and no cost beyond the scores. Copies count to the share.
+balanced    Points whose steps cancel, hard ones among them, so that the fit stays where it is; in each score shard, and
+            there within each class and group no more than half as much again as over all. For leaving out half and
+            more, where the easiest are not enough; finds no errors. Costs as many more queries as a shard has points.
 
 The first three are joined: each has its own false-discovery rate, and where a budget binds, the most negative influence
-goes first. `redundant` takes what the budgets leave, the least needed first.
+goes first. `redundant` takes what the budgets leave, the least needed first, and `balanced` what that one leaves, in an
+order of which every beginning is balanced; what is protected, struck out or over a class budget is missing from it.
 """
 
 from __future__ import annotations
@@ -66,9 +70,17 @@ def _redundant(pruning: PruningConfig) -> Rule:
     return Rule("redundant", "redundant", column, "<=", share, named, rank_column=column, turn=1, repeats="copy_of")
 
 
+def _balanced(pruning: PruningConfig) -> Rule:
+    share = pruning.balanced_share
+    return Rule("balanced", "balanced", "balance", "<=", share, {"share": share}, rank_column="balance", turn=2)
+
+
 RULES: Mapping[str, Callable[[PruningConfig], Rule]] = {
     "harmful": _harmful,
     "mislabeled": _mislabeled,
     "memorized": _memorized,
     "redundant": _redundant,
+    "balanced": _balanced,
 }
+FOR_LOAD = frozenset({"redundant", "balanced"})
+"""Policies that find nothing wrong: without their points there is less to train on."""

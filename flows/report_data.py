@@ -28,6 +28,7 @@ MEANINGS: Mapping[str, str] = {
     "mislabeled": "points whose label is probably wrong, by models and neighbours that never saw it",
     "memorized": "points that the model has learned by heart without gain for the queries",
     "redundant": "points that change next to nothing if they go",
+    "balanced": "points whose effects cancel if they go together",
     "regret": "points removed earlier that would now help",
 }
 DRAWN = 20_000

@@ -1,8 +1,8 @@
 """The stage `retrain`: the arms whose comparison is the proof.
 
 Baseline (its further seeds), challenger and random control are trained with the same seeds, the same number of
-optimizer steps and the same data version; they differ in the points left out. Where points are left out because they
-are redundant, to train on fewer, the number of epochs is the same, and challenger and control take fewer steps. Seeds
+optimizer steps and the same data version; they differ in the points left out. Where points are left out to train on
+fewer, as redundant or balanced, the number of epochs is the same, and challenger and control take fewer steps. Seeds
 come in rounds: two, then one more as long as the guardrail's answer is open; the arms of a round are trained together.
 A finished model is kept, so a stage that was killed trains only what is missing.
 """
@@ -20,6 +20,7 @@ import torch
 from flows.drops import record_drops
 from flows.looks import refusal
 from flows.plans import GIVEN, HOLDOUT, STATE, Job
+from flows.policies import FOR_LOAD
 from flows.pruning import Proposed, untouchable
 from flows.recipe import steps_for
 from flows.relabeling import write_labels
@@ -172,13 +173,17 @@ def _job(cycle: Cycle, trained: Trained, proposed: Proposed | None, arm: str, se
 
 def for_load(proposal: Proposal) -> bool:
     """Whether points are left out to train on fewer: then arms are compared at the same number of epochs."""
-    return any("redundant" in reason_code(reason).split("+") for reason in proposal.rows["reason"].to_pylist())
+    return any(_policies(reason) & FOR_LOAD for reason in proposal.rows["reason"].to_pylist())
 
 
 def for_load_alone(proposal: Proposal) -> bool:
     """Whether that is all it does: then no model is to become better by it."""
     reasons = proposal.rows["reason"].to_pylist()
-    return bool(reasons) and all(reason_code(reason) == "redundant" for reason in reasons)
+    return bool(reasons) and all(_policies(reason) <= FOR_LOAD for reason in reasons)
+
+
+def _policies(reason: str) -> set[str]:
+    return set(reason_code(reason).split("+"))
 
 
 def pruned(cycle: Cycle, proposal: Proposal) -> tuple[frozenset[PointId], Mapping[PointId, int]]:

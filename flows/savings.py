@@ -1,8 +1,8 @@
 """What the next training saves without the removed points, next to what finding and proving them cost.
 
 The saving is of one training by the same recipe, so at the same number of epochs. The arms of a cycle take equal steps,
-so it is computed, and nothing is saved before the next training; only where points were removed because they are
-redundant do the arms take fewer steps, and it is measured.
+so it is computed, and nothing is saved before the next training; only where points were removed as redundant or
+balanced do the arms take fewer steps, and it is measured.
 """
 
 from __future__ import annotations

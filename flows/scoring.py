@@ -76,6 +76,8 @@ def score(cycle: Cycle, trained: Trained) -> Scored:
         "code": cycle.digests["code"],
         "checkpoint": trained.digest,
     }
+    if "balanced" in cycle.config.pruning.policies:
+        inputs["balanced"] = True
     return once(
         cycle,
         "score",

@@ -7,7 +7,7 @@ the head alone.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property, reduce
@@ -24,6 +24,7 @@ from flows.config import Config
 from flows.estimators import approximation, damping_of, selections
 from flows.ranks.device import CPU
 from flows.ranks.kept import NOTHING, Keep, keep_fitted, recall
+from flows.ranks.pairs import ChunkPairs
 from flows.ranks.partitioned import in_step, partitioned
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone, Place
@@ -36,7 +37,6 @@ from influence import (
     FactorCache,
     Fisher,
     GaussNewton,
-    PairScores,
     Queries,
     Reader,
     Reading,
@@ -53,6 +53,7 @@ from influence import (
     summed,
     turn_over_self_influence,
 )
+from influence.balance import balance, products
 from influence.blocks import Shapes, shapes_of
 from influence.devices import on
 from influence.factored import Gradients
@@ -89,23 +90,6 @@ class Setting:
         return scoring.exact_head and (scoring.head_damping.kind != "horizon" or self.horizon is not None)
 
 
-@dataclass(frozen=True)
-class ChunkPairs:
-    """Scores of a chunk against every query, and what the last checkpoint's model says about it.
-
-    Attributes:
-        blocks: By the configured estimator on the selected blocks.
-        head: By exact Gauss-Newton on the head, if it is wanted.
-        last: The reading of the last checkpoint.
-        by_block: Influence of each block alone on the mean of the queries `[b, blocks]`, if it is wanted.
-    """
-
-    blocks: PairScores
-    head: PairScores | None
-    last: Reading
-    by_block: Tensor | None = None
-
-
 class Attribution:
     """The curvatures and solved queries of one checkpoint; a context manager, open while it is used.
 
@@ -115,6 +99,7 @@ class Attribution:
         head: The last layer.
         together: Whether the model is partitioned, so that each of its passes is one of all ranks.
         split: Whether each rank has the curvature of its own blocks alone, and reads every point for them.
+        balances: Whether points are to be balanced: as dear as so many queries more as a chunk has points.
         cache: Of the factors, while it is open.
     """
 
@@ -141,6 +126,7 @@ class Attribution:
         self._grid = ChunkGrid(len(points), scoring.chunk)
         self._model, self._workload, self._task = model, workload, task_of(workload)
         self.together = scoring.placement == "partitioned"
+        self.balances = "balanced" in setting.config.pruning.policies
         self._open = ExitStack()
 
     def __enter__(self) -> Attribution:
@@ -239,6 +225,18 @@ class Attribution:
         keys = self._points.keys[places]
         return turn_over_self_influence(self._model, self._task, training.turn_over, keys, points, training.seed)
 
+    def balance(self, chunk: int, inner: Tensor) -> Tensor:
+        """The share at which each point of a chunk goes by the policy `balanced`, from their products, `[b]`."""
+        at = torch.as_tensor(self._grid.rows(chunk))
+        return balance(inner, [self._points.labels[at], self._points.groups[at]], self._points.in_train[at])
+
+    def products(self, reading: Reading) -> Tensor:
+        """In the metric of H^-1, of the gradients of any two points that were read `[b, b]`."""
+        found = products(self.curvature, subset(reading.losses, self.curvature.blocks))
+        if self.split:
+            self._place.sum(found)
+        return found.cpu()
+
     def check_losses(self, chunk: int, reading: Reading) -> None:
         """Refuse losses of a chunk that are not finite, or not the cross-entropy that influence is computed of."""
         places = torch.as_tensor(self._grid.rows(chunk))
@@ -327,13 +325,3 @@ class Attribution:
             return FactorCache(memory)
         file = tempfile.TemporaryFile(dir=self._setting.folder)  # noqa: SIM115, closed with the attribution
         return FactorCache(memory, disk, self._open.enter_context(file))
-
-
-def score_trajectory(scores: Sequence[ChunkPairs]) -> ChunkPairs:
-    """Sum the scores of the same points over the checkpoints of one model, in their order."""
-    total = scores[0]
-    for one in scores[1:]:
-        head = None if total.head is None or one.head is None else total.head + one.head
-        both = None if total.by_block is None or one.by_block is None else total.by_block + one.by_block
-        total = ChunkPairs(total.blocks + one.blocks, head, one.last, both)
-    return total

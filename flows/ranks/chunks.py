@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from flows.ranks.attribution import Attribution, ChunkPairs, score_trajectory
+from flows.ranks.attribution import Attribution
 from flows.ranks.device import CPU
 from flows.ranks.kept import NOTHING, Keep, kept, packed
+from flows.ranks.pairs import ChunkPairs, score_trajectory
 from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
@@ -76,7 +77,11 @@ def _name(chunk: int) -> str:
 def _score_chunk(attributions: Sequence[Attribution], queries: Points, chunk: int) -> ChunkColumns:
     found = [one.score_chunk(chunk) for one in attributions]
     attributions[-1].check_losses(chunk, found[-1].last)
-    return _columns(found, attributions[-1], queries, attributions[-1].turn_over(chunk))
+    columns = _columns(found, attributions[-1], queries, attributions[-1].turn_over(chunk))
+    if not attributions[-1].balances:
+        return columns
+    inner = torch.stack([one.products(pairs.last) for one, pairs in zip(attributions, found, strict=True)]).sum(0)
+    return replace(columns, balance=attributions[-1].balance(chunk, inner))
 
 
 def _columns(found: Sequence[ChunkPairs], last: Attribution, queries: Points, turn_over: Tensor | None) -> ChunkColumns:

@@ -25,12 +25,13 @@ from flows.asking import at_a_time, has_classes
 from flows.dataset import check_unchanged
 from flows.estimators import named
 from flows.plans import ScorePlan, read_plan
-from flows.ranks.attribution import QUERY_BATCH, Attribution, Setting, score_trajectory
+from flows.ranks.attribution import QUERY_BATCH, Attribution, Setting
 from flows.ranks.blocks import measure_energies
 from flows.ranks.chunks import PointScores, gather, relative_columns, score_chunks
 from flows.ranks.device import CPU
 from flows.ranks.engine import connect
 from flows.ranks.kept import Kept, packed
+from flows.ranks.pairs import score_trajectory
 from flows.ranks.partitioned import in_step
 from flows.ranks.points import Points
 from flows.ranks.positions import has_positions, keep_direction

@@ -26,6 +26,7 @@ class ChunkColumns:
     agreement: Tensor
     turn_over: Tensor | None
     by_block: Tensor | None
+    balance: Tensor | None = None
 
 
 def shard_table(
@@ -85,6 +86,8 @@ def shard_table(
     for name, values in whole.items():
         part = values[at]
         columns[name] = _numbers(part) if part.is_floating_point() else _integers(part)
+    if chunk.balance is not None:
+        columns["balance"] = _numbers(chunk.balance)
     columns["top_queries"] = _top_queries(scores.helpful, scores.harmful, [str(query) for query in queries.ids])
     return pa.table(columns)
 

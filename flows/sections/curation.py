@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from flows.sections.base import Count, Rate, Section, Share
 
 Hours = Annotated[float, Field(gt=0, le=100_000)]
-Policy = Literal["harmful", "mislabeled", "memorized", "redundant"]
+Policy = Literal["harmful", "mislabeled", "memorized", "redundant", "balanced"]
 
 
 class PruningConfig(Section):
@@ -26,6 +26,8 @@ class PruningConfig(Section):
     """What becomes of a mislabeled point; `relabel` gives it the suggested label."""
     redundant_share: Rate = 0.2
     """Share of each class and group that redundant may leave out."""
+    balanced_share: Rate = 0.4
+    """Share of the points of each score shard that balanced may leave out."""
     z_restore: Annotated[float, Field(gt=1)] = 3.0
     """Standard errors by which a removed point must be helpful, in two cycles running, to be proposed for return."""
     budget: Share = 0.15
@@ -84,7 +86,7 @@ class GuardrailConfig(Section):
     """Nats per holdout point that the challenger may lose against baseline and champion."""
     redundant_tolerance: Annotated[float, Field(ge=0)] = 0.01
     """Nats per holdout point that the challenger may lose against baseline, control and champion where all that leaves
-    is redundant: then it need not be better than the control."""
+    is redundant or balanced: then it need not be better than the control."""
     group_tolerance: Annotated[float, Field(ge=0)] = 0.05
     """Nats per holdout point that a class or group may lose before promotion is refused."""
     resamples: Annotated[int, Field(ge=100)] = 2000

@@ -266,10 +266,10 @@ def test_a_new_model_is_trained_and_its_texts_are_scored_and_proposed(here: Path
         {"data": "d.jsonl", "config": LLAMA, "max_length": 64, "prompt": "prompt", "completion": "completion"},
         training={"epochs": 1},
         scoring={"chunk": 16, "fisher": "empirical", "exact_head": False, "probe": 0},
-        pruning={"policies": ["memorized", "redundant"], "redundant_share": 0.1},
+        pruning={"policies": ["memorized", "redundant", "balanced"], "redundant_share": 0.1},
     )
     summary = turn(file, dry_run=True)
     scores = score_store.read(here / "ws" / "cycles" / "000001" / "scores")
     assert len(scores) == summary.points > 10
-    assert scores["influence"].null_count == scores["redundancy"].null_count == 0
+    assert scores["influence"].null_count == scores["redundancy"].null_count == scores["balance"].null_count == 0
     assert summary.candidates["redundant"] > 0

@@ -90,7 +90,8 @@ def trained(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(folder: Path, trained: Path, device: torch.device, **scoring: Any) -> dict[str, list[Any]]:
     plan = score_plan(folder, trained, **{"folds": 2, "neighbours": 5, **scoring})
     short = plan.config.training.model_copy(update={"epochs": 2})  # of the out-of-fold models
-    plan = plan.model_copy(update={"config": plan.config.model_copy(update={"training": short})})
+    pruning = plan.config.pruning.model_copy(update={"policies": ("harmful", "balanced")})
+    plan = plan.model_copy(update={"config": plan.config.model_copy(update={"training": short, "pruning": pruning})})
     Scoring(plan, rank_on(device, plan, "score")).run()
     shards = sorted(plan.folder.glob("*.parquet"))
     assert shards

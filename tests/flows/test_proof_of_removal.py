@@ -140,15 +140,17 @@ def test_a_saving_is_paid_for_after_as_many_trainings_as_it_takes() -> None:
     assert Savings(10, 4.0, True, None).said == "10 steps, 4.0 CPU s at the same epochs (measured)"
 
 
-def test_points_are_left_out_for_load_where_any_reason_is_redundancy_and_for_it_alone_where_all_are() -> None:
+def test_points_are_left_out_for_load_where_any_reason_is_that_and_for_it_alone_where_all_are() -> None:
     def proposal(*reasons: str) -> Proposal:
         return Proposal(1, pa.table({"reason": pa.array(reasons, pa.string())}), "", "", {})
 
     assert for_load(proposal("harmful", "harmful+redundant"))
     assert for_load(proposal("harmful", "redundant: copy of 7"))
+    assert for_load(proposal("harmful", "balanced"))
     assert not for_load(proposal("harmful", "mislabeled"))
     assert for_load_alone(proposal("redundant", "redundant: copy of 7"))
-    for other in ("harmful", "harmful+redundant", "regret"):
+    assert for_load_alone(proposal("balanced", "balanced+redundant: copy of 7"))
+    for other in ("harmful", "harmful+redundant", "balanced+mislabeled", "regret"):
         assert not for_load_alone(proposal("redundant", other))
     assert not for_load_alone(proposal())
 

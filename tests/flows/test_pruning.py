@@ -138,17 +138,21 @@ def test_a_relabelled_point_is_counted_under_the_label_that_the_data_set_gives_i
 
 
 def test_every_policy_of_the_configuration_is_a_rule_over_a_column_of_its_own() -> None:
-    pruning = PruningConfig(policies=tuple(RULES), agreement=0.75, mislabeled_action="relabel", redundant_share=0.3)
+    pruning = PruningConfig(
+        policies=tuple(RULES), agreement=0.75, mislabeled_action="relabel", redundant_share=0.3, balanced_share=0.6
+    )
     rules = {rule.policy: rule for rule in rules_of(pruning)}
     assert {name: rule.column for name, rule in rules.items()} == {
         "harmful": "harmful_q",
         "mislabeled": "mislabeled_q",
         "memorized": "memorized_q",
         "redundant": "redundancy",
+        "balanced": "balance",
     }
     assert rules["harmful"].also == rules["memorized"].also == (Condition("agreement", ">=", 0.75),)
     assert (rules["mislabeled"].also, rules["mislabeled"].relabel) == ((), "suggested_label")
     assert (rules["redundant"].threshold, rules["redundant"].turn) == (0.3, 1)
+    assert (rules["balanced"].threshold, rules["balanced"].rank_column, rules["balanced"].turn) == (0.6, "balance", 2)
     assert {name for name, rule in rules.items() if rule.repeats == "copy_of"} == {"redundant"}
     assert all(rule.relabel is None for name, rule in rules.items() if name != "mislabeled")
 

@@ -156,9 +156,17 @@ def test_a_baseline_leaves_the_points_and_the_learning_rate_of_every_step(
 
 
 def score_plan(
-    folder: Path, trained: Path, entry: str = "tiny", options: Any = None, *, launch: Any = None, **scoring: Any
+    folder: Path,
+    trained: Path,
+    entry: str = "tiny",
+    options: Any = None,
+    *,
+    launch: Any = None,
+    pruning: Any = None,
+    **scoring: Any,
 ) -> ScorePlan:
-    config = load(write_toml(folder, entry, options, launch=launch or {}, scoring={"chunk": 40} | scoring))
+    others = {"launch": launch or {}, "pruning": pruning or {}}
+    config = load(write_toml(folder, entry, options, scoring={"chunk": 40} | scoring, **others))
     points = load_workload(config).points()
     manifest = Manifest.build(points.ids, map(str, points.ids), map(str, points.ids), points.labels)
     return ScorePlan(
