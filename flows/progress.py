@@ -16,7 +16,7 @@ LINE_SECONDS = 5.0
 def progress_shown() -> Iterator[Callable[[Progress], None]]:
     """Show progress on standard error while the context is open."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield Lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -34,11 +34,14 @@ def progress_shown() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-class _Lines:
+class Lines:
+    """Progress as lines on standard error, also where bars are open: those move down."""
+
     def __init__(self) -> None:
         self._phase, self._last = "", 0.0
 
     def __call__(self, progress: Progress) -> None:
+        """Print where a phase begins and ends, and between them now and then."""
         now = time.monotonic()
         if progress.phase != self._phase or now - self._last >= LINE_SECONDS or progress.done == progress.total:
             self._phase, self._last = progress.phase, now

@@ -100,6 +100,17 @@ def test_the_frozen_layers_run_once_and_again_for_other_texts_or_another_cut(
     assert len(made) == 3
 
 
+def test_the_one_run_of_the_frozen_layers_shows_how_far_it_is(
+    tmp_path: Path, bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for said in ("running the frozen layers: 0 of ", ""):
+        workload = texts_of(tmp_path, bert, ROWS, train_layers=1)
+        inputs_of(workload, whole_set(workload))
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert bool(said) == bool(shown)
+
+
 def test_a_frozen_part_that_was_left_half_written_is_made_anew(tmp_path: Path, bert: Path, monkeypatch: Any) -> None:
     def broken(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from flows.errors import BadInput
+from flows.launch import Progress
+from flows.progress import Lines
 from flows.workloads.text.encoder import base_of, cut, entering, frozen_layers, logits_of, mean_of
 from flows.workloads.text.tokens import Batch, Tokens, keys_of
 from storage.errors import StorageError
@@ -143,8 +145,9 @@ def _write(whole: nn.Module, trained: int | None, tokens: Tokens, order: Order, 
     if trained is not None:
         shape = (int(order.starts[-1]), size)
         kept = np.lib.format.open_memmap(draft / "hidden.npy", mode="w+", dtype=np.float32, shape=shape)
-    frozen = 0 if trained is None else frozen_layers(whole, trained)
+    frozen, show = 0 if trained is None else frozen_layers(whole, trained), Lines()
     for places in torch.arange(len(order.rows)).split(BATCH):
+        show(Progress("running the frozen layers", int(places[0]), len(order.rows)))
         batch = tokens.padded(order.rows[places])
         if kept is None:
             with torch.no_grad():
