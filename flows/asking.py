@@ -31,6 +31,18 @@ def labels_of(points: PointSet) -> Sequence[int] | None:
     return getattr(points, "labels", None)
 
 
+def lengths_of(points: PointSet) -> Sequence[int] | None:
+    """How long each point is, where a batch is as wide as its longest.
+
+    Raises:
+        BadInput: There are more or fewer of them than points.
+    """
+    found: Sequence[int] | None = getattr(points, "lengths", None)
+    if found is not None and len(found) != len(points):
+        raise BadInput(f"`lengths` has {len(found)} values for {len(points)} points: give one for each, in their order")
+    return found
+
+
 def at_a_time(workload: Workload, batch: int) -> int:
     """So many points of a batch, or as many as a language model can read."""
     return batch if has_classes(workload) else min(batch, TEXTS)

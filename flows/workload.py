@@ -56,7 +56,8 @@ class PointSet(Protocol):
     """A map-style data set: `ids` and `labels` run beside the samples; `groups` is optional, and `labels` of texts.
 
     Optional method, for a set that holds its samples as tensors: `batch_of(rows: Tensor) -> batch`, the tensors that
-    the collation of these rows would give, made at once.
+    the collation of these rows would give, made at once. Optional attribute, for samples that a batch fills up to the
+    longest: `lengths`, by which alike ones are judged together.
     """
 
     @property

@@ -47,6 +47,9 @@ class TextSet(torch.utils.data.Dataset[Batch]):
 
     Args:
         texts: Each with its tokens, and how many from the first are not learned.
+
+    Attributes:
+        lengths: In tokens.
     """
 
     def __init__(self, texts: Sequence[Text]) -> None:
@@ -56,6 +59,7 @@ class TextSet(torch.utils.data.Dataset[Batch]):
         self.groups = groups if any(group is not None for group in groups) else None
         self._rows = {row.id: row for row in rows}
         self._encoded = [encoded for _, encoded in texts]
+        self.lengths = [len(tokens) for tokens, _ in self._encoded]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,8 +81,7 @@ class TextSet(torch.utils.data.Dataset[Batch]):
         """Length in tokens, source and time where they are known."""
         rows = [self._rows[one] for one in self.ids]
         sources, times = [row.source for row in rows], [row.timestamp for row in rows]
-        lengths = [len(tokens) for tokens, _ in self._encoded]
-        return facets_of_rows(lengths, sources if any(sources) else None, times if any(times) else None)
+        return facets_of_rows(self.lengths, sources if any(sources) else None, times if any(times) else None)
 
 
 class CausalLM:

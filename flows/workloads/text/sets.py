@@ -25,6 +25,7 @@ class TextSet(torch.utils.data.Dataset[dict[str, Any]]):
         padding: The token for padding.
 
     Attributes:
+        lengths: In tokens.
         sources: Where each text is from, where that is known.
         timestamps: When each was written, where that is known.
     """
@@ -36,6 +37,7 @@ class TextSet(torch.utils.data.Dataset[dict[str, Any]]):
         self.sources, self.timestamps = _named(table, "source"), _named(table, "timestamp")
         self._texts, self._given = table["text"], labels
         self._tokens = tokens_of(table, padding)
+        self.lengths: list[int] = self._tokens.lengths.tolist()
         self._row = {id_: row for row, id_ in enumerate(self.ids)}
 
     def __len__(self) -> int:
@@ -63,7 +65,7 @@ class TextSet(torch.utils.data.Dataset[dict[str, Any]]):
     def facets(self) -> dict[str, Sequence[Any]]:
         """Length in tokens, source and time where they are known, and words."""
         words = [set(re.findall(r"\w+", text.lower())) for text in self._texts.to_pylist()]
-        known = facets_of_rows(self._tokens.lengths.tolist(), self.sources, self.timestamps)
+        known = facets_of_rows(self.lengths, self.sources, self.timestamps)
         return known | {"words": words}
 
 
