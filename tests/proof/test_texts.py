@@ -59,7 +59,7 @@ def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def signals() -> Signals:
-    found = {"suspicion": (0.9, 0.5), "loss": (0.8, 0.4)}
+    found = {"suspicion": (0.9, 0.5), "loss": (0.8, 0.4), "kNN": (0.6, 0.2)}
     removed = {"nothing": [], "suspicion": [1], "loss": [2], "the truth": [1]}
     return Signals((900, 50, 400), 90, found, removed, 0.09, 30, 0.8, {"all": 60.0, "training": 40.0, "influence": 9.0})
 
@@ -169,6 +169,7 @@ def test_the_page_says_what_is_measured_and_gives_gains_by_seed(signals: Signals
     assert "signals of reviews 2 of 5, retrainings of reviews 4 of 10, signals of newsgroups 0 of 5" in text
     assert "blocks 0 of 5, full 0 of 5." in text
     assert "| suspicion | 0.900 ± 0.000 | 0.500 ± 0.000 | 0.7300 ± 0.0000 | 0.500 ± 0.000 | +2.00 ± 0.00 |" in text
+    assert "| kNN | 0.600 ± 0.000 | 0.200 ± 0.000 | - | - | - |" in text
     assert "| the truth | - | - | 0.7500 ± 0.0000 | 0.500 ± 0.000 | +4.00 ± 0.00 |" in text
     assert ", 6 minutes of CPU;" in text
 

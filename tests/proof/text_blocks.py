@@ -89,7 +89,8 @@ class Compared:
         wrong: Flipped train points.
         outcomes: Means over the turns.
         parameters: In the layers that are trained.
-    XX        exact: See training.
+        training: Seconds of CPU of each kind of training; exact: of exact Gauss-Newton.
+        exact: See training.
         seconds: Of all.
     """
 

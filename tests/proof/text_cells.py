@@ -31,6 +31,10 @@ from tests.proof.flip_cells import Alone
 from tests.proof.text_models import Bench, Outcome
 
 Q = 0.2  # as shipped
+WORTH = ("loss", "EL2N", "influence", "suspicion")
+"""Signals whose removal is judged by retraining; the others are counted by what they find."""
+POLICY = "the policy mislabeled"
+"""Removes what it would propose, which needs no one to know how many are wrong."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Signals:
         texts: Train points, queries and holdout points.
         wrong: Flipped train points.
         found: AUC and average precision of each signal.
-        removed: Places of the points that each signal ranks first, as many as are wrong, and other sets beside.
+        removed: Places of the points that some signals rank first, as many as are wrong, and other sets beside, among
+            them what the policy `mislabeled` would remove.
         noise_rate: As the suspicion estimates it.
         proposed: Points that the policy `mislabeled` would remove; precision: the share of them that is wrong.
         precision: See proposed; None where nothing is proposed.
@@ -82,7 +87,7 @@ def measure_signals(name: str, seed: int, points: int | None, judged: int | None
         texts=(len(bench.points), len(bench.queries), len(bench.holdout)),
         wrong=size,
         found={key: (auc(one, wrong), average_precision(one, wrong)) for key, one in ranked.items()},
-        removed=sets_of(ranked, wrong, seed),
+        removed=sets_of({key: ranked[key] for key in WORTH}, wrong, seed) | {POLICY: places(proposed)},
         noise_rate=suspicion.noise_rate,
         proposed=int(proposed.sum()),
         precision=float(wrong[proposed].double().mean()) if bool(proposed.any()) else None,
@@ -115,7 +120,13 @@ def sets_of(ranked: Mapping[str, Tensor], wrong: Tensor, seed: int) -> dict[str,
         name: one.argsort(descending=True, stable=True)[:size].sort().values.tolist()
         for name, one in {"random": chance, **ranked}.items()
     }
-    return {"nothing": [], **chosen, "the truth": wrong.nonzero()[:, 0].tolist()}
+    return {"nothing": [], **chosen, "the truth": places(wrong)}
+
+
+def places(chosen: Tensor) -> list[int]:
+    """Of the points, bool `[n]`."""
+    found: list[int] = chosen.nonzero()[:, 0].tolist()
+    return found
 
 
 def measure_removal(signals: Signals, name: str, seed: int, turn: int) -> Removal:

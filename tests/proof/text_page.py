@@ -91,9 +91,9 @@ def _flips(title: str, found: Mapping[int, Signals], removals: Mapping[int, Sequ
         f"## {title}",
         "",
         f"{points:,} train texts, {interval((one.wrong for one in ours), '.0f')} of them flipped, {queries} queries, "
-        f"{judged:,} holdout texts. Each signal removes as many points as are wrong, which nobody knows in use; a "
-        f"model is trained without them from the same weights for as many steps ({_listed(turns)} of each set and "
-        "seed). *Gain*: accuracy less that of removing nothing, in points, by seed.",
+        f"{judged:,} holdout texts. A signal removes as many points as are wrong, which nobody knows in use, and the "
+        "policy what it would propose; a model is trained without them from the same weights for as many steps "
+        f"({_listed(turns)} of each set and seed). *Gain*: accuracy less that of removing nothing, in points, by seed.",
         f"The suspicion estimates {interval((one.noise_rate for one in ours), '.3f')} of the labels to be wrong; at "
         f"q = {Q} the policy `mislabeled` would remove {interval((one.proposed for one in ours), '.0f')} points, "
         f"precision {interval((one.precision for one in ours), '.2f')}.",
@@ -102,9 +102,13 @@ def _flips(title: str, found: Mapping[int, Signals], removals: Mapping[int, Sequ
         "|---|---|---|---|---|---|",
     ]
     judged_seeds = {seed: each for seed, each in removals.items() if each}
-    for way in ours[0].removed:
+    removed, found_only = ours[0].removed, set(ours[0].found) - set(ours[0].removed)
+    for way in (*removed, *sorted(found_only)):
         pairs = [one.found.get(way) for one in ours]
         columns = [interval((pair and pair[part] for pair in pairs), ".3f") for part in (0, 1)]
+        if way in found_only:
+            lines.append(f"| {way} | {' | '.join([*columns, '-', '-', '-'])} |")
+            continue
         means = [_mean([turn.outcomes[way] for turn in each]) for each in judged_seeds.values()]
         nothing = [_mean([turn.outcomes["nothing"] for turn in each]) for each in judged_seeds.values()]
         lines.append(f"| {way} | {' | '.join([*columns, *_judged(means, nothing)])} |")
