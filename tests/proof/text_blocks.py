@@ -59,7 +59,7 @@ class Size:
     turns: int
 
 
-SIZES: Mapping[str, Size] = {"blocks": Size(False, 1000, 3000, 200, 2), "full": Size(True, 800, 1000, 80, 1)}
+SIZES: Mapping[str, Size] = {"blocks": Size(False, 1000, 3000, 200, 1), "full": Size(True, 800, 1000, 80, 1)}
 
 
 @dataclass(frozen=True)
