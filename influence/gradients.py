@@ -26,6 +26,7 @@ from influence.factored import Factor, Factors, squared_norms
 from influence.layouts import LinearLayout, TableLayout
 from influence.refusals import refuse_batch_statistics, refuse_compiled
 from influence.sparse import TableFactor
+from influence.unfused import fastpath
 
 Batch = TypeVar("Batch")
 REENTRANT = "inside a re-entrant activation checkpoint, which gives no per-point gradients: set use_reentrant=False"
@@ -78,8 +79,7 @@ class FactorSource:
                 undo.callback(setattr, module, "training", module.training)
             for parameter in self.model.parameters():
                 undo.callback(parameter.requires_grad_, parameter.requires_grad)
-            undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-            torch.backends.mha.set_fastpath_enabled(False)
+            undo.enter_context(fastpath.off())
             self.model.eval().requires_grad_(False)
             for block in hooked(self.blocks):
                 undo.callback(block.module.register_forward_hook(self._hook(block), with_kwargs=True).remove)

@@ -234,7 +234,6 @@ def rebuild(curvature: KFAC, name: str, damping: float = 0.0) -> Tensor:
 def on_two_ranks(program: Callable[[Share, Callable[[Tensor], None]], Any]) -> list[Any]:
     """Run a program on two ranks at once, as threads whose all-reduce meets at a barrier."""
     barrier, slots, results = Barrier(2), [torch.empty(0)] * 2, [None] * 2
-    fused = torch.backends.mha.get_fastpath_enabled()  # of the process, and so not restored by sources that overlap
 
     def rank(r: int) -> None:
         def all_reduce(tensor: Tensor) -> None:
@@ -250,7 +249,6 @@ def on_two_ranks(program: Callable[[Share, Callable[[Tensor], None]], Any]) -> l
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    torch.backends.mha.set_fastpath_enabled(fused)
     return results
 
 

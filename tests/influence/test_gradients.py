@@ -163,6 +163,18 @@ def test_the_model_is_restored_on_exit_and_after_an_error() -> None:
     assert state(model) == before
 
 
+def test_sources_that_overlap_leave_the_process_as_it_was() -> None:
+    models = mlp().train(), mlp().train()
+    before = [state(model) for model in models]
+    first, second = (FactorSource(model, select(model)) for model in models)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.mha.get_fastpath_enabled()
+    second.__exit__(None, None, None)
+    assert [state(model) for model in models] == before
+
+
 @pytest.mark.parametrize("reduce", [torch.mean, lambda values: values[:, None], lambda values: values[:3]])
 def test_a_loss_that_is_not_per_point_is_refused(reduce: Callable[[Tensor], Tensor]) -> None:
     model = mlp()
