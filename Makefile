@@ -44,8 +44,8 @@ postgres:
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(TWO)
 
-test-all: $(STAMP) texts
-	$(BIN)/python -m pytest -m "not matrix and not service"
+test-all: test texts
+	$(BIN)/python -m pytest -m "slow and not matrix and not service"
 
 test-service: $(STAMP) data browser postgres
 	$(BIN)/python -m pytest -m service --verbose
