@@ -32,6 +32,7 @@ from influence import (
     masked_sjlt,
     random_logra,
     sjlt,
+    trained,
     within,
 )
 
@@ -199,7 +200,7 @@ def selections(config: BlocksConfig, energies: Mapping[str, float]) -> list[Sele
         config: Its keys, in their order.
         energies: Gradient energy of every block of the model (`flows/ranks/blocks.py`).
     """
-    chosen: list[Selection] = [] if config.types or config.names else [features]
+    chosen: list[Selection] = [] if config.types or config.names else [features, trained]
     if config.types:
         chosen.append(by_type(*config.types))
     if config.names:

@@ -24,6 +24,7 @@ from influence.blocks import (
     linear_blocks,
     select,
     summarize,
+    trained,
     within,
 )
 from influence.cache import FactorCache
@@ -252,6 +253,7 @@ __all__ = [
     "summarize_chunk",
     "summed",
     "suspect",
+    "trained",
     "trusted",
     "turn_over_influence",
     "turn_over_self_influence",

@@ -126,6 +126,18 @@ def features(blocks: Sequence[Block]) -> Blocks:
     return found
 
 
+def trained(blocks: Sequence[Block]) -> Blocks:
+    """Blocks with a parameter that is trained: of a model with LoRA its adapters, and the head where it has one.
+
+    Raises:
+        UnknownBlock: there is none.
+    """
+    found = tuple(block for block in blocks if any(one.requires_grad for one in block.module.parameters(recurse=False)))
+    if not found:
+        raise UnknownBlock(f"none of {', '.join(block.name for block in blocks)} is trained; choose by type or name")
+    return found
+
+
 def by_name(*patterns: str) -> Selection:
     """Blocks whose names match one of the shell-style globs, e.g. `encoder.*.output`; case matters.
 

@@ -30,7 +30,7 @@ class BlocksConfig(Section):
     """Which parameters influence is computed on; each key narrows what the keys before it left."""
 
     types: tuple[str, ...] = ()
-    """Classes of modules, named as in torch.nn; default: Linear, Conv1d and Conv2d, or any where names are given."""
+    """Classes of modules, named as in torch.nn; default: trained Linear, Conv1d and Conv2d, or any with names."""
     names: tuple[str, ...] = ()
     """Globs over module names."""
     energy: Share | None = None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flows.errors import BadInput
 from flows.workload import Home
+from flows.workloads.adapters import adapted, lora_of
 from flows.workloads.sequences import (
     BYTES,
     Bytes,
@@ -92,6 +93,7 @@ class CausalLM:
         data: File of the train set, and of the sets that have no file: JSONL, Parquet, CSV or TSV.
         model: Folder that save_pretrained wrote, `package:NAME/folder/in/it`, or a name on the hub.
         config: Instead of it a new model's: `model_type` and whatever else its configuration takes.
+        lora: A model's weights stay as they are, and adapters are trained: keys of peft's LoraConfig (`adapters.Lora`).
         tokenizer: Folder, tokenizer.json or name on the hub; default: the model's, or `bytes` for a new model.
         queries: File of the query set, holdout: of the holdout set; default: drawn from the data.
         holdout: See queries.
@@ -115,6 +117,7 @@ class CausalLM:
         data: str,
         model: str = "",
         config: Mapping[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = None,
         tokenizer: str = "",
         queries: str = "",
         holdout: str = "",
@@ -130,7 +133,8 @@ class CausalLM:
         holdout_share: float = 0.2,
         packing: bool = False,
     ) -> None:
-        _check_options(packing, model, config, prompt, completion)
+        _check_options(packing, model, config, prompt, completion, lora)
+        self._lora = lora_of(lora)
         self._looks_back = False  # asked of the first model
         self._folder, self._settings = (model_folder(model, home.folder) if model else None), dict(config or {})
         columns = Columns(completion or text, prompt, id, group, source, timestamp)
@@ -166,7 +170,8 @@ class CausalLM:
         if not self._looks_back:
             self._refuse_foresight(made)
             self._looks_back = True
-        return made
+        made.train()  # a folder's is not
+        return made if self._lora is None else adapted(made, self._lora, self._config().model_type, "CAUSAL_LM")
 
     def points(self) -> TextSet:
         """The train set."""
@@ -267,11 +272,15 @@ class CausalLM:
             )
 
 
-def _check_options(packing: bool, model: str, config: Mapping[str, Any] | None, prompt: str, completion: str) -> None:
+def _check_options(
+    packing: bool, model: str, config: Mapping[str, Any] | None, prompt: str, completion: str, lora: object
+) -> None:
     if packing:
         raise BadInput("workload.options.packing = true: one text is one point; leave it out")
     if bool(model) == bool(config):
         raise BadInput("workload.options: give either model, a folder or a name, or config, a table with model_type")
+    if lora is not None and not model:
+        raise BadInput("workload.options.lora: the weights of a new model would stay as they were drawn: give a model")
     if bool(prompt) != bool(completion):
         raise BadInput("workload.options: prompt and completion name two columns that go together: give both")
 

@@ -51,8 +51,8 @@ class Killed(Exception):
     """What a rank in this process dies of."""
 
 
-def plan(folder: Path, *models: str, entry: str = NOISY, **training: Any) -> TrainPlan:
-    config = load(write_toml(folder, entry, training={"batch_size": 32} | training))
+def plan(folder: Path, *models: str, entry: str = NOISY, options: Any = None, **training: Any) -> TrainPlan:
+    config = load(write_toml(folder, entry, options, training={"batch_size": 32} | training))
     jobs = [
         Job(role="baseline", seed=3, steps=STEPS, planned=STEPS, folder=folder / name, save_at=(STEPS // 2, STEPS))
         for name in models

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from flows.workload import Home
+from flows.workloads.adapters import adapted, lora_of
 from flows.workloads.label_errors import check_rate, flipped
-from flows.workloads.text.encoder import Head, build, cut, frozen_layers, logits_of
+from flows.workloads.text.encoder import Head, base_of, build, cut, frozen_layers, head_of, logits_of
 from flows.workloads.text.frozen import Frozen, digest_of, make
 from flows.workloads.text.library import load_tokenizer
 from flows.workloads.text.places import file_of, model_folder
@@ -53,6 +54,7 @@ class TextClassification:
         too_long: `refuse` a longer one, or `truncate` it.
         head: `model`, that of AutoModelForSequenceClassification, or `mean`, a linear layer on the mean hidden state.
         train_layers: Layers that are trained, from the last, besides the head; default: the whole model.
+        lora: Their weights stay as they are, and adapters are trained: keys of peft's LoraConfig (`adapters.Lora`).
         query_share: Of the data that is drawn for the query set, holdout_share: for the holdout set.
         holdout_share: See query_share.
         flips: Share of the train points that are given a random wrong label, to try Tamis out.
@@ -78,6 +80,7 @@ class TextClassification:
         too_long: TooLong = "refuse",
         head: Head = "model",
         train_layers: int | None = None,
+        lora: Mapping[str, Any] | None = None,
         query_share: float = 0.1,
         holdout_share: float = 0.2,
         flips: float = 0.0,
@@ -86,7 +89,7 @@ class TextClassification:
         shares = {"query": query_share, "holdout": holdout_share}
         _check_options(too_long, head, shares, flips, truth)
         self._folder, self._cache = model_folder(model, home.folder), home.cache
-        self._head, self._trained = head, train_layers
+        self._head, self._trained, self._lora = head, train_layers, lora_of(lora)
         files = {"train": data, "query": queries, "holdout": holdout}
         spec = Spec(
             files={name: file_of(given, home.folder) for name, given in files.items() if given},
@@ -114,9 +117,15 @@ class TextClassification:
         self.collate = partial(collated, padding=data.padding)
 
     def model(self) -> nn.Module:
-        """The encoder's weights as they are in the folder, and a head."""
-        whole = build(self._folder, self._head, len(self._data.classes), self._data.padding)
-        return whole if self._trained is None else cut(whole, frozen_layers(whole, self._trained))
+        """The encoder's weights as they are in the folder, and a head; adapters, where these are trained."""
+        model, layers = build(self._folder, self._head, len(self._data.classes), self._data.padding), None
+        if self._trained is not None:
+            frozen = frozen_layers(model, self._trained)
+            model, layers = cut(model, frozen), range(frozen, frozen + self._trained)
+        if self._lora is None:
+            return model
+        task = "SEQ_CLS" if self._head == "model" else None
+        return adapted(model, self._lora, base_of(model).config.model_type, task, head_of(model), layers)
 
     def points(self) -> TextSet:
         """The train set."""

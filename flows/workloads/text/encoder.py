@@ -81,6 +81,12 @@ def base_of(model: nn.Module) -> Any:
     return model.encoder if isinstance(model, MeanClassifier) else getattr(model, str(model.base_model_prefix))
 
 
+def head_of(model: nn.Module) -> list[str]:
+    """Names of the modules beside the base that have parameters."""
+    base = base_of(model)
+    return [name for name, one in model.named_children() if one is not base and any(True for _ in one.parameters())]
+
+
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """The layers of its encoder, lowest first.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 from flows.errors import BadInput
@@ -11,6 +12,8 @@ from flows.workloads.text.library import library
 PACKAGE = "package:"
 WANTED = ["*.json", "*.txt", "*.model", "*.safetensors"]
 """Of a repository on the hub: configuration, tokenizer and weights, and nothing that runs."""
+ADAPTER = "adapter_config.json"
+"""That peft writes; transformers would follow it to another model, and say nothing."""
 
 
 def file_of(given: str, folder: Path) -> Path:
@@ -33,6 +36,12 @@ def model_folder(given: str, folder: Path) -> Path:
         if _is_path(given):
             raise BadInput(f"model = {given!r}: {found} is no folder: give one that save_pretrained wrote")
         found = _from_hub("model", given, folder)
+    if (found / ADAPTER).is_file():
+        base = json.loads((found / ADAPTER).read_text()).get("base_model_name_or_path")
+        raise BadInput(
+            f"model = {given!r}: {found} holds an adapter ({ADAPTER}), no model: give its base ({base}) and the option "
+            "lora to train a new one, or merge it (merge_and_unload) and give what save_pretrained then writes"
+        )
     if not (found / "config.json").is_file():
         raise BadInput(f"model = {given!r}: {found} has no config.json: give a folder that save_pretrained wrote")
     if not any(found.glob("*.safetensors")):
