@@ -13,16 +13,19 @@ from flows.errors import BadInput
 
 
 def recompute(model: nn.Module, globs: Sequence[str]) -> None:
-    """Let the modules of matching names keep their inputs only.
+    """Let the modules of matching names keep their inputs only: of nested ones the outermost, so that each runs twice.
 
     Raises:
         BadInput: A glob matches no module.
     """
-    modules = dict(model.named_modules())
+    called = {name: one for name, one in model.named_modules() if name and type(one).forward is not nn.Module.forward}
     for glob in globs:
-        found = [module for name, module in modules.items() if name and fnmatchcase(name, glob)]
-        if not found:
-            names = ", ".join(list(modules)[1:20])
+        if not any(fnmatchcase(name, glob) for name in called):
+            names = ", ".join(list(called)[:19])
             raise BadInput(f"training.activation_checkpointing: {glob!r} matches no module; the model has {names}")
-        for module in found:
+    outermost: list[str] = []
+    for name, module in called.items():  # a module comes before those in it
+        inside = any(name.startswith(f"{outer}.") for outer in outermost)
+        if not inside and any(fnmatchcase(name, glob) for glob in globs):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            outermost.append(name)

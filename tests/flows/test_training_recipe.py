@@ -1,5 +1,6 @@
 """Every key of the recipe trains the model that plain torch trains by it."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from flows.sections.training import TrainingConfig
 from flows.workloads.tiny import Tiny
 from tests.flows.helpers import launch, write_toml
 from tests.flows.test_ranks import STEPS, assert_same, here, train_plan, weights
+from tests.flows.texts import save_bert, sentences, texts_of
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "deepspeed"
 PARTITIONED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # the smallest parameters, too
@@ -112,6 +114,21 @@ def test_activations_of_the_named_modules_are_computed_again() -> None:
     recompute(model, ["1"])
     model(torch.ones(1, 2)).sum().backward()
     assert len(passes) == 2
+
+
+def test_of_modules_in_one_another_the_outermost_is_computed_again(tmp_path: Path) -> None:
+    workload = texts_of(tmp_path, save_bert(tmp_path / "bert"), sentences(60))
+    model, batch = workload.model(), workload.collate([workload.points()[0]])
+    passes: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        if ".layer." in name and isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda *_, name=name: passes.update([name]))
+    recompute(model, ["*.layer.*", "*.query"])
+    workload.loss(model, batch).sum().backward()
+    assert len(passes) == 3 * 6
+    assert set(passes.values()) == {2}
+    with pytest.raises(BadInput, match="matches no module"):
+        recompute(model, ["encoder.encoder.layer"])  # a list, which nobody calls
 
 
 def test_a_value_of_theirs_takes_the_place_of_ours() -> None:
