@@ -20,6 +20,7 @@ from flows.errors import BadInput
 from flows.estimators import selections
 from flows.score_file import score_file
 from flows.sections.scoring import BlocksConfig
+from flows.stores import tracker_of
 from flows.workload import Home, load_workload, seeded_model
 from flows.workloads.causal_lm import CausalLM
 from flows.workloads.text.encoder import MeanClassifier, logits_of
@@ -27,7 +28,8 @@ from influence import select
 from storage import checkpoints
 from tests.flows.helpers import launch, turn, write_toml
 from tests.flows.test_causal_lm import LLAMA
-from tests.flows.test_ranks import STEPS, here, train_plan, weights
+from tests.flows.test_ranks import STEPS, train_plan, weights
+from tests.flows.test_ranks import here as run
 from tests.flows.test_training_resume import RECIPE, killed_here, left, one_whole_one_killed, plan, vector
 from tests.flows.test_training_resume import here as trained_here
 from tests.flows.texts import LENGTH, save_bert, sentences, texts_of, write_rows
@@ -122,7 +124,7 @@ def trained(one_rank: None, tmp_path_factory: pytest.TempPathFactory, bert: Path
     """The last layers' adapters and the model's own head, by DeepSpeed."""
     folder = tmp_path_factory.mktemp("trained")
     given = options(folder, bert, head="model", train_layers=2)
-    here("train", train_plan(folder, CLASSES, given, learning_rate=0.01))
+    run("train", train_plan(folder, CLASSES, given, learning_rate=0.01))
     return folder
 
 
@@ -139,7 +141,7 @@ def test_every_zero_stage_moves_them_alike(
     one_rank: None, tmp_path: Path, bert: Path, trained: Path, stage: int
 ) -> None:
     given = options(tmp_path, bert, head="model", train_layers=2)
-    here("train", train_plan(tmp_path, CLASSES, given, learning_rate=0.01, zero_stage=stage))
+    run("train", train_plan(tmp_path, CLASSES, given, learning_rate=0.01, zero_stage=stage))
     expected = weights(trained)
     for name, value in weights(tmp_path).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
@@ -254,7 +256,7 @@ def test_a_training_begun_on_two_ranks_ends_on_one(
     tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
     same = shutil.copytree(bert, tmp_path / "bert") / "config.json"  # on any ranks: without dropout
-    same.write_text(same.read_text().replace("_prob\": 0.1", "_prob\": 0.0"))
+    same.write_text(same.read_text().replace('_prob": 0.1', '_prob": 0.0'))
     recipe: dict[str, Any] = RECIPE | {"entry": CLASSES, "options": options(tmp_path, same.parent, train_layers=2)}
     recipe |= {"accumulation": 1, "batch_size": 16, "zero_stage": stage}
     one_whole_one_killed(tmp_path, monkeypatch, **recipe)
@@ -289,3 +291,27 @@ def test_a_dry_run_on_two_ranks_asks_the_adapters_and_shows_where_in_the_texts_t
         assert [word for word, _ in detail["tokens"]] == texts[detail["text"]]
         assert any(value for _, value in detail["tokens"]), "adapters see single tokens"
         assert sum(value for _, value in detail["tokens"]) + detail["rest"] == pytest.approx(total, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_champion_of_a_language_model_with_adapters_is_a_whole_model_on_the_same_weights(
+    here: Path, writers: Mapping[str, Path]
+) -> None:
+    file = write_toml(
+        here,
+        WORDS,
+        options(here, writers["gpt2"]),
+        training={"epochs": 4, "learning_rate": 0.01, "checkpoints": [1.0]},
+        scoring=NO_CLASSES | {"probe": 10},
+        pruning={"policies": ["redundant"], "redundant_share": 0.1},
+        guardrail={"seeds": 2},
+    )
+    assert turn(file).state in ("promoted", "rolled_back")
+    tracker = tracker_of(load(file))
+    champion = tracker.champion(WORDS)
+    assert champion is not None
+    model = seeded_model(load_workload(load(file)), 0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(load_file(tracker.weights(champion) / checkpoints.TENSORS))
+    assert {name for name, value in model.state_dict().items() if not value.equal(before[name])} == learned(model)
+    assert turn(file, dry_run=True).cycle == 2
