@@ -39,6 +39,7 @@ GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positio
 ADAPTERS, HEAD = ("*.lora_A.*", "*.lora_B.*"), "*.modules_to_save.*"
 CLASSES, WORDS = "text_classification", "causal_lm"
 NO_CLASSES = {"fisher": "empirical", "exact_head": False, "chunk": 16}
+README = Path(__file__).parents[2] / "README.md"
 DAMPED = {"damping": {"kind": "absolute", "value": 0.01}, "probe": 0}
 
 
@@ -158,7 +159,9 @@ def test_scores_of_a_file_are_those_of_its_adapters_and_head_by_name(tmp_path: P
 
 
 @pytest.mark.parametrize("head", ["mean", "model"])
-def test_peft_reads_what_was_trained_by_the_lines_of_the_readme(tmp_path: Path, bert: Path, head: str) -> None:
+def test_peft_reads_what_was_trained_by_the_lines_of_the_readme(
+    tmp_path: Path, bert: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from peft import PeftModel
     from transformers import AutoModel
     from transformers import AutoModelForSequenceClassification as Classifier
@@ -169,9 +172,10 @@ def test_peft_reads_what_was_trained_by_the_lines_of_the_readme(tmp_path: Path, 
     for name in learned(trained):
         nn.init.normal_(trained.get_parameter(name), std=0.1)
     save_file(trained.state_dict(), tmp_path / "model.safetensors")
-    model: Any = workload.model()
-    model.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    model.save_pretrained(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(README.read_text().split("**LoRA.**")[1].split("```python\n")[1].split("```")[0], names)
+    model = names["model"]
     batch = workload.collate([workload.points()[row] for row in range(8)])
     base = MeanClassifier(AutoModel.from_pretrained(bert), 2) if head == "mean" else Classifier.from_pretrained(bert)
     whole = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
