@@ -12,11 +12,11 @@ from flows.asking import at_a_time, has_classes, task_of
 from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
-from flows.estimators import approximation, selections
+from flows.estimators import approximation
 from flows.facets import facets_of
 from flows.findings import Finding
 from flows.protection import check_protected
-from flows.ranks.blocks import measure_energies
+from flows.ranks.blocks import chosen_blocks, left_out, measure_energies
 from flows.ranks.device import CPU, device_of
 from flows.ranks.points import Points
 from flows.ranks.positions import has_positions
@@ -120,7 +120,7 @@ class _Checker:
     def blocks(self) -> str:
         scoring = self.config.scoring
         energies = measure_energies(self.model, self.workload, self.points, Alone(lambda *_: None))
-        self.chosen = chosen = blocks.select(self.model, *selections(scoring.blocks, energies))
+        self.chosen = chosen = chosen_blocks(self.model, self.workload, scoring.blocks, energies)
         if scoring.placement == "split":
             owned(chosen, Share(0, scoring.ranks))  # refuses more ranks than there are blocks
         approximation(self.config, chosen, Share())  # refuses more parameters than it takes
@@ -139,7 +139,8 @@ class _Checker:
             if has_positions(self.config, self.workload):
                 counts = position_counts(reader.losses(self.points.take(range(1))).losses, chosen)
                 check_tokens(self.workload, self.points.ids[0], counts)
-        said = described(blocks.summarize(self.model, chosen, energies))
+        without = left_out(self.model, self.workload, scoring.blocks)
+        said = "; ".join(filter(None, (described(blocks.summarize(self.model, chosen, energies)), without)))
         return said + " (chosen anew after training)" * (scoring.blocks.energy is not None)
 
     def probe(self) -> str:
