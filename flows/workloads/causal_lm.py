@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from flows.errors import BadInput
 from flows.workload import Home
-from flows.workloads.adapters import adapted, lora_of
 from flows.workloads.sequences import (
     BYTES,
     Bytes,
@@ -29,6 +28,7 @@ from flows.workloads.sequences import (
     read,
     share,
 )
+from flows.workloads.text.adapters import adapted, lora_of
 from flows.workloads.text.library import library
 from flows.workloads.text.places import file_of, model_folder, tokenizer_place
 from flows.workloads.text.sets import facets_of_rows

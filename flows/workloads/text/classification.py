@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from flows.workload import Home
-from flows.workloads.adapters import adapted, lora_of
 from flows.workloads.label_errors import check_rate, flipped
+from flows.workloads.text.adapters import adapted, lora_of
 from flows.workloads.text.encoder import Head, base_of, build, cut, frozen_layers, head_of, logits_of
 from flows.workloads.text.frozen import Frozen, digest_of, make
 from flows.workloads.text.library import load_tokenizer
