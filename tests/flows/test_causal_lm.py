@@ -154,7 +154,7 @@ def test_a_model_and_a_tokenizer_are_read_from_a_folder(kind: str, tmp_path: Pat
     assert model.config.vocab_size == len(words)
     batch = workload.collate([workload.points()[0]])
     with torch.no_grad():
-        torch.testing.assert_close(workload.loss(workload.model(), batch), new.loss(model, batch))
+        torch.testing.assert_close(workload.loss(workload.model().eval(), batch), new.loss(model, batch))
     alone = made(tmp_path, tokenizer=str(tmp_path / "saved" / "tokenizer.json"), id="id")  # it knows of no end
     assert alone.points()[0]["input_ids"].tolist() == [2, 3, 4, 5 + row]
 
