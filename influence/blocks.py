@@ -135,7 +135,9 @@ def trained(blocks: Sequence[Block]) -> Blocks:
     """
     found = tuple(block for block in blocks if any(one.requires_grad for one in block.module.parameters(recurse=False)))
     if not found:
-        raise UnknownBlock(f"none of {', '.join(block.name for block in blocks)} is trained; choose by type or name")
+        raise UnknownBlock(
+            f"none of {', '.join(block.name for block in blocks)} is trained; choose blocks by type or name"
+        )
     return found
 
 

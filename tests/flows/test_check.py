@@ -33,7 +33,7 @@ def test_a_sound_workload_passes_every_line(tmp_path: Path, fault: str) -> None:
         ("unused layer", "blocks", ("'aaa' is not called",)),
         ("rescaled head", "blocks", ("'head' does not produce the logits as they are",)),
         ("no forward derivative", "probe", ("forward derivatives of Net", "jvp", "set scoring.probe = 0")),
-        ("nothing learns", "probe", ("no parameter of the blocks head, hidden is trained",)),
+        ("nothing learns", "blocks", ("none of hidden, head is trained; choose",)),
     ],
 )
 def test_what_is_wrong_stands_in_its_line_before_a_cycle_spends_anything(

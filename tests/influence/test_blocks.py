@@ -20,6 +20,7 @@ from influence import (
     linear_blocks,
     select,
     summarize,
+    trained,
     within,
 )
 from tests.influence.cases import mlp
@@ -182,3 +183,12 @@ def test_features_are_the_layers_of_a_transformer_that_are_called() -> None:
 def test_where_no_block_has_gradient_energy_its_share_is_not_known() -> None:
     blocks = available(model())
     assert summarize(model(), blocks, {block.name: 0.0 for block in blocks}).energy is None
+
+
+def test_blocks_of_frozen_parameters_are_not_trained() -> None:
+    net = model()
+    net[1].requires_grad_(False)
+    net[3].weight.requires_grad_(False)  # its bias is trained
+    assert names(select(net, trained)) == ["0", "2", "3", "4"]
+    with pytest.raises(UnknownBlock, match="none of 1 is trained"):
+        select(net, by_name("1"), trained)
