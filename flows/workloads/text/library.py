@@ -8,6 +8,8 @@ from typing import Any
 
 from flows.errors import BadInput
 
+FAULTS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError, AssertionError, OSError)
+"""Of transformers where a configuration or a folder is not right, besides those of huggingface_hub."""
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 """Files one of which a tokenizer has; without any, transformers makes an empty one and does not say so."""
 
@@ -28,6 +30,12 @@ def library(name: str = "transformers") -> Any:
         module.utils.logging.set_verbosity_error()
         module.utils.logging.disable_progress_bar()
     return module
+
+
+def faults() -> tuple[type[Exception], ...]:
+    """What transformers raises where a configuration or a folder is not right."""
+    strict = getattr(library("huggingface_hub.errors"), "StrictDataclassError", None)  # older ones check no field
+    return FAULTS if strict is None else (*FAULTS, strict)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -58,6 +66,39 @@ def load_tokenizer(folder: Path) -> Any:
             "save it"
         )
     return tokenizer
+
+
+def load_config(folder: Path) -> Any:
+    """The configuration of a model's folder.
+
+    Raises:
+        BadInput: It cannot be read.
+    """
+    try:
+        return library().AutoConfig.from_pretrained(folder, local_files_only=True)
+    except faults() as error:
+        raise BadInput(f"{folder}: its config.json cannot be read: {_line(error)}") from error
+
+
+def most_tokens(folder: Path) -> int | None:
+    """How long a text may be that a folder's model takes; None where its configuration does not say.
+
+    Raises:
+        BadInput: Its configuration is of no model.
+    """
+    config, name = load_config(folder), "max_position_embeddings"
+    said = config.to_dict().get(config.attribute_map.get(name, name))  # GPT-2's is n_positions
+    if not isinstance(said, int):
+        return None
+    torch = library("torch")
+    try:
+        with torch.device("meta"):  # no weights
+            modules = dict(library().AutoModel.from_config(config).named_modules())
+    except faults() as error:
+        raise BadInput(f"{folder}: its config.json is of no model: {_line(error)}") from error
+    tables = [one for name, one in modules.items() if "position" in name and isinstance(one, torch.nn.Embedding)]
+    padding = [one.padding_idx for one in tables if one.padding_idx is not None]
+    return said - 1 - max(padding, default=-1)  # RoBERTa counts the places of a text from behind that of padding
 
 
 def load_model(kind: str, folder: Path, **settings: Any) -> Any:
