@@ -28,14 +28,9 @@ def save_bert(folder: Path, layers: int = 3) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
-
-
-def save_tokenizer(folder: Path) -> None:
-    """Of the words; it does not say how long a text may be."""
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return folder
 
 
 def sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:

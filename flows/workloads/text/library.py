@@ -101,20 +101,33 @@ def most_tokens(folder: Path) -> int | None:
     return said - 1 - max(padding, default=-1)  # RoBERTa counts the places of a text from behind that of padding
 
 
-def load_model(kind: str, folder: Path, **settings: Any) -> Any:
+def load_model(kind: str, folder: Path, remedy: str = "save it anew", **settings: Any) -> Any:
     """A model of a folder, newly initialised where its file holds nothing; by one of transformers' Auto classes.
 
+    Args:
+        kind: The class.
+        folder: That save_pretrained wrote.
+        remedy: What to do where the weights are of another shape.
+        settings: Of the model.
+
     Raises:
-        BadInput: Its files are damaged, or of no model of that kind.
+        BadInput: Its files are damaged, or of no such model.
     """
     transformers = library()
     try:
         # eager: the probe takes forward derivatives, which torch's fused attention has none of
         # float32: a folder is otherwise loaded as it was saved, and scores in bfloat16 are noise
         how = {"attn_implementation": "eager", "dtype": library("torch").float32, **settings}
-        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True, **how)
+        how |= {"local_files_only": True, "use_safetensors": True}
+        model, found = getattr(transformers, kind).from_pretrained(
+            folder, ignore_mismatched_sizes=True, output_loading_info=True, **how
+        )
     except (OSError, ValueError, RuntimeError, library("safetensors").SafetensorError) as error:
         raise BadInput(f"{folder}: no {kind} can be made of it: {_line(error)}") from error
+    if found["mismatched_keys"]:
+        name, saved, wanted = min(found["mismatched_keys"])
+        raise BadInput(f"{folder}: {name} is {list(saved)} in its file, and should be {list(wanted)}: {remedy}")
+    return model
 
 
 def _line(error: Exception) -> str:
