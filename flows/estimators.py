@@ -193,14 +193,15 @@ def damping_of(config: Config, estimator: EstimatorName, given: DampingConfig | 
     return Damping("horizon", horizon, decay)
 
 
-def selections(config: BlocksConfig, energies: Mapping[str, float]) -> list[Selection]:
+def selections(config: BlocksConfig, energies: Mapping[str, float], usual: Selection = features) -> list[Selection]:
     """The configured choice of blocks.
 
     Args:
         config: Its keys, in their order.
         energies: Gradient energy of every block of the model (`flows/ranks/blocks.py`).
+        usual: Those that are chosen from where neither types nor names are given.
     """
-    chosen: list[Selection] = [] if config.types or config.names else [features, trained]
+    chosen: list[Selection] = [] if config.types or config.names else [usual, trained]
     if config.types:
         chosen.append(by_type(*config.types))
     if config.names:

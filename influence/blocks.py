@@ -9,6 +9,7 @@ order and give some of them back in that order, so they compose:
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import cast
 
 import torch
@@ -137,6 +138,25 @@ def trained(blocks: Sequence[Block]) -> Blocks:
         raise UnknownBlock(
             f"none of {', '.join(block.name for block in blocks)} is trained; choose blocks by type or name"
         )
+    return found
+
+
+def large_output(blocks: Sequence[Block]) -> Block | None:
+    """The last linear layer in model order, if it has more rows than a covariance should have: a row for each word."""
+    layers = [block for block in blocks if isinstance(block.module, nn.Linear)]
+    return layers[-1] if layers and layers[-1].weight_shape[0] > LARGEST_FREE else None
+
+
+def body(blocks: Sequence[Block]) -> Blocks:
+    """The same as `features`, without a large output layer.
+
+    Raises:
+        UnknownBlock: there is nothing below it.
+    """
+    output = large_output(blocks)
+    found = tuple(block for block in features(blocks) if block is not output)
+    if not found:
+        raise UnknownBlock("the model has no linear layer but a large output; choose blocks by type or name")
     return found
 
 
@@ -299,12 +319,12 @@ def _tied(model: nn.Module, blocks: Sequence[Block]) -> Blocks:
     found: dict[str, Block] = {}
     for block in blocks:
         shared = [owners[one] for one in block.module.parameters(recurse=False) if len(owners[one]) > 1]
-        whole = _of_both(block, shared[0]) if shared else block
+        whole = _of_both(model, block, shared[0]) if shared else block
         found.setdefault(whole.name, whole)
     return tuple(found.values())
 
 
-def _of_both(block: Block, owners: Mapping[str, nn.Module]) -> Block:
+def _of_both(model: nn.Module, block: Block, owners: Mapping[str, nn.Module]) -> Block:
     """The block of a shared weight, under the name of its first owner in the model."""
     both = f"block {block.name!r} shares a weight ({', '.join(owners)})"
     tables = [one for one in owners.values() if isinstance(layout_of(one), EmbeddingLayout)]
@@ -313,5 +333,17 @@ def _of_both(block: Block, owners: Mapping[str, nn.Module]) -> Block:
         raise InfluenceError(f"{both}, and only a table and a linear layer without bias may; select other blocks")
     layout = TiedLayout(cast(nn.Embedding, tables[0]), cast(nn.Linear, layers[0]))
     if layout.shape[0] > LARGEST_FREE:
-        raise InfluenceError(f"{both} of {layout.shape[0]} rows: at most {LARGEST_FREE} are supported; select others")
+        raise InfluenceError(
+            f"{both} of {layout.shape[0]} rows: at most {LARGEST_FREE} are supported; select others, as "
+            f"{_others(model, owners)}"
+        )
     return Block(next(iter(owners)).rpartition(".")[0], tables[0], layout)
+
+
+def _others(model: nn.Module, owners: Iterable[str]) -> str:
+    """Patterns that name the layers below a large output and not the shared weight, as a list in TOML or Python."""
+    names = [block.name for block in body(available(model))]
+    steps = zip(*(name.split(".")[:-1] for name in names))
+    below = "".join(f"{step[0]}." for step in takewhile(lambda step: len(set(step)) == 1, steps))
+    apart = below and not any(name.startswith(below) for name in owners)
+    return "[" + ", ".join(f'"{name}"' for name in ([f"{below}*"] if apart else names)) + "]"

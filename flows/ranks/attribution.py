@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from flows.asking import at_a_time, task_of
 from flows.config import Config
-from flows.estimators import approximation, damping_of, selections
+from flows.estimators import approximation, damping_of
+from flows.ranks.blocks import chosen_blocks
 from flows.ranks.device import CPU
 from flows.ranks.kept import NOTHING, Keep, keep_fitted, recall
 from flows.ranks.pairs import ChunkPairs
@@ -46,7 +47,6 @@ from influence import (
     fit,
     grand,
     head,
-    select,
     share_queries,
     subset,
     summarize,
@@ -113,7 +113,7 @@ class Attribution:
         checkpoint: int = 0,
     ) -> None:
         scoring = setting.config.scoring
-        self.blocks = select(model, *selections(scoring.blocks, setting.energies))
+        self.blocks = chosen_blocks(model, workload, scoring.blocks, setting.energies)
         self.summary = summarize(model, self.blocks, setting.energies)
         self.head = head(model)
         self._setting, self._points, self._place = setting, points, place

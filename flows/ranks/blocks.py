@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from flows.asking import task_of
+from flows.asking import has_classes, task_of
+from flows.estimators import selections
 from flows.ranks.points import Points
 from flows.ranks.rank import Place
+from flows.sections.scoring import BlocksConfig
 from flows.workload import Workload
-from influence import Share, available, point_energies
+from influence import Blocks, Share, available, body, features, large_output, point_energies, select
 
 PROBE = 256
+
+
+def chosen_blocks(model: nn.Module, workload: Workload, config: BlocksConfig, energies: Mapping[str, float]) -> Blocks:
+    """The configured blocks; of a language model that names none, all layers but a large output."""
+    return select(model, *selections(config, energies, features if has_classes(workload) else body))
+
+
+def left_out(model: nn.Module, workload: Workload, config: BlocksConfig) -> str:
+    """What of a language model is no block unless it is named, and why; empty if nothing is."""
+    output = large_output(available(model))
+    if has_classes(workload) or config.types or config.names or output is None:
+        return ""
+    if not any(one.requires_grad for one in output.module.parameters(recurse=False)):
+        return ""  # beside adapters: no block for another reason
+    rows = output.weight_shape[0]
+    memory = rows * rows * 8 / 1e9  # as a Kronecker curvature keeps them, in float64
+    return f"without {output.name}, the output layer: eigenvectors for its {rows:,} rows would take {memory:,.1f} GB"
 
 
 def measure_energies(model: nn.Module, workload: Workload, points: Points, place: Place) -> dict[str, float]:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from flows.asking import task_of
-from flows.estimators import approximation, damping_of, selections
-from flows.ranks.blocks import measure_energies
+from flows.estimators import approximation, damping_of
+from flows.ranks.blocks import chosen_blocks, measure_energies
 from flows.ranks.points import Points
 from flows.ranks.rank import Alone
 from flows.recipe import horizon
 from flows.validation.setting import Setting
-from influence import Blocks, Damping, Fisher, Influence, PairScores, Reader, Share, Task, each, grand, select
+from influence import Blocks, Damping, Fisher, Influence, PairScores, Reader, Share, Task, each, grand
 from influence.factored import dots, total
 
 Score = Callable[[Sequence[nn.Module]], PairScores]
@@ -111,7 +111,7 @@ def _energies(setting: Setting, model: nn.Module) -> Mapping[str, float]:
 
 
 def _blocks(setting: Setting, model: nn.Module, energies: Mapping[str, float]) -> Blocks:
-    return select(model, *selections(setting.config.scoring.blocks, energies))
+    return chosen_blocks(model, setting.workload, setting.config.scoring.blocks, energies)
 
 
 def _task(setting: Setting) -> Task[Any]:

@@ -29,15 +29,13 @@ from flows.workloads.sequences import (
     share,
 )
 from flows.workloads.text.adapters import adapted, lora_of
-from flows.workloads.text.library import library
+from flows.workloads.text.library import faults, library
 from flows.workloads.text.places import file_of, model_folder, tokenizer_place
 from flows.workloads.text.sets import facets_of_rows
 from influence.tokens import IGNORED, point_losses
 
 Batch: TypeAlias = dict[str, Tensor]
 Text: TypeAlias = tuple[Row, Encoded]
-FAULTS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError, AssertionError, OSError)
-"""Of transformers where a configuration or a folder is not right, besides those of huggingface_hub."""
 SEEN = 8
 """Tokens of the text by which a model is asked whether it sees the future; an influence fades with more."""
 ATTENTION = "eager"  # torch's fused attention has no forward derivative, which the probe takes
@@ -165,7 +163,7 @@ class CausalLM:
                     self._folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, **settings
                 )
             )
-        except _faults() as error:
+        except faults() as error:
             raise self._unfit(error) from error
         if not self._looks_back:
             self._refuse_foresight(made)
@@ -235,7 +233,7 @@ class CausalLM:
             if self._folder is not None:
                 return auto.from_pretrained(self._folder, local_files_only=True)
             return auto.for_model(settings.pop("model_type", ""), **{"vocab_size": self._tokenizer.words} | settings)
-        except _faults() as error:
+        except faults() as error:
             raise self._unfit(error) from error
 
     def _unfit(self, error: Exception) -> BadInput:
@@ -283,13 +281,6 @@ def _check_options(
         raise BadInput("workload.options.lora: the weights of a new model would stay as they were drawn: give a model")
     if bool(prompt) != bool(completion):
         raise BadInput("workload.options: prompt and completion name two columns that go together: give both")
-
-
-def _faults() -> tuple[type[Exception], ...]:
-    from huggingface_hub import errors as hub
-
-    strict = getattr(hub, "StrictDataclassError", None)  # older versions check no field of a configuration
-    return FAULTS if strict is None else (*FAULTS, strict)
 
 
 def _tokenizer(home: Path, folder: Path | None, given: str) -> Tokenizer:

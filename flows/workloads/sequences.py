@@ -74,6 +74,7 @@ class Pretrained:
 
     def __init__(self, path: Path) -> None:
         transformers = library("transformers")
+        self.files: Sequence[Path] = [path] if path.is_file() else tokenizer_files(path)  # refuses one without
         try:
             if path.is_file():
                 self._own = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
@@ -84,7 +85,6 @@ class Pretrained:
         if not len(self._own):
             raise BadInput(f"tokenizer {path}: holds no vocabulary: save it there by save_pretrained")
         self.words, self.end = len(self._own), self._own.eos_token_id
-        self.files: Sequence[Path] = [path] if path.is_file() else tokenizer_files(path)
 
     def tokens(self, text: str, *, first: bool) -> list[int]:
         """The special tokens stand before the first part alone; the end is set elsewhere."""

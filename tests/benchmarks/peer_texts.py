@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib.metadata import version
 
 import torch
 from kronfluence import Analyzer, FactorArguments, ScoreArguments, Task, prepare_model
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from influence import IGNORED, point_losses
-from tests.benchmarks.texts import BATCH, QUERIES, TEXTS, WORKLOAD, Batch, chosen, linear
-from tests.flows.little_lm import Texts
+from tests.benchmarks.text_problem import BATCH, QUERIES, TEXTS, WORKLOAD, judged, linear
+from tests.flows.little_lm import Batch, Texts
 
 
 class Language(Task):
@@ -65,8 +66,8 @@ def score(model: nn.Module, damping: float) -> Tensor:
 def main() -> None:
     """Read a problem, write its row."""
     torch.set_num_threads(1)
-    handed, truth = torch.load(sys.argv[1])
-    torch.save([asdict(chosen("kronfluence, EK-FAC, sampled", handed, truth, score))], sys.argv[2])
+    name = f"kronfluence {version('kronfluence')}, EK-FAC, sampled labels"
+    torch.save([asdict(judged(name, torch.load(sys.argv[1]), score))], sys.argv[2])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.check import require
+from flows.check import check, require
 from flows.config import load
 from flows.errors import BadInput
+from flows.findings import Finding
 from flows.scaffold import write_scaffold
 from flows.workload import Home, seeded_model
 from flows.workloads.causal_lm import CausalLM
@@ -31,8 +32,12 @@ LLAMA: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+GPT2: Mapping[str, Any] = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64}
+MODELS = {"llama": LLAMA, "gpt2": GPT2}
+every_model = pytest.mark.parametrize("kind", MODELS)
 ROWS = [{"text": f"ada reads book {n}", "prompt": "ada", "completion": f" reads {n}", "id": n} for n in range(40)]
 SENTENCES = sentences(40)
+OF_TEXTS: Mapping[str, Any] = {"chunk": 16, "fisher": "sampled", "exact_head": False, "probe": 0}
 
 
 def made(folder: Path, rows: Sequence[Mapping[str, Any]] = ROWS, name: str = "d.jsonl", **options: Any) -> CausalLM:
@@ -66,9 +71,10 @@ def test_of_a_completion_the_prompt_is_read_and_not_learned(tmp_path: Path) -> N
     assert points.text(first) == f"ada\n reads {first}"
 
 
-def test_padding_and_company_change_no_loss(tmp_path: Path) -> None:
+@every_model
+def test_padding_and_company_change_no_loss(kind: str, tmp_path: Path) -> None:
     rows = [{"text": "ada " * (1 + n % 9) + str(n)} for n in range(40)]
-    workload = made(tmp_path, rows)
+    workload = made(tmp_path, rows, config=MODELS[kind])
     model, points = seeded_model(workload, 0).eval(), workload.points()
     some = [points[row] for row in range(8)]
     with torch.no_grad():
@@ -130,7 +136,8 @@ def test_sets_may_be_files_and_columns_name_groups_and_where_a_text_is_from(tmp_
     assert len(workload.tokens(first)) == workload.collate([workload.points()[0]])["input_ids"].shape[1]
 
 
-def test_a_model_and_a_tokenizer_are_read_from_a_folder(tmp_path: Path) -> None:
+@every_model
+def test_a_model_and_a_tokenizer_are_read_from_a_folder(kind: str, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -138,8 +145,8 @@ def test_a_model_and_a_tokenizer_are_read_from_a_folder(tmp_path: Path) -> None:
     own = Tokenizer(models.WordLevel(words, unk_token="[unknown]"))
     own.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=own, eos_token="[end]").save_pretrained(tmp_path / "saved")
-    new = made(tmp_path, tokenizer="saved", id="id")
-    model = seeded_model(new, 1)
+    new = made(tmp_path, tokenizer="saved", id="id", config=MODELS[kind])
+    model = seeded_model(new, 1).eval()
     model.save_pretrained(tmp_path / "saved")
     workload = made(tmp_path, model="saved", config=None, id="id")
     row = workload.points().ids[0]
@@ -147,7 +154,7 @@ def test_a_model_and_a_tokenizer_are_read_from_a_folder(tmp_path: Path) -> None:
     assert model.config.vocab_size == len(words)
     batch = workload.collate([workload.points()[0]])
     with torch.no_grad():
-        torch.testing.assert_close(workload.loss(workload.model(), batch), new.loss(model, batch))
+        torch.testing.assert_close(workload.loss(workload.model().eval(), batch), new.loss(model, batch))
     alone = made(tmp_path, tokenizer=str(tmp_path / "saved" / "tokenizer.json"), id="id")  # it knows of no end
     assert alone.points()[0]["input_ids"].tolist() == [2, 3, 4, 5 + row]
 
@@ -205,9 +212,15 @@ BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     ),
     "no name": (ROWS, {"config": None, "model": "grace/none"}, "model = 'grace/none': .*nor to be had from the hub"),
     "no tokenizer": (ROWS, {"tokenizer": "none.json"}, "tokenizer = 'none.json': .*no such file or folder"),
+    "a folder without a tokenizer": (
+        ROWS,
+        {"config": None, "model": "bare"},
+        r"bare has no tokenizer \(no tokenizer.json",
+    ),
     "no tokenizer of that name": (ROWS, {"tokenizer": "grace/none"}, "tokenizer = 'grace/none': .*nor to be had from"),
     "unknown kind": (ROWS, {"config": {"model_type": "lama"}}, "transformers makes no model of it"),
     "few places": (ROWS, {"max_length": 65}, "max_length = 65: the model takes at most 64"),
+    "few places of GPT-2": (ROWS, {"max_length": 65, "config": GPT2}, "max_length = 65: the model takes at most 64"),
     "few words": (ROWS, {"config": {**LLAMA, "vocab_size": 100}}, "the tokenizer has 257 tokens, the model 100"),
     "whole share": (ROWS, {"query_share": 0.9}, "holdout_share = 0.2: give shares"),
     "another file": (ROWS, {"queries": "q.csv"}, "q.csv: no such file"),
@@ -221,6 +234,9 @@ def test_bad_input_is_one_line(fault: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     rows, options, said = BAD[fault]
     Tokenizer(models.WordLevel({"a": 0, "[unknown]": 1}, unk_token="[unknown]")).save(str(tmp_path / "letters.json"))
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "model.safetensors"):  # neither is read
+        (tmp_path / "bare" / name).write_text("{}")
     with pytest.raises(BadInput, match=said) as refused:
         made(tmp_path, rows, **options)
     assert "\n" not in str(refused.value)
@@ -235,7 +251,7 @@ BERT = {"model_type": "bert", "hidden_size": 8, "intermediate_size": 8, "num_hid
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "gpt2", "n_embd": 30, "n_head": 4, "n_layer": 1}, "config: transformers makes no model of it"),
+        ({**GPT2, "n_embd": 30, "n_head": 4}, "config: transformers makes no model of it"),
         ({**LLAMA, "vocab_size": "x"}, "config: transformers makes no model of it.*vocab_size"),
         (BERT, "BertLMHeadModel sees the tokens that it is to foretell"),
     ],
@@ -257,6 +273,37 @@ def test_what_init_writes_for_it_passes_the_check(tmp_path: Path) -> None:
         write_scaffold(tmp_path / "more", "digits")
 
 
+LARGE = 5000
+WITHOUT = "; without lm_head, the output layer: eigenvectors for its 5,000 rows would take 0.2 GB"
+
+
+@every_model
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_vocabulary_is_left_out_of_the_blocks_unless_it_is_named_and_the_check_says_so(
+    kind: str, tied: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    config = {**MODELS[kind], "vocab_size": LARGE, "tie_word_embeddings": tied}
+    options = {"data": "d.jsonl", "config": config, "max_length": 64}
+
+    def said(**scoring: Any) -> dict[str, Finding]:
+        sections = {"scoring": {**OF_TEXTS, **scoring}, "pruning": {"policies": ["harmful"]}}
+        file = write_toml(tmp_path, "causal_lm", options, **sections)
+        return {finding.name: finding for finding in check(load(file))}
+
+    usual = said()
+    assert all(finding.ok for finding in usual.values())
+    assert usual["blocks"].text.endswith(WITHOUT)
+    named = said(blocks=["lm_head"], estimator="identity")["blocks"]
+    assert named.ok != tied
+    below = {"llama": "model.layers.0.*", "gpt2": "transformer.h.0.*"}[kind]
+    if tied:
+        assert named.text.endswith(f'of 5000 rows: at most 4096 are supported; select others, as ["{below}"]')
+    inner = said(blocks=[below])["blocks"]
+    assert inner.ok
+    assert "without" not in inner.text
+
+
 @pytest.mark.slow
 def test_a_new_model_is_trained_and_its_texts_are_scored_and_proposed(here: Path) -> None:
     (here / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -265,7 +312,7 @@ def test_a_new_model_is_trained_and_its_texts_are_scored_and_proposed(here: Path
         "causal_lm",
         {"data": "d.jsonl", "config": LLAMA, "max_length": 64, "prompt": "prompt", "completion": "completion"},
         training={"epochs": 1},
-        scoring={"chunk": 16, "fisher": "empirical", "exact_head": False, "probe": 0},
+        scoring={**OF_TEXTS, "fisher": "empirical"},
         pruning={"policies": ["memorized", "redundant", "balanced"], "redundant_share": 0.1},
     )
     summary = turn(file, dry_run=True)

@@ -7,7 +7,7 @@ import pytest
 from flows.check import check, require
 from flows.config import load
 from flows.errors import BadInput
-from tests.flows.blobs import Cloud
+from tests.flows.blobs import Blobs, Cloud
 from tests.flows.helpers import write_toml
 from tests.flows.small_texts import Texts
 
@@ -45,6 +45,17 @@ def test_what_is_wrong_stands_in_its_line_before_a_cycle_spends_anything(
     for part in parts:
         assert part in wrong.text
     with pytest.raises(BadInput, match=r"^[^\n]+$"):
+        require(config)
+
+
+def test_what_is_asked_after_the_training_is_asked_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(write_toml(tmp_path, "tests.flows.blobs:Blobs"))
+    monkeypatch.setattr(Blobs, "inputs", lambda self, batch: batch[0][None], raising=False)
+    with pytest.raises(BadInput, match=r"inputs\(batch\) gave shape \[1, 32, 2\] for 32 points: give \[B, d\]"):
+        require(config)
+    monkeypatch.setattr(Blobs, "inputs", lambda self, batch: batch[0])
+    monkeypatch.setattr(Blobs, "for_folds", lambda self: (Blobs(fault="nan"), {}), raising=False)
+    with pytest.raises(BadInput, match="the loss of point 7 is not finite"):
         require(config)
 
 

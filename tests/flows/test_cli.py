@@ -42,6 +42,7 @@ def refused(done: Any, *parts: str) -> None:
         assert part in done.stderr
 
 
+TEXTS = {"data": "../texts/texts.jsonl", "model": "../texts/bert"}
 BAD_INPUT: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown key": ({"training": {"epoch": 3}}, ("training.epoch: unknown key", "epochs")),
     "budget of 0": ({"pruning": {"budget": 0}}, ("pruning.budget = 0", "greater than 0")),
@@ -52,12 +53,31 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "overlapping sets": ({"options": {"fault": "overlap"}}, ("train", "query")),
     "reduced loss": ({"options": {"fault": "reduced"}}, ("one loss per point", "reduction='none'")),
     "NaN loss": ({"options": {"fault": "nan"}}, ("the loss of point 7 is not finite",)),
+    "no column": (
+        {"entry": "text_classification", "options": TEXTS | {"text": "body"}},
+        ("texts.jsonl, line 1: no column 'body'", "'text', 'label'"),
+    ),
+    "no tokenizer": (
+        {"entry": "text_classification", "options": TEXTS | {"model": "../texts/mute"}},
+        ("mute has no tokenizer", "vocab.txt", "save_pretrained"),
+    ),
     "unknown block": ({"scoring": {"blocks": ["encoder.*"]}}, ("'encoder.*'", "hidden", "head")),
 }
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+def texts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Files of a workload of texts, as far as they are looked into before one of them is found to be wrong."""
+    folder = tmp_path_factory.mktemp("texts", numbered=False)
+    (folder / "texts.jsonl").write_text('{"text": "fine", "label": 1}\n{"text": "dull", "label": 0}\n')
+    for model, files in {"bert": ("vocab.txt",), "mute": ()}.items():
+        (folder / model).mkdir()
+        for file in ("config.json", "model.safetensors", *files):
+            (folder / model / file).write_text("")
+
+
+@pytest.fixture(scope="module")
+def outcomes(texts: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
     """What `tamis run` did with each bad input; two at a time, since each imports torch."""
 
     def attempt(name: str) -> tuple[Path, Any]:

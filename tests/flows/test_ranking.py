@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -175,6 +176,18 @@ def test_movielens_is_read_with_its_titles(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.ids == ["1:31", "2:5"]
     assert [found.items[item] for _, item in found.pairs.tolist()] == ["Heat", "5"]
     ranking._movielens.cache_clear()
+
+
+def test_the_shipped_toml_reads_the_ratings_of_the_package() -> None:
+    workload: Any = load_workload(load(Path(__file__).parents[2] / "deploy" / "ranking" / "tamis.toml"))
+    found = ranking._movielens()
+    assert (len(found.ids), len(found.users), len(found.items)) == (100_004, 671, 9_066)
+    points, truth = workload.points(), workload.truth()
+    assert [len(part) for part in (points, workload.queries(), workload.holdout())] == [10_000, 500, 5000]
+    assert sum(truth[id_] != label for id_, label in zip(points.ids, points.labels)) == 1000
+    tables = {name: tuple(table.shape) for name, table in workload.model().named_parameters() if "tower" not in name}
+    assert tables == {"users.weight": (671, 16), "items.weight": (9_066, 16)}
+    assert workload.describe("1:31") == "user 1 gave Dangerous Minds 2.5"
 
 
 def test_what_is_held_of_a_point_does_not_grow_with_the_catalogue(file: Path) -> None:

@@ -214,24 +214,6 @@ def test_a_recipe_for_folds_is_checked_as_the_cycles_own_is(tmp_path: Path, bert
         for_folds(workload, TrainingConfig())
 
 
-@pytest.mark.parametrize("kind", ["ModernBert", "DebertaV2"])
-def test_an_encoder_that_cannot_be_entered_at_a_layer_is_refused_in_one_line(kind: str) -> None:
-    import transformers
-
-    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    special = {f"{name}_token_id": place for place, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
-    config = getattr(transformers, f"{kind}Config")(
-        **sizes, **special, num_hidden_layers=2, relative_attention=True, pos_att_type="c2p|p2c"
-    )
-    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
-    batch = {"input_ids": torch.arange(5, 11).view(2, 3), "attention_mask": torch.ones(2, 3, dtype=torch.int64)}
-    with pytest.raises(
-        BadInput, match=r"cannot be entered at layer 1 \(AttributeError: .*; leave the option out"
-    ) as one:
-        frozen_module._check_cut(model, 1, batch)
-    assert "\n" not in str(one.value)
-
-
 def test_a_folder_saved_in_bfloat16_is_loaded_in_float32(tmp_path: Path, bert: Path) -> None:
     saved = load_model("AutoModel", bert)
     assert saved.to(torch.bfloat16).dtype == torch.bfloat16

@@ -1,5 +1,6 @@
 """Sets of texts are drawn so that they stay, made once, and refused in one line before anything runs."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from flows.errors import BadInput
 from flows.workload import Batches, collate_of, load_workload
 from flows.workloads.text import prepared as prepared_module
 from flows.workloads.text.classification import TextClassification
+from flows.workloads.text.library import load_model
 from flows.workloads.text.places import file_of, model_folder
+from tests.flows.encoders import save_classifier
 from tests.flows.helpers import write_toml
 from tests.flows.texts import LENGTH, POSITIONS, save_bert, sentences, texts_of, write_rows
 
@@ -122,6 +125,43 @@ def test_a_text_over_the_limit_is_refused_with_the_count_or_cut_when_asked(tmp_p
     assert max(len(points[row]["input_ids"]) for row in range(len(points))) == 5
     with pytest.raises(BadInput, match=rf"max_length = 99: the model of .* takes at most {POSITIONS} tokens"):
         texts_of(tmp_path, bert, ROWS, max_length=99)
+
+
+@pytest.mark.parametrize(("kind", "takes"), [("GPT2", 24), ("DistilBert", 24), ("Roberta", 23), ("MPNet", 22)])
+def test_a_text_may_be_as_long_as_the_model_has_places_for_and_no_longer(tmp_path: Path, kind: str, takes: int) -> None:
+    model = save_classifier(tmp_path / kind, kind, positions=24)
+    whole = load_model("AutoModelForSequenceClassification", model)
+    whole(input_ids=torch.full((1, takes), 7))
+    with pytest.raises((IndexError, RuntimeError)):
+        whole(input_ids=torch.full((1, takes + 1), 7))
+    texts_of(tmp_path, model, ROWS, max_length=takes)
+    with pytest.raises(BadInput, match=rf"max_length = {takes + 1}: .*{kind} takes at most {takes} tokens$"):
+        texts_of(tmp_path, model, ROWS, max_length=takes + 1)
+
+
+def test_what_was_tokenised_for_a_model_does_not_let_a_shorter_one_past_the_check(tmp_path: Path) -> None:
+    long, short = (save_classifier(tmp_path / kind, kind, places) for kind, places in [("GPT2", 24), ("Bert", 12)])
+    first = texts_of(tmp_path, long, ROWS)
+    with pytest.raises(BadInput, match=r"max_length = 16: the model of .*Bert takes at most 12 tokens"):
+        texts_of(tmp_path, short, ROWS)
+    other = texts_of(tmp_path, save_classifier(tmp_path / "Roberta", "Roberta"), ROWS)
+    assert ids_of(other) == ids_of(first), "the sets are those of the tokens"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "bert", "hidden_size": "x"}', "config.json cannot be read: .*hidden_size"),
+        ('{"model_type": "bert", "num_attention_heads": 5}', "config.json is of no model: .*hidden size"),
+        ("{", "config.json cannot be read: "),
+    ],
+)
+def test_a_damaged_configuration_is_refused_in_one_line(tmp_path: Path, bert: Path, config: str, said: str) -> None:
+    model = shutil.copytree(bert, tmp_path / "bert")
+    (model / "config.json").write_text(config)
+    with pytest.raises(BadInput, match=said) as refused:
+        texts_of(tmp_path, model, ROWS)
+    assert "\n" not in str(refused.value)
 
 
 def test_ids_of_two_types_in_two_files_are_refused(tmp_path: Path, bert: Path) -> None:

@@ -17,9 +17,11 @@ from influence import (
     InfluenceError,
     NotPerPoint,
     available,
+    body,
     by_name,
     by_type,
     features,
+    large_output,
     layouts,
     materialise,
     move,
@@ -241,8 +243,10 @@ def test_lora_adapters_are_blocks_by_name_and_exact() -> None:
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
 
 
-def writer(vocabulary: int = TOKENS) -> nn.Module:
-    config = transformers.GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+def writer(vocabulary: int = TOKENS, tied: bool = True) -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_positions=16, n_embd=8, n_layer=1, n_head=2, tie_word_embeddings=tied
+    )
     return randomised(transformers.GPT2LMHeadModel(config))
 
 
@@ -271,5 +275,32 @@ def test_a_shared_weight_that_is_no_such_pair_or_too_large_is_refused() -> None:
     config = transformers.BertConfig(vocab_size=TOKENS, num_labels=3, **SMALL)
     with pytest.raises(InfluenceError, match=r"shares a weight \(bert.*, and only a table and a linear layer wi"):
         select(transformers.BertForMaskedLM(config), by_name("*word_embeddings"))
-    with pytest.raises(InfluenceError, match=r"\(transformer.wte.weight, lm_head.weight\) of 5000 rows: at most 4096"):
+    said = (
+        r'weight \(transformer.wte.weight, lm_head.weight\) of 5000 rows: at most 4096 .* as \["transformer.h.0.\*"\]$'
+    )
+    with pytest.raises(InfluenceError, match=said):
         select(writer(5000), features)
+    named = [block.name for block in select(writer(5000), by_name("transformer.h.0.*"))]
+    assert {block.name for block in select(writer(5000), body)} < set(named)
+
+
+def test_a_large_output_layer_is_no_part_of_the_body_and_a_small_one_is() -> None:
+    inner = {f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
+    for tied in (True, False):
+        model = writer(5000, tied)
+        output = large_output(available(model))
+        assert output is not None
+        assert output.name == "lm_head"
+        assert {block.name for block in body(available(model))} == inner
+        assert {block.name for block in features(available(model))} == inner | {"lm_head"}
+    assert {block.name for block in body(available(writer()))} == inner | {"lm_head"}
+    assert large_output(available(bert())) is None
+
+
+def test_a_shared_weight_beside_the_other_layers_is_told_apart_by_their_names() -> None:
+    table, head = nn.Embedding(5000, 4), nn.Linear(4, 5000, bias=False)
+    head.weight = table.weight
+    model = nn.ModuleDict({"one": nn.ModuleDict({"words": table, "up": nn.Linear(4, 4), "down": nn.Linear(4, 4)})})
+    model["head"] = head
+    with pytest.raises(InfluenceError, match=r'select others, as \["one.up", "one.down"\]$'):
+        select(model)

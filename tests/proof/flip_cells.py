@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from flows.asking import inputs_of
 from flows.ranks.folds import OutOfFold
@@ -117,6 +119,14 @@ class Flips:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A model on clean test images, mean over the ends of its last epochs; the loss in nats."""
+
+    accuracy: float
+    loss: float
+
+
 class Images(FashionMnist):
     """Fashion-MNIST with a CNN of two strided convolutions, which trains in seconds, in place of the pooled one."""
 
@@ -187,18 +197,22 @@ class Bench:
         signals = {"out-of-fold": -rounds[0][rows, labels], "kNN": -votes[rows, labels], "suspicion": found.score}
         return signals, found.noise_rate
 
-    def accuracy(self, removed: Tensor) -> float:
-        """On clean test images without these points, mean over retrainings and the last epochs; same steps for all."""
-        outcomes: list[float] = []
-
-        def judge(model: nn.Module) -> None:
-            outcomes.append((self._logits(model, self._test).argmax(1) == self._test.labels).double().mean().item())
-
-        steps = self._steps()
+    def without(self, removed: Tensor) -> list[Judged]:
+        """What each retraining without these points gives; same steps for all."""
+        steps, labels = self._steps(), self._test.labels
         ends = {steps - epoch * steps // self._training.epochs for epoch in range(LAST)}
+        found = []
         for retraining in range(self._retrainings):
+            outcomes: list[Judged] = []
+
+            def judge(model: nn.Module, outcomes: list[Judged] = outcomes) -> None:
+                logits = self._logits(model, self._test)
+                right = (logits.argmax(1) == labels).double().mean().item()
+                outcomes.append(Judged(right, cross_entropy(logits, labels).item()))
+
             self._train(~removed, 100 * (self._training.seed + 1) + retraining, ends, judge)
-        return sum(outcomes) / len(outcomes)
+            found.append(Judged(mean(one.accuracy for one in outcomes), mean(one.loss for one in outcomes)))
+        return found
 
     def _steps(self) -> int:
         return steps_for(self._training, len(self._points))
@@ -223,9 +237,7 @@ def measure(setting: Setting, seed: int) -> Flips:
     bench = Bench(setting, seed)
     signals, fitted = bench.single()
     ours, noise_rate = bench.suspicion()
-    size = round(noise_rate * len(bench.wrong))
-    pruned = torch.zeros_like(bench.wrong)
-    pruned[ours["suspicion"].argsort(descending=True, stable=True)[:size]] = True
+    pruned = first(ours["suspicion"], noise_rate)
     removed = {"nothing": torch.zeros_like(pruned), "suspicion": pruned, "the truth": bench.wrong}
     return Flips(
         recipe=setting.recipe.name,
@@ -238,10 +250,17 @@ def measure(setting: Setting, seed: int) -> Flips:
         true_rate=bench.wrong.double().mean().item(),
         noise_rate=noise_rate,
         precision=bench.wrong[pruned].double().mean().item(),
-        accuracy={name: bench.accuracy(gone) for name, gone in removed.items()},
+        accuracy={name: mean(one.accuracy for one in bench.without(gone)) for name, gone in removed.items()},
         fitted=fitted,
         seconds=time.process_time() - started,
     )
+
+
+def first(score: Tensor, share: float) -> Tensor:
+    """This share of the points, the highest scores, bool `[n]`."""
+    chosen = torch.zeros(len(score), dtype=torch.bool)
+    chosen[score.argsort(descending=True, stable=True)[: round(share * len(score))]] = True
+    return chosen
 
 
 def to_json(cell: Flips) -> str:

@@ -20,6 +20,7 @@ from statistics import mean, stdev
 
 import torch
 
+from tests.proof import flip_parts
 from tests.proof.flip_cells import RECIPES, SETTINGS, Flips, Recipe, Setting, from_json, measure, to_json
 from tests.proof.intervals import T95
 from tests.proof.run import ROOT
@@ -46,7 +47,7 @@ def main() -> None:
         for job in jobs:
             job.result()
     cells = [from_json(path.read_text()) for path in sorted(arguments.cells.glob("*.json"))]
-    text = page(cells)
+    text = page(cells, flip_parts.kept(flip_parts.CELLS))
     (ROOT / "docs" / "flips.md").write_text(text)
     print(text)
 
@@ -66,8 +67,13 @@ def _cell(setting: Setting, seed: int, folder: Path) -> None:
     print(f"{cell.recipe}, {cell.noise}, seed {seed}: {cell.seconds:.0f} s of CPU", flush=True)
 
 
-def page(cells: Sequence[Flips]) -> str:
-    """The Markdown page."""
+def page(cells: Sequence[Flips], parts: Sequence[flip_parts.Parts] = ()) -> str:
+    """The Markdown page.
+
+    Args:
+        cells: Of every setting.
+        parts: What pruning misses on the converged CNN.
+    """
     lines = [
         "# Proof on flipped labels",
         "",
@@ -85,7 +91,7 @@ def page(cells: Sequence[Flips]) -> str:
     for recipe in RECIPES:
         if ours := [cell for cell in cells if cell.recipe == recipe.name]:
             lines += _section(recipe, ours)
-    return "\n".join(lines)
+    return "\n".join([*lines, *flip_parts.section(parts)])
 
 
 def _verdicts(cells: Sequence[Flips]) -> list[str]:

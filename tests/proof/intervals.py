@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from statistics import mean, stdev
 
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+T95 = dict(enumerate((12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14), start=2))
 
 
 def interval(values: Iterable[float | None], form: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flows.errors import BadInput
-from flows.workloads.text.library import load_model
+from flows.workloads.text.library import faults, load_model
 
 Head: TypeAlias = Literal["model", "mean"]
 
@@ -57,13 +57,18 @@ def mean_of(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def build(folder: Path, head: Head, classes: int, padding: int) -> nn.Module:
-    """A classifier of a folder's weights; what they lack is drawn from torch's global seed."""
+    """A classifier of a folder's weights; what they lack is drawn from torch's global seed.
+
+    Raises:
+        BadInput: They are of no such model, or of one with another number of classes.
+    """
     if head == "mean":
-        encoder = load_model("AutoModel", folder)
+        encoder = _reading(load_model("AutoModel", folder))
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # BERT's, which the mean has no use for
         return MeanClassifier(encoder, classes).train()
-    model = load_model("AutoModelForSequenceClassification", folder, num_labels=classes)
+    remedy = f"name all labels of its head by labels = [...], not {classes}, or leave it aside by head = 'mean'"
+    model = load_model("AutoModelForSequenceClassification", folder, remedy, num_labels=classes)
     model.config.pad_token_id = padding
     found: nn.Module = model.train()
     return found
@@ -85,6 +90,29 @@ def head_of(model: nn.Module) -> list[str]:
     """Names of the modules beside the base that have parameters."""
     base = base_of(model)
     return [name for name, one in model.named_children() if one is not base and any(True for _ in one.parameters())]
+
+
+def hidden_of(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
+    """What a classifier's encoder makes of texts: its last hidden states `[B, T, H]`.
+
+    Raises:
+        BadInput: It makes none.
+    """
+    encoder = model.encoder if isinstance(model, MeanClassifier) else _reading(base_of(model))
+    try:
+        with torch.no_grad():
+            hidden: Tensor = encoder(**given).last_hidden_state
+    except faults() as error:  # as its code has it
+        raise BadInput(
+            f"{type(model).__name__} gives no hidden states of a text, which neighbours and out-of-fold models need "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): take another model"
+        ) from error
+    return hidden
+
+
+def _reading(base: Any) -> Any:
+    """Of a model that reads and writes, the part that reads."""
+    return base.get_encoder() if base.config.is_encoder_decoder else base
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:

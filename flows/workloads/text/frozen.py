@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from flows.errors import BadInput
 from flows.launch import Progress
 from flows.progress import Lines
-from flows.workloads.text.encoder import base_of, cut, entering, frozen_layers, logits_of, mean_of
+from flows.workloads.text.encoder import base_of, cut, entering, frozen_layers, hidden_of, logits_of, mean_of
 from flows.workloads.text.tokens import Batch, Tokens, keys_of
 from storage.errors import StorageError
 from storage.files import atomic_folder, sha256_file, sha256_json
@@ -150,8 +150,7 @@ def _write(whole: nn.Module, trained: int | None, tokens: Tokens, order: Order, 
         show(Progress("running the frozen layers", int(places[0]), len(order.rows)))
         batch = tokens.padded(order.rows[places])
         if kept is None:
-            with torch.no_grad():
-                last = base_of(whole)(**batch).last_hidden_state
+            last = hidden_of(whole, batch)
         else:
             enters, last = entering(whole, frozen, batch)
             here = slice(int(order.starts[places[0]]), int(order.starts[places[-1] + 1]))

@@ -8,6 +8,8 @@ from typing import Any
 
 from flows.errors import BadInput
 
+FAULTS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError, AssertionError, OSError)
+"""Of transformers where a configuration or a folder is not right, besides those of huggingface_hub."""
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 """Files one of which a tokenizer has; without any, transformers makes an empty one and does not say so."""
 
@@ -28,6 +30,12 @@ def library(name: str = "transformers") -> Any:
         module.utils.logging.set_verbosity_error()
         module.utils.logging.disable_progress_bar()
     return module
+
+
+def faults() -> tuple[type[Exception], ...]:
+    """What transformers raises where a configuration or a folder is not right."""
+    strict = getattr(library("huggingface_hub.errors"), "StrictDataclassError", None)  # older ones check no field
+    return FAULTS if strict is None else (*FAULTS, strict)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -60,20 +68,66 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_model(kind: str, folder: Path, **settings: Any) -> Any:
-    """A model of a folder, newly initialised where its file holds nothing; by one of transformers' Auto classes.
+def load_config(folder: Path) -> Any:
+    """The configuration of a model's folder.
 
     Raises:
-        BadInput: Its files are damaged, or of no model of that kind.
+        BadInput: It cannot be read.
+    """
+    try:
+        return library().AutoConfig.from_pretrained(folder, local_files_only=True)
+    except faults() as error:
+        raise BadInput(f"{folder}: its config.json cannot be read: {_line(error)}") from error
+
+
+def most_tokens(folder: Path) -> int | None:
+    """How long a text may be that a folder's model takes; None where its configuration does not say.
+
+    Raises:
+        BadInput: Its configuration is of no model.
+    """
+    config, name = load_config(folder), "max_position_embeddings"
+    said = config.to_dict().get(config.attribute_map.get(name, name))  # GPT-2's is n_positions
+    if not isinstance(said, int):
+        return None
+    torch = library("torch")
+    try:
+        with torch.device("meta"):  # no weights
+            modules = dict(library().AutoModel.from_config(config).named_modules())
+    except faults() as error:
+        raise BadInput(f"{folder}: its config.json is of no model: {_line(error)}") from error
+    tables = [one for name, one in modules.items() if "position" in name and isinstance(one, torch.nn.Embedding)]
+    padding = [one.padding_idx for one in tables if one.padding_idx is not None]
+    return said - 1 - max(padding, default=-1)  # RoBERTa counts the places of a text from behind that of padding
+
+
+def load_model(kind: str, folder: Path, remedy: str = "save it anew", **settings: Any) -> Any:
+    """A model of a folder, newly initialised where its file holds nothing; by one of transformers' Auto classes.
+
+    Args:
+        kind: The class.
+        folder: That save_pretrained wrote.
+        remedy: What to do where the weights are of another shape.
+        settings: Of the model.
+
+    Raises:
+        BadInput: Its files are damaged, or of no such model.
     """
     transformers = library()
     try:
         # eager: the probe takes forward derivatives, which torch's fused attention has none of
         # float32: a folder is otherwise loaded as it was saved, and scores in bfloat16 are noise
         how = {"attn_implementation": "eager", "dtype": library("torch").float32, **settings}
-        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True, **how)
+        how |= {"local_files_only": True, "use_safetensors": True}
+        model, found = getattr(transformers, kind).from_pretrained(
+            folder, ignore_mismatched_sizes=True, output_loading_info=True, **how
+        )
     except (OSError, ValueError, RuntimeError, library("safetensors").SafetensorError) as error:
         raise BadInput(f"{folder}: no {kind} can be made of it: {_line(error)}") from error
+    if found["mismatched_keys"]:
+        name, saved, wanted = min(found["mismatched_keys"])
+        raise BadInput(f"{folder}: {name} is {list(saved)} in its file, and should be {list(wanted)}: {remedy}")
+    return model
 
 
 def _line(error: Exception) -> str:

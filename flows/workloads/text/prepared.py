@@ -61,7 +61,7 @@ class Spec:
         files: By set; query and holdout set may have none.
         columns: Of every file.
         labels: Names of the classes in the order of their numbers, where they are given.
-        model: Folder of the tokenizer.
+        model: Its folder.
         max_length: Most tokens of a text.
         too_long: What becomes of a text with more.
         shares: Of the data that a set without a file gets, by set.
@@ -84,11 +84,16 @@ class Spec:
                 "files": {name: sha256_file(file) for name, file in self.files.items() if file.is_file()},
                 "columns": asdict(self.columns),
                 "labels": list(self.labels),
-                "tokenizer": {file.name: sha256_file(file) for file in tokenizer_files(self.model)},
+                "model": {file.name: sha256_file(file) for file in self._of_the_model},
                 "tokens": [self.max_length, self.too_long],
                 "shares": dict(self.shares),
             }
         )
+
+    @property
+    def _of_the_model(self) -> list[Path]:
+        """What its texts depend on: the tokenizer, and by the configuration how long they may be."""
+        return [*tokenizer_files(self.model), self.model / "config.json"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flows.errors import BadInput
-from flows.workloads.text.library import load_tokenizer
+from flows.workloads.text.library import load_tokenizer, most_tokens
 
 TooLong: TypeAlias = Literal["refuse", "truncate"]
 Batch: TypeAlias = dict[str, Tensor]
+NO_LIMIT = int(1e30)  # what transformers says of a tokenizer that has none
 MULTIPLIER = -0x61C8864680B583EB  # 2^64 / golden ratio: far apart positions get unrelated factors
 
 
@@ -80,24 +80,26 @@ def tokenized(
     Args:
         texts: Not empty.
         places: How a message names each.
-        folder: Of the tokenizer.
+        folder: Of the model and its tokenizer.
         max_length: Most tokens, with those that the tokenizer adds.
         too_long: What becomes of a text with more.
 
     Raises:
         BadInput: Texts are too long, or the model takes fewer tokens.
     """
+    known = most_tokens(folder)  # first: a tokenizer, too, is found by the model's configuration
     tokenizer = load_tokenizer(folder)
-    limit = _limit(folder, tokenizer.model_max_length)
+    limit = min(tokenizer.model_max_length, known or NO_LIMIT)
     if max_length > limit:
         raise BadInput(f"max_length = {max_length}: the model of {folder} takes at most {limit} tokens")
     found = tokenizer(list(texts))["input_ids"]
     longer = [index for index, row in enumerate(found) if len(row) > max_length]
     if longer and too_long == "refuse":
         longest = max(longer, key=lambda index: len(found[index]))
+        takes = f" (this model takes {limit})" if limit < NO_LIMIT else ""
         raise BadInput(
             f"{len(longer):,} of {len(found):,} texts have more than max_length = {max_length} tokens (the longest: "
-            f"{len(found[longest]):,}, {places[longest]}): raise max_length (this model takes {limit}), shorten them, "
+            f"{len(found[longest]):,}, {places[longest]}): raise max_length{takes}, shorten them, "
             "or set too_long = 'truncate'"
         )
     if longer:
@@ -105,9 +107,3 @@ def tokenized(
         for index, row in zip(longer, cut):
             found[index] = row
     return [np.asarray(row, dtype=np.int64) for row in found], int(tokenizer.pad_token_id)
-
-
-def _limit(folder: Path, said: int) -> int:
-    """Of the tokenizer, or of the model's table of positions where that says less."""
-    positions = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    return min(said, positions) if isinstance(positions, int) else said
