@@ -35,6 +35,7 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "ranks": (OWN, ("tests.benchmarks.ranks", "ranks")),
     "points": (OWN, ("tests.benchmarks.ranks", "points")),
     "memory": (OWN, ("tests.benchmarks.memory",)),
+    "tables": (OWN, ("tests.benchmarks.tables",)),
     "view": (OWN, ("tests.benchmarks.view",)),
     "kronfluence-mlp": (PEERS, ("tests.benchmarks.against", "mlp")),
     "kronfluence-cnn": (PEERS, ("tests.benchmarks.against", "cnn")),
@@ -44,7 +45,20 @@ PARTS: dict[str, tuple[Path, tuple[str, ...]]] = {  # interpreter, module and it
     "selection": (OWN, ("tests.benchmarks.selection",)),
     "help": (OWN, ()),
 }
-BENCHES = ("against", "convex", "floor", "jobs", "memory", "models", "peak", "peers", "ranks", "ratios", "setups")
+BENCHES = (
+    "against",
+    "convex",
+    "floor",
+    "jobs",
+    "memory",
+    "models",
+    "peak",
+    "peers",
+    "ranks",
+    "ratios",
+    "setups",
+    "tables",
+)
 SELECTING = ("budgets", "policy_sql", "proposals", "score_sql", "selection")
 VIEWING = ("dataset_digest", "exports", "views")
 MEASURED = (
