@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 
@@ -122,7 +122,7 @@ def _compared(title: str, ours: Sequence[Compared]) -> list[str]:
     size, first = ours[0].size, ours[0]
     adapters = ""
     if ADAPTED in first.training:
-        taken = interval((one.training[ADAPTED] for one in ours), ".0f")
+        taken = f"{median(one.training[ADAPTED] for one in ours):.0f}"
         adapters = (
             f" LoRA: adapters of rank {RANK} at queries and values and the head, trained alone at {FASTER} times the "
             f"learning rate, in {taken} s."
@@ -135,7 +135,7 @@ def _compared(title: str, ours: Sequence[Compared]) -> list[str]:
         f"all of these (the mean over {size.fitted} texts, EK-FAC's too), of {ASKED} texts x {SINGLES} queries / of "
         f"their influence on the mean of all queries. EK-FAC at the last checkpoint, damping = weight decay.{adapters}",
         f"*Cost*: CPU of EK-FAC for all texts, beside that of the head. One training takes "
-        f"{interval((one.training[PLAIN] for one in ours), '.0f')} s, exact Gauss-Newton of those {ASKED} texts "
+        f"{median(one.training[PLAIN] for one in ours):.0f} s (the median), exact Gauss-Newton of those {ASKED} texts "
         f"{interval((one.exact for one in ours), '.0f')} s. *Accuracy* on {size.judged:,} holdout texts without the "
         f"points that a way calls most harmful, as many as are wrong; {size.turns} retraining{'s' * (size.turns > 1)} "
         "of each set.",
