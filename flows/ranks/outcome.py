@@ -74,11 +74,8 @@ class Outcome:
         first = start + self._rank.index * self._batch
         mine = self._places[first : first + self._batch]
         batch = moved(self._batches.take(self._rows[mine if len(mine) else self._places[-1:]]), self._rank.device)
-        logits, labels = (
-            self._task.logits(model, batch),
-            self._task.labels(batch),
-        )  # `check` compared the loss
-        if len(mine):
+        logits, labels = self._task.logits(model, batch), self._task.labels(batch)
+        if len(mine):  # the loss is their cross-entropy, which `check` and scoring hold the workload to
             outcome[0, mine] = point_losses(logits, labels).double().cpu()
             outcome[1, mine] = (logits.argmax(1) == labels).double().cpu() if has_classes(self._workload) else torch.nan
 

@@ -2,7 +2,8 @@
 
 Two things are wrong with what suspicion removes: flips stay, and clean points go. Each is put right alone and together
 with the other (a 2 x 2 factorial design), and a part is its mean effect over both states of the other: the parts add up
-to what is missing, and every retraining speaks for both. A cell, a rate with a seed, is a file in docs/flips/.
+to what is missing, and every retraining speaks for both. A cell, a rate with a seed, is a file in docs/flips/, measured
+again where it was deleted. The section of docs/flips.md is written anew from those that are there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from statistics import mean
 
@@ -23,6 +25,8 @@ from tests.proof.flip_cells import SETTINGS, Bench, Judged, first
 from tests.proof.intervals import interval
 
 CELLS = Path(__file__).parents[2] / "docs" / "flips"
+PAGE = CELLS.with_suffix(".md")
+TITLE = "## What pruning misses on the converged CNN"
 SETTING = {s.rate: s for s in SETTINGS if s.recipe.name == "CNN, converged" and s.corruption == "flips"}
 NOTHING, ESTIMATE, FOUND, EXTRA, TRUTH, SURE = "nothing", "estimate", "found", "extra", "truth", "sure"
 RETRAININGS = 5  # the parts are small beside what one retraining differs from another
@@ -45,12 +49,14 @@ class Parts:
     Attributes:
         sizes: Points removed.
         outcomes: Of each retraining, in the order of their seeds.
+        measured: When, and what was done otherwise than here.
     """
 
     rate: float
     seed: int
     sizes: Mapping[str, int]
     outcomes: Mapping[str, Sequence[Judged]]
+    measured: str
 
     def values(self, arm: str, value: Value) -> list[float]:
         """Of each retraining."""
@@ -66,7 +72,7 @@ class Parts:
 
 
 def main() -> None:
-    """Measure what is missing of the first so many seeds."""
+    """Measure what is missing of the first so many seeds, and write the section anew."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     torch.set_num_threads(1)
@@ -77,6 +83,8 @@ def main() -> None:
                 started = time.process_time()
                 atomic_write_text(path, json.dumps(asdict(measure(rate, seed)), indent=1))
                 print(f"{rate:.0%}, seed {seed}: {time.process_time() - started:.0f} s of CPU", flush=True)
+    whole = PAGE.read_text().partition(TITLE)[0]
+    atomic_write_text(PAGE, whole + "\n".join(section(kept(CELLS))))
 
 
 def measure(rate: float, seed: int) -> Parts:
@@ -87,7 +95,7 @@ def measure(rate: float, seed: int) -> Parts:
     removed = arms(signals["suspicion"], noise_rate, bench.wrong)
     sizes = {arm: int(gone.sum()) for arm, gone in removed.items()}
     outcomes = {arm: bench.without(gone) for arm, gone in removed.items()}
-    return Parts(rate, seed, sizes, outcomes)
+    return Parts(rate, seed, sizes, outcomes, date.today().isoformat())
 
 
 def arms(score: Tensor, noise_rate: float, wrong: Tensor) -> dict[str, Tensor]:
@@ -119,10 +127,11 @@ def section(cells: Sequence[Parts]) -> list[str]:
         return []
     by_rate = [[cell for cell in cells if cell.rate == rate] for rate in sorted({cell.rate for cell in cells})]
     lines = [
-        "## What pruning misses on the converged CNN",
+        TITLE,
         "",
         "`make proof-flip-parts`: uniform flips. Points; accuracy; loss in nats; in brackets the share of the oracle's "
-        "gain in either. Mean ± half of the 95 % t interval over the retrainings of all seeds.",
+        "gain in either. Mean ± half of the 95 % t interval over the retrainings of all seeds. Measured "
+        f"{'; '.join(sorted({cell.measured for cell in cells}))}.",
         "",
         "| removed | " + " | ".join(map(_title, by_rate)) + " |",
         "|---" * (len(by_rate) + 1) + "|",

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.proof import flip_parts
 from tests.proof.flip_cells import Judged
 from tests.proof.flip_parts import ESTIMATE, EXTRA, FOUND, NOTHING, SURE, TRUTH, Parts, arms, kept, section
 
 ACCURACY = {NOTHING: 0.80, ESTIMATE: 0.81, SURE: 0.82, FOUND: 0.83, EXTRA: 0.82, TRUTH: 0.85}
 SIZES = {NOTHING: 0, ESTIMATE: 110, SURE: 80, FOUND: 90, EXTRA: 120, TRUTH: 100}
-CELL = Parts(0.1, 0, SIZES, {arm: [Judged(value, 2 - value)] for arm, value in ACCURACY.items()})
+CELL = Parts(0.1, 0, SIZES, {arm: [Judged(value, 2 - value)] for arm, value in ACCURACY.items()}, "2026-11-23")
 
 
 def test_the_parts_are_mean_effects_and_add_up_to_what_is_missing() -> None:
@@ -43,3 +44,16 @@ def test_a_cell_survives_its_file_and_the_page_says_what_it_holds(tmp_path: Path
 
 def test_without_cells_there_is_no_section() -> None:
     assert section([]) == []
+
+
+def test_the_section_alone_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"CELLS": tmp_path / "flips", "PAGE": tmp_path / "flips.md"}.items():
+        monkeypatch.setattr(flip_parts, name, value)
+    monkeypatch.setattr("sys.argv", ["flip_parts", "--seeds", "0"])
+    (tmp_path / "flips").mkdir()
+    (tmp_path / "flips" / "0.1-0.json").write_text(json.dumps(asdict(CELL)))
+    (tmp_path / "flips.md").write_text(f"# Proof\n\nkept\n\n{flip_parts.TITLE}\n\nof other cells\n")
+    flip_parts.main()
+    text = (tmp_path / "flips.md").read_text()
+    assert text == "# Proof\n\nkept\n\n" + "\n".join(section([CELL]))
+    assert "Measured 2026-11-23." in text

@@ -86,11 +86,12 @@ def most_tokens(folder: Path) -> int | None:
     Raises:
         BadInput: Its configuration is of no model.
     """
+    import torch
+
     config, name = load_config(folder), "max_position_embeddings"
     said = config.to_dict().get(config.attribute_map.get(name, name))  # GPT-2's is n_positions
     if not isinstance(said, int):
         return None
-    torch = library("torch")
     try:
         with torch.device("meta"):  # no weights
             modules = dict(library().AutoModel.from_config(config).named_modules())
