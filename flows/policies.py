@@ -34,19 +34,19 @@ def rules_of(pruning: PruningConfig) -> tuple[Rule, ...]:
 
 
 def _harmful(pruning: PruningConfig) -> Rule:
-    return _by_influence("harmful", pruning)
+    return _by_influence("harmful", pruning.harmful_q, pruning.agreement)
 
 
 def _memorized(pruning: PruningConfig) -> Rule:
-    return _by_influence("memorized", pruning)
+    return _by_influence("memorized", pruning.q, pruning.agreement)
 
 
-def _by_influence(policy: str, pruning: PruningConfig) -> Rule:
-    parameters: dict[str, JSON] = {"q": pruning.q}
-    if not pruning.agreement:
-        return _discovery(policy, pruning.q, parameters)
-    also = (Condition("agreement", ">=", pruning.agreement),)
-    return _discovery(policy, pruning.q, parameters | {"agreement": pruning.agreement}, also)
+def _by_influence(policy: str, q: float, agreement: float) -> Rule:
+    parameters: dict[str, JSON] = {"q": q}
+    if not agreement:
+        return _discovery(policy, q, parameters)
+    also = (Condition("agreement", ">=", agreement),)
+    return _discovery(policy, q, parameters | {"agreement": agreement}, also)
 
 
 def _mislabeled(pruning: PruningConfig) -> Rule:

@@ -168,17 +168,17 @@ class Scoring:
     ) -> dict[str, Tensor]:
         """What the policies read, by column, with the two signals that the suspicion is made of."""
         influences = Influences(scores.influence, scores.influence_se, scores.own.self_influence)
-        in_train, q = self._points.in_train, self._plan.config.pruning.q
+        in_train, pruning = self._points.in_train, self._plan.config.pruning
         cells = [self._points.labels, self._points.groups]
-        harm = harmful(influences, reference, in_train, q)
-        suspected = suspicion_columns(found, in_train, q)
+        harm = harmful(influences, reference, in_train, pruning.harmful_q)
+        suspected = suspicion_columns(found, in_train, pruning.q)
         wrong = suspected.pop("mislabeled_q")
         return {
             **suspected,
             "harmful_p": harm.evidence,
             "harmful_q": harm.q_value,
             "mislabeled_q": wrong,
-            "memorized_q": memorized(influences, in_train, q).q_value,
+            "memorized_q": memorized(influences, in_train, pruning.q).q_value,
             "redundancy": redundancy(scores.own.self_influence, cells, in_train, self._points.keys, originals),
         }
 

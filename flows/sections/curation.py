@@ -18,7 +18,9 @@ class PruningConfig(Section):
 
     policies: tuple[Policy, ...] = ("harmful", "mislabeled")
     q: Rate = 0.2
-    """False-discovery rate of each of harmful, mislabeled and memorized."""
+    """False-discovery rate of mislabeled and of memorized."""
+    harmful_q: Rate = 0.3
+    """The same of harmful: an error that repeats itself and stays costs more than a good point that goes."""
     agreement: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the checkpoints that must agree on the sign of the influence, for harmful and memorized; 0: any. Under
     `scoring.compression` each has a mask of its own."""

@@ -36,6 +36,7 @@ repeats = 1
 neighbours = 5
 [pruning]
 q = {q}
+harmful_q = {q}
 [review]
 mode = "auto"
 [guardrail]

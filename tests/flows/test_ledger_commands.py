@@ -67,7 +67,7 @@ def proposed(cycle: int, points: list[int], action: str, new_label: int | None =
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """Cycle 1 removes 0, 1 and 2; cycle 2 relabels 3; cycle 3 is open, without 2 in its data, and has scored."""
-    path = write_toml(tmp_path, pruning={"policies": ["harmful"], "protected": [4], "q": 0.45})
+    path = write_toml(tmp_path, pruning={"policies": ["harmful"], "protected": [4], "harmful_q": 0.45})
     config = load(path)
     ledger = ledger_of(config)
     ledger.path.parent.mkdir()
@@ -180,7 +180,7 @@ def test_why_knows_points_protected_by_a_file_or_a_group(tmp_path: Path) -> None
 
 def one_cycle(folder: Path, **pruning: Any) -> Path:
     """A cycle that has scored and proposed nothing; point 0 is of the group `clinic`."""
-    path = write_toml(folder, pruning={"policies": ["harmful"], "q": 0.45} | pruning)
+    path = write_toml(folder, pruning={"policies": ["harmful"], "harmful_q": 0.45} | pruning)
     config = load(path)
     ledger_of(config).path.parent.mkdir()
     ledger_of(config).open_cycle(1, "d", {}, {}, "int")

@@ -26,7 +26,9 @@ def command(*arguments: object) -> str:
 def test_a_lost_workspace_comes_back_from_a_copy_of_its_ledger_as_far_as_the_head_on_the_mlflow_run(here: Path) -> None:
     file, workspace = write_toml(here), here / "ws"
     assert turn(file).state == "promoted"
-    assert turn(write_toml(here, review={"mode": "manual"}, pruning={"q": 0.9, "budget": 0.3})).proposed
+    assert turn(
+        write_toml(here, review={"mode": "manual"}, pruning={"q": 0.9, "harmful_q": 0.9, "budget": 0.3})
+    ).proposed
     ledger = open_ledger(file)
     removed, state = ledger.removed_contents(), ledger.state(2)
     run = str(ledger.cycle(2).mlflow_run_id)
@@ -36,7 +38,9 @@ def test_a_lost_workspace_comes_back_from_a_copy_of_its_ledger_as_far_as_the_hea
     said = command("ledger", "snapshot", here / "elsewhere.duckdb", "--file", file)
     assert head in said
     shutil.rmtree(workspace)
-    file = write_toml(here, workspace="another disk", review={"mode": "manual"}, pruning={"q": 0.9, "budget": 0.3})
+    file = write_toml(
+        here, workspace="another disk", review={"mode": "manual"}, pruning={"q": 0.9, "harmful_q": 0.9, "budget": 0.3}
+    )
     config = load(file)
     command("ledger", "import", here / "elsewhere.duckdb", "--head", head, "--file", file)
 

@@ -179,7 +179,11 @@ def test_every_proposed_point_is_in_the_report_with_the_policies_that_named_it(
     assert {policy.name: policy.proposed for policy in data.policies} == {
         name: names.count(name) for name in summary.candidates
     }
-    assert all(policy.meaning and policy.parameters == "q = 0.2" for policy in data.policies)
+    assert all(policy.meaning for policy in data.policies)
+    assert {policy.name: policy.parameters for policy in data.policies} == {
+        "harmful": "q = 0.3",
+        "mislabeled": "q = 0.2",
+    }
     assert len(data.suspicious) == 20
     assert set(data.queries) <= {str(number) for number in range(10_000, 10_060)}
 

@@ -121,6 +121,7 @@ class Comparison:
         self._folder = config.workspace / "cycles" / "000001"
         self._scores = score_store.read(self._folder / "scores")
         self._wrong = self._planted()
+        self._q = {"harmful": config.pruning.harmful_q, "mislabeled": config.pruning.q}
 
     def _planted(self) -> Tensor:
         """What is truly wrong, in the order of the manifest."""
@@ -134,7 +135,7 @@ class Comparison:
         if bool(self._wrong.any()):
             ranked = {name: average_precision(self._column(column), self._wrong) for name, column in SIGNALS.items()}
         for policy in POLICIES:
-            found[f"{policy} alone"] = self._column(f"{policy}_q") <= self._config.pruning.q
+            found[f"{policy} alone"] = self._column(f"{policy}_q") <= self._q[policy]
         found["influence shuffled"] = self._shuffled("harmful", size)
         found["suspicion shuffled"] = self._shuffled("mislabeled", size)
         found["truth"] = self._wrong
@@ -149,9 +150,9 @@ class Comparison:
         Both rules treat points alike, so that q-values of shuffled signals are the shuffled q-values.
         """
         other = torch.randperm(len(self._points), generator=torch.Generator().manual_seed(self._config.training.seed))
-        q = {name: self._column(f"{name}_q") for name in POLICIES}
-        q[policy] = q[policy][other]
-        gone = torch.minimum(*q.values()) <= self._config.pruning.q
+        taken = {name: self._column(f"{name}_q") <= self._q[name] for name in POLICIES}
+        taken[policy] = taken[policy][other]
+        gone = torch.logical_or(*taken.values())
         return gone & (gone.cumsum(0) <= size)
 
     def _top(self, values: Tensor, size: int) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.proof.earn_cells import KINDS, POINTS, QUERIES, TEST, Earned, Q, Removed, kept
+from tests.proof.earn_cells import KINDS, POINTS, QUERIES, SHIPPED, TEST, Earned, Removed, kept
 from tests.proof.flips import digest
 from tests.proof.intervals import interval
 from tests.proof.run import ROOT
@@ -35,6 +35,7 @@ TROUBLE = {
     "points are of the other domain",
 }
 POLICIES = ("harmful", "mislabeled", "harmful and mislabeled")
+RATES = f"{SHIPPED.harmful_q} of harmful and {SHIPPED.q} of mislabeled"
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def page(cells: Mapping[str, Sequence[Earned]]) -> str:
         f"Fashion-MNIST, {POINTS:,} train points, {QUERIES} clean queries, {TEST:,} clean test images, the MLP and the "
         "recipe of least held-out loss of docs/lds.md; EK-FAC over four checkpoints, damping = weight decay; suspicion "
         f"of {FOLDS} folds; {RETRAINS} retrainings of every set, of about as many steps each.",
-        f"*Policies* remove what they choose at their own false-discovery rate, q = {Q}, budgets aside. *As many*: the "
+        f"*Policies* remove what they choose at their own false-discovery rate, {RATES}, budgets aside. *As many*: the "
         "points that a signal ranks first, as many as are wrong, which nobody knows in use. *Share*: of the oracle's "
         "gain in accuracy, by seed.",
         "",
@@ -133,7 +134,7 @@ def _clean(cells: Sequence[Earned]) -> list[str]:
     lines = [
         "## Nothing wrong: false alarms, and what may be left out",
         "",
-        f"False alarms at q = {Q}: {alarms}.",
+        f"False alarms at these rates: {alarms}.",
         "",
         f"Left out by least, accuracy less that with all points ({whole}), in points:",
         "",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flows.sections.curation import PruningConfig
 from flows.workloads.fashion_mnist import FashionMnist
 from influence import knn_votes, stratified_error, two_round
 from influence.discovery import Influences, harmful, mislabeled
@@ -24,7 +25,7 @@ from tests.proof.lds_models import CLASSES, accuracies, losses
 from tests.proof.use_cells import NEIGHBOURS, Sets, Signals, left_out, out_of_fold, retrained, signals_of, task_of
 
 POINTS, QUERIES, TEST = 2000, 500, 8000
-Q = 0.2  # as shipped
+SHIPPED = PruningConfig()
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "random": {"corruption": "flips", "rate": 0.1},
     "systematic": {"corruption": "systematic", "rate": 0.1},
@@ -83,7 +84,7 @@ def _chosen(sets: Sets, signals: Signals, seed: int) -> dict[str, Tensor]:
     labels, everyone = sets.points.labels, torch.ones(POINTS, dtype=torch.bool)
     votes = knn_votes(sets.points.inputs, labels, CLASSES, everyone, NEIGHBOURS)
     suspicion = two_round(out_of_fold(sets, seed), votes, labels, everyone)
-    harm, wrong = _harmful(sets, signals), mislabeled(suspicion.posterior, everyone, Q).selected
+    harm, wrong = _harmful(sets, signals), mislabeled(suspicion.posterior, everyone, SHIPPED.q).selected
     chosen = {
         "nothing": ~everyone,
         "harmful": harm,
@@ -110,7 +111,8 @@ def _harmful(sets: Sets, signals: Signals) -> Tensor:
     """What the policy of this name proposes, bool [n]."""
     error = stratified_error(signals.influence, sets.queries.labels)
     influences = Influences(signals.influence.mean(1), error, signals.own)
-    return harmful(influences, signals.reference, torch.ones(len(signals.own), dtype=torch.bool), Q).selected
+    everyone = torch.ones(len(signals.own), dtype=torch.bool)
+    return harmful(influences, signals.reference, everyone, SHIPPED.harmful_q).selected
 
 
 def _removed(sets: Sets, gone: Tensor, seed: int) -> Removed:
