@@ -42,7 +42,7 @@ class Removal:
     Attributes:
         precision: Share of the removed that are truly wrong; None if nothing was removed.
         recall: Share of the truly wrong that were removed; None if nothing is wrong.
-        accuracy: On the holdout set, mean over the seeds of the guardrail.
+        accuracy: On the holdout set, mean over the trainings.
         loss: The same, in nats.
         average_precision: Of the ranking that it is cut from, if it is one.
     """
@@ -81,7 +81,7 @@ def measure(setting: Setting, seed: int, folder: Path) -> Cell:
         folder: Where the workspace goes.
     """
     config, summary = cycle(setting, seed, folder)
-    removals = arms_of(summary) | Comparison(config).removals(summary["proposed"])
+    removals = arms_of(summary) | Comparison(config, setting.trainings).removals(summary["proposed"])
     return Cell(setting.key, seed, summary["state"], summary["reason"], summary["proposal"], removals)
 
 
@@ -113,14 +113,16 @@ def arms_of(summary: dict[str, Any]) -> dict[str, Removal]:
 class Comparison:
     """What other signals would have removed, and how the models trained without that do."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, trainings: int) -> None:
+        first = config.training.seed
+        self._config, self._seeds = config, range(first, first + trainings)
         self._workload: Workload = load_workload(config)
         self._points = Points("train", self._workload.points(), self._workload)
         self._holdout = Points("holdout", self._workload.holdout(), self._workload)
         self._folder = config.workspace / "cycles" / "000001"
         self._scores = score_store.read(self._folder / "scores")
         self._wrong = self._planted()
+        self._trained: dict[bytes, tuple[float, float]] = {}
         self._q = {"harmful": config.pruning.harmful_q, "mislabeled": config.pruning.q}
 
     def _planted(self) -> Tensor:
@@ -163,13 +165,12 @@ class Comparison:
     def _removal(self, gone: Tensor, ranked: float | None) -> Removal:
         hit = int((gone & self._wrong).sum())
         size, wrong = int(gone.sum()), int(self._wrong.sum())
-        outcomes = torch.stack([self._outcome(gone, seed) for seed in self._seeds()]).mean(0)
-        accuracy, loss = outcomes.tolist()
-        return Removal(size, hit / size if size else None, hit / wrong if wrong else None, accuracy, loss, ranked)
-
-    def _seeds(self) -> range:
-        first = self._config.training.seed
-        return range(first, first + self._config.guardrail.seeds)
+        same = gone.numpy().tobytes()
+        if same not in self._trained:
+            accuracy, loss = torch.stack([self._outcome(gone, seed) for seed in self._seeds]).mean(0).tolist()
+            self._trained[same] = accuracy, loss
+        trained = self._trained[same]
+        return Removal(size, hit / size if size else None, hit / wrong if wrong else None, *trained, ranked)
 
     def _steps(self, gone: Tensor) -> int:
         """As many whatever is removed."""

@@ -58,7 +58,7 @@ class LeftOut(Comparison):
 def measure(setting: Setting, seed: int, folder: Path) -> Cell:
     """Run the cycle of a cell and its comparisons in a folder, as `tests.proof.cells.measure` does of errors."""
     config, summary = cycle(setting, seed, folder)
-    removals = LeftOut(config).removals(summary["proposed"])
+    removals = LeftOut(config, setting.trainings).removals(summary["proposed"])
     arms = arms_of(summary)
     arms["challenger"] = replace(
         arms["challenger"], precision=removals["redundant"].precision, recall=removals["redundant"].recall

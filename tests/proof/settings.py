@@ -30,6 +30,11 @@ class Setting:
     pruning: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def trainings(self) -> int:
+        """Of every set of points that is removed beside the cycle's own arms."""
+        return 3 if self.workload == "digits" else 1
+
+    @property
     def key(self) -> str:
         """Names the files of its cells."""
         changed = [*sorted(self.options.items()), *(pair for pair in self.pruning.items() if pair[0] != "policies")]
