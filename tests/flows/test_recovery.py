@@ -33,7 +33,7 @@ def test_a_lost_workspace_comes_back_from_a_copy_of_its_ledger_as_far_as_the_hea
     removed, state = ledger.removed_contents(), ledger.state(2)
     run = str(ledger.cycle(2).mlflow_run_id)
     config = load(file)
-    head = Tracker(config.workspace, config.name)._tags(run)["tamis.ledger_head"]  # as a person reads it off the page
+    head = Tracker(config.workspace, config.name).tags(run)["tamis.ledger_head"]  # as a person reads it off the page
 
     said = command("ledger", "snapshot", here / "elsewhere.duckdb", "--file", file)
     assert head in said
