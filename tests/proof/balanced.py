@@ -84,7 +84,7 @@ def orders(sets: Sets, seed: int) -> dict[str, Tensor]:
     with torch.no_grad():
         last = cheap_signals(module(checkpoints[-1], 0)(points.inputs), points.labels)
     own = torch.cat([one.diagonal() for one in products])
-    signals = Signals(own[:, None], own, last.loss, last.el2n, Trusted(own, own))  # of which `own` is read
+    signals = Signals(own[:, None], own, last.loss, last.el2n, Trusted(own, own), own)  # of which `own` is read
     parts = [balance(one, [shard.labels], everyone[: len(one)]) for one, shard in zip(products, shards, strict=True)]
     drawn = torch.rand(n, generator=torch.Generator().manual_seed(seed))
     return {

@@ -26,7 +26,11 @@ METHOD = (
     *(f"influence/{part}.py" for part in ("discovery", "redundancy", "stacking", "suspicion")),
     *(f"tests/proof/{part}.py" for part in ("earn_cells", "use_cells", "lds_models")),
 )
-SEEDS = 5
+SEEDS = range(5, 10)
+CHOSEN = (
+    "The rate of harmful was chosen on seeds 0 to 4, where it brought .79 ± .13 of the oracle's gain on systematic "
+    "errors (.69 ± .12 at .2); these are five others."
+)
 TROUBLE = {
     "random": "Random: a tenth of the labels are wrong, each other class as likely",
     "systematic": "Systematic: a tenth of the points, bright coats labelled pullover and dark sneakers sandal",
@@ -41,7 +45,7 @@ RATES = f"{SHIPPED.harmful_q} of harmful and {SHIPPED.q} of mislabeled"
 def main() -> None:
     """Measure what is missing and write the tables of all that the folder holds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--cells", type=Path, default=ROOT / "docs" / "earn" / digest(METHOD))
     arguments = parser.parse_args()
@@ -49,10 +53,10 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn, torch.set_num_threads, (1,)) as pool:
-        jobs = [pool.submit(kept, kind, seed, folder) for seed in range(arguments.seeds) for kind in arguments.kinds]
+        jobs = [pool.submit(kept, kind, seed, folder) for seed in arguments.seeds for kind in arguments.kinds]
         for job in jobs:
             job.result()
-    there = {kind: [kept(kind, seed, folder) for seed in range(SEEDS) if _path(kind, seed, folder)] for kind in KINDS}
+    there = {kind: [kept(kind, seed, folder) for seed in SEEDS if _path(kind, seed, folder)] for kind in KINDS}
     text = page({kind: cells for kind, cells in there.items() if len(cells) > 1})
     (ROOT / "docs" / "earn.md").write_text(text)
     print(text)
@@ -78,6 +82,7 @@ def page(cells: Mapping[str, Sequence[Earned]]) -> str:
         f"*Policies* remove what they choose at their own false-discovery rate, {RATES}, budgets aside. *As many*: the "
         "points that a signal ranks first, as many as are wrong, which nobody knows in use. *Share*: of the oracle's "
         "gain in accuracy, by seed.",
+        CHOSEN,
         "",
     ]
     for kind, title in TROUBLE.items():

@@ -26,6 +26,7 @@ from tests.proof.use_cells import NEIGHBOURS, Sets, Signals, left_out, out_of_fo
 
 POINTS, QUERIES, TEST = 2000, 500, 8000
 SHIPPED = PruningConfig()
+AGREEING = "harmful, where 3 of 4 checkpoints agree"
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "random": {"corruption": "flips", "rate": 0.1},
     "systematic": {"corruption": "systematic", "rate": 0.1},
@@ -88,6 +89,7 @@ def _chosen(sets: Sets, signals: Signals, seed: int) -> dict[str, Tensor]:
     chosen = {
         "nothing": ~everyone,
         "harmful": harm,
+        AGREEING: harm & (signals.agreement >= 0.75),
         "mislabeled": wrong,
         "harmful and mislabeled": harm | wrong,
     }

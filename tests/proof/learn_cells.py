@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from flows.ranks.order import Order
+from flows.sections.curation import PruningConfig
 from flows.sections.training import DropConfig
 from flows.workloads.digits import Digits
 from flows.workloads.fashion_mnist import FashionMnist
@@ -49,7 +50,8 @@ from tests.proof.lds_truth import Labelled, labelled
 RATE, QUERIES, TEST = 0.1, 300, 8000
 FROM, EVERY = 6, 15  # the first drop after a sixth of the epochs, then every fifteenth of them
 FRACTION, CAP, CLASS_BUDGET = 0.02, 0.15, 0.5  # at a time; in all, and of a class: the shipped budgets
-FOLDS, REPEATS, NEIGHBOURS, Q = 5, 2, 15, 0.2  # as shipped
+FOLDS, REPEATS, NEIGHBOURS = 5, 2, 15  # as shipped
+SHIPPED = PruningConfig()
 Curvatures = Callable[[Block], Curvature]
 Score = Callable[[nn.Sequential, Tensor], HeadInfluence]
 """Scores every point, from the model and the rows in training."""
@@ -197,8 +199,8 @@ class Learner:
         reference = trusted(torch.stack(queries).sum(0), torch.stack(theirs).sum(0))
         votes = knn_votes(points.inputs, points.labels, CLASSES, everyone, NEIGHBOURS)
         suspicion = two_round(self._out_of_fold(), votes, points.labels, everyone)
-        named = harmful(scores, reference, everyone, Q).selected
-        named = named | mislabeled(suspicion.posterior, everyone, Q).selected
+        named = harmful(scores, reference, everyone, SHIPPED.harmful_q).selected
+        named = named | mislabeled(suspicion.posterior, everyone, SHIPPED.q).selected
         below = HeadInfluence(found.mean(1) - found.max(), torch.zeros(self.count))  # all named, the most harmful first
         room = (CLASS_BUDGET * torch.bincount(points.labels, minlength=CLASSES)).long()
         gone = torch.zeros(self.count, dtype=torch.bool)

@@ -33,6 +33,7 @@ from influence import (
 )
 from influence.discovery import Trusted, trusted
 from influence.redundancy import redundancy
+from influence.stability import sign_agreement
 from tests.proof.lds_estimators import BATCH, TASK, Batch
 from tests.proof.lds_models import CLASSES, Layers, Recipe, accuracies, losses, module, train
 from tests.proof.lds_truth import Labelled, labelled
@@ -63,6 +64,7 @@ class Signals:
 
     Attributes:
         reference: the queries scored as if they were train points.
+        agreement: share of the checkpoints at which the mean influence has the sign of its sum [n].
     """
 
     influence: Tensor
@@ -70,6 +72,7 @@ class Signals:
     loss: Tensor
     el2n: Tensor
     reference: Trusted
+    agreement: Tensor
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,8 @@ def signals_of(sets: Sets, seed: int) -> Signals:
     with torch.no_grad():
         last = cheap_signals(module(checkpoints[-1], 0)(points.inputs), points.labels)
     ours, theirs = _summed(found), _summed(asked)
-    return Signals(*ours, last.loss, last.el2n, trusted(*theirs))
+    means = torch.stack([one.influence.mean(1) for one in found])
+    return Signals(*ours, last.loss, last.el2n, trusted(*theirs), sign_agreement(means))
 
 
 def _influence(sets: Sets, layers: Layers) -> tuple[PairScores, PairScores]:
