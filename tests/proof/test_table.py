@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from tests.benchmarks import peer_table
 from tests.benchmarks.peer_methods import LEFT_OUT as LEFT_OUT_PEERS
 from tests.benchmarks.peer_methods import ROWS as PEERS
-from tests.proof import table
+from tests.proof import lds, table
 from tests.proof.days import days
 from tests.proof.run import ROOT
 from tests.proof.table_rows import LEFT_OUT, ROWS, USES
@@ -49,3 +50,8 @@ def test_a_page_bears_the_days_of_its_cells(tmp_path: Path) -> None:
         os.utime(path, (0, datetime(2026, 11, day, 12).timestamp()))
     assert days([tmp_path / "b"]) == "2026-11-22"
     assert days(tmp_path.iterdir()) == "2026-11-20 to 2026-11-22"
+
+
+@pytest.mark.parametrize("head", [lds._head, peer_table._head], ids=["lds", "peers"])
+def test_a_page_without_cells_bears_no_day(head: Callable[[Path], list[str]], tmp_path: Path) -> None:
+    assert any(line.startswith("Measured -, ") for line in head(tmp_path))
