@@ -80,7 +80,7 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
         exactness="each block alone; Kronecker factors",
         cost="1 pass and an eigendecomposition per block",
         memory="2 square matrices per block",
-        use="where the second pass of ekfac is too dear",
+        use="perceptrons, or where the second pass of ekfac is too dear",
     ),
     "dense": Estimator(
         build=lambda blocks, share: GaussNewton(blocks),
@@ -104,7 +104,7 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
         exactness="blocks together; the 100 largest directions, the others by the mean of their eigenvalues",
         cost="1 pass; 200 products with n points",
         memory="300 gradients, and the factors of all points",
-        use="more points than dual takes: between ekfac and dual in quality, and in cost",
+        use="more points than dual takes: between ekfac and dual in quality, damped alike, and in cost",
     ),
     "pcg": Estimator(
         build=_pcg,
@@ -112,7 +112,7 @@ ESTIMATORS: Mapping[EstimatorName, Estimator] = {
         exactness="exact to a residual of 1e-6, blocks together",
         cost="1 pass; 7 to 40 products with n points for each query and each train point",
         memory="the factors of all points",
-        use="more points than dual takes, where exactness is worth hours",
+        use="few queries exactly; self-influence takes a solution for each point",
     ),
     "identity": Estimator(
         build=lambda blocks, share: Identity(blocks),

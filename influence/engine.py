@@ -67,20 +67,29 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
     ) -> None:
         self._reader.__exit__(kind, error, trace)
 
-    def fit(self, train: Iterable[Batch], damping: Damping) -> None:
+    def fit(self, train: Iterable[Batch], damping: Damping, keys: Tensor | None = None) -> None:
         """Fit the curvature.
 
         Args:
             train: batches of the train points, in the same order whenever they are iterated (no shuffling).
             damping: may be changed later by `curvature.finish`.
+            keys: one integer per point, [n], int64, that `Fisher("sampled")` draws its labels by, so that they stay a
+                point's own in any order; None: its place.
+
+        Raises:
+            InfluenceError: there are more or fewer keys than points.
         """
+        _refuse_one_shot(train)
+        points = sum(len(self._reader.task.labels(batch)) for batch in train)
+        own = torch.arange(points) if keys is None else keys
+        if len(own) != points:
+            raise InfluenceError(f"{len(own)} keys given for {points} train points; give one each")
 
         def passes() -> Iterator[tuple[Reading, Tensor]]:
-            for reading in self._read(train, roots=True):
+            for reading in self._read(train, own):
                 yield reading, torch.ones(len(reading.labels))
 
-        _refuse_one_shot(train)
-        self._points = sum(len(self._reader.task.labels(batch)) for batch in train)
+        self._points = points
         fit([self.curvature], passes)
         self.curvature.finish(damping)
 
@@ -95,7 +104,7 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
         _refuse_one_shot(queries)
         count = sum(len(self._reader.task.labels(batch)) for batch in queries)
         scorer = PairScorer(self.curvature, each(map(self._reader.queries, queries), count), self._fitted(), own=own)
-        parts = [scorer.score(reading.losses) for reading in self._read(train, roots=False)]
+        parts = [scorer.score(reading.losses) for reading in self._read(train)]
         return PairScores(
             torch.cat([part.influence for part in parts]),
             torch.cat([part.classification for part in parts]),
@@ -116,20 +125,23 @@ class Influence(AbstractContextManager["Influence[Batch]"], Generic[Batch]):
         """
         means = group_means(map(self._reader.queries, queries), groups, count)
         scorer = GroupScorer(self.curvature, means, self._fitted(), step=step)
-        parts = [scorer.score(reading.losses) for reading in self._read(train, roots=False)]
+        parts = [scorer.score(reading.losses) for reading in self._read(train)]
         return GroupScores(
             torch.cat([part.influence for part in parts]),
             torch.cat([part.mean for part in parts]),
             Own.join([part.own for part in parts]),
         )
 
-    def _read(self, train: Iterable[Batch], *, roots: bool) -> Iterator[Reading]:
+    def _read(self, train: Iterable[Batch], keys: Tensor | None = None) -> Iterator[Reading]:
+        """With keys, roots are read, too."""
         seen = 0
         for number, batch in enumerate(train):
-            size = len(self._reader.task.labels(batch))
-            keys = torch.arange(seen, seen + size)
-            yield self._reader.train(batch, number, keys) if roots else self._reader.losses(batch, number)
-            seen += size
+            rows = slice(seen, seen + len(self._reader.task.labels(batch)))
+            if keys is None:
+                yield self._reader.losses(batch, number)
+            else:
+                yield self._reader.train(batch, number, keys[rows])
+            seen = rows.stop
 
     def _fitted(self) -> int:
         if not self._points:

@@ -113,6 +113,8 @@ def removal_effects(
 class Trajectory(Generic[Batch]):
     """Records the steps of a training loop in one process, as factors; readings are in evaluation mode (no dropout).
 
+    A step's batch is not split over ranks: each records it whole, and may ask for some of the queries.
+
     A step holds, for each of its points, the inputs and 1 + R gradients at the outputs of every block: 40 kB on
     784-512-256-10 with ten labels. A sampled Fisher, a compressor and recording later steps alone make it less.
 

@@ -20,6 +20,8 @@ from flows.ranks.weights import weights_of
 from flows.sections.deepspeed import merged
 from flows.sections.training import TrainingConfig
 
+OPTIMIZER = "AdamW"  # of every training of a cycle; trajectory.parquet names it
+
 
 def connect(device: torch.device, backend: str) -> None:
     """Open DeepSpeed on the process group, without compiling its CPU operators (unused in training)."""

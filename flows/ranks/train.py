@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from flows.dataset import check_unchanged
 from flows.plans import GIVEN, HOLDOUT, QUERIES, STATE, STOPPED, Job, TrainPlan, read_plan
 from flows.ranks.dropping import Dropping, NoDropping
-from flows.ranks.engine import Engine, connect
+from flows.ranks.engine import OPTIMIZER, Engine, connect
 from flows.ranks.heads import HeadReader
 from flows.ranks.holdout import Holdout
 from flows.ranks.order import Order
@@ -193,7 +193,7 @@ class Trainer:
         taken = [order.next().int().numpy() for _ in steps]
         rates = [learning_rate(training, step, job.planned) for step in steps]
         kind = self._points.manifest.table.schema.field("point_id").type
-        trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates)
+        trajectory_store.write(job.folder, pa.array(self._ids, type=kind), taken, rates, OPTIMIZER)
 
     def _save(self, weights: Mapping[str, NDArray[Any]], job: Job, step: int, definition: str) -> None:
         self._rank.meter.enter("saving parameters")

@@ -28,6 +28,8 @@ class Row:
 
 
 LIBRARIES = {"ours": "Tamis", "kronfluence": "kronfluence", "pydvl": "pyDVL", "captum": "captum", "dattri": "dattri"}
+LEFT_OUT = ("LiSSA", "DataInf", "diagonal")
+"""Of ours: those that are in tests/left_out, and not in the package."""
 REFERENCE = Row("ours", "PCG", "exact Fisher; tolerance 1e-6", TOGETHER)
 ROWS = (
     Row("ours", "gradient dot", "", NONE),

@@ -192,6 +192,16 @@ def test_scores_before_fit_are_refused() -> None:
         influence.pairs([train], [queries])
 
 
+def test_keys_that_are_not_one_each_are_refused() -> None:
+    model = mlp()
+    blocks = select(model)
+    with (
+        Influence(model, TASK, EKFAC(blocks), blocks, Fisher("sampled")) as influence,
+        pytest.raises(InfluenceError, match=r"^3 keys given for 4 train points; give one each$"),
+    ):
+        influence.fit([points(4)], ABSOLUTE, torch.arange(3))
+
+
 def test_batches_that_can_be_read_only_once_are_refused() -> None:
     model, train, queries = MODELS["mlp"]
     blocks = select(model)

@@ -4,6 +4,7 @@ import pytest
 
 import tests.planted_arnoldi
 import tests.planted_attime
+import tests.planted_battery
 import tests.planted_compression
 import tests.planted_curvature
 import tests.planted_devices

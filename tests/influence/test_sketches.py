@@ -20,8 +20,11 @@ from influence import (
 from influence.compression import (
     coordinate_mask,
     inner_products,
+    masked_sjlt,
     principal_logra,
+    sjlt,
 )
+from influence.sketches import Buckets, Chain
 from tests.influence.cases import (
     TASK,
     fitted,
@@ -196,3 +199,13 @@ def test_all_blocks_together_are_so_many_times_smaller_and_the_small_ones_stay_w
     blocks = select(nn.Sequential(nn.Linear(399, 100), nn.Linear(99, 100), nn.Linear(99, 3)))  # 40,000, 10,000 and 300
     small = coordinate_mask(blocks, 4)
     assert [block.parameters for block in small.blocks] == [6138, 6138, 300]  # (50,300 / 4 - 300) / 2, rounded up
+
+
+def test_the_tables_of_mask_and_sjlt_are_of_what_the_mask_leaves_and_those_of_sjlt_of_every_parameter() -> None:
+    blocks = select(nn.Sequential(nn.Linear(399, 100)))  # 40,000 parameters
+    whole, masked = sjlt(blocks, 64).sketches["0"], masked_sjlt(blocks, 64).sketches["0"]
+    assert isinstance(whole, Buckets)
+    assert isinstance(masked, Chain)
+    assert isinstance(masked.second, Buckets)
+    assert whole.layout.shape == masked.layout.shape
+    assert (whole.bucket.nbytes + whole.sign.nbytes, len(masked.second.bucket)) == (12 * 40_000, 40_000 * 4 // 64)

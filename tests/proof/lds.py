@@ -13,7 +13,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date
 from itertools import combinations, product
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,6 +23,7 @@ from torch import Tensor
 from influence import over_checkpoints, over_models
 from influence.validation import lds, noise_ceiling
 from tests.proof import lds_convex
+from tests.proof.days import days
 from tests.proof.flips import digest
 from tests.proof.intervals import T95
 from tests.proof.lds_estimators import ESTIMATORS, scores
@@ -90,7 +90,7 @@ def main() -> None:
     for task, seed in product(SETTINGS, range(SEEDS)):
         _hand_over(task, seed, folder)
     subprocess.run([arguments.peers, "-m", "tests.proof.lds_peer", folder], cwd=ROOT, check=True)
-    lines = [*_head(), *_convex([lds_convex.cell(seed, folder) for seed in range(SEEDS)])]
+    lines = [*_head(folder), *_convex([lds_convex.cell(seed, folder) for seed in range(SEEDS)])]
     for task, setting in SETTINGS.items():
         lines += _section(task, setting, folder)
     (ROOT / "docs" / "lds.md").write_text("\n".join(lines))
@@ -173,11 +173,11 @@ def _kept(path: Path, make: Callable[[int], dict[str, Tensor]], seed: int) -> di
     return found
 
 
-def _head() -> list[str]:
+def _head(folder: Path) -> list[str]:
     return [
         "# Proof against retraining",
         "",
-        f"Measured {date.today().isoformat()}, {platform.machine()}, one of "
+        f"Measured {days(path for path in folder.iterdir() if path.is_file())}, {platform.machine()}, one of "
         f"{os.cpu_count()} cores, torch {torch.__version__}; `make proof-lds`. "
         f"± is half of the 95 % t interval over {SEEDS} seeds.",
         "",

@@ -10,13 +10,13 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from datetime import date
 from itertools import product
 from pathlib import Path
 from statistics import mean
 
 import torch
 
+from tests.proof.days import days
 from tests.proof.flips import digest
 from tests.proof.lds import interval
 from tests.proof.memorization_cells import ALL, HELD_OUT, LAST, MODELS, POINTS, RATES, SHARE, TASKS, Cell, kept
@@ -50,20 +50,21 @@ def main() -> None:
     found = {  # seed by seed, so that a run that is stopped leaves whole columns
         (seed, setting): kept(*setting, seed, arguments.cells) for seed in range(SEEDS) for setting in settings
     }
-    text = page({setting: [found[seed, setting] for seed in range(SEEDS)] for setting in settings})
+    columns = {setting: [found[seed, setting] for seed in range(SEEDS)] for setting in settings}
+    text = page(columns, days(path for path in arguments.cells.iterdir() if path.is_file()))
     (ROOT / "docs" / "memorization.md").write_text(text)
     print(text)
 
 
-def page(cells: Mapping[Setting, Sequence[Cell]]) -> str:
-    """The Markdown page, of each setting's cells by seed."""
+def page(cells: Mapping[Setting, Sequence[Cell]], measured: str) -> str:
+    """The Markdown page, of each setting's cells by seed and the days of their files."""
     every = [cell for column in cells.values() for cell in column]
     seeds = len(next(iter(cells.values())))
     return "\n".join(
         [
             "# Which proxy tells memorization",
             "",
-            f"`python -m tests.proof.memorization`, {date.today().isoformat()}, {platform.machine()}, one of "
+            f"`python -m tests.proof.memorization`, {measured}, {platform.machine()}, one of "
             f"{os.cpu_count()} cores, torch {torch.__version__}, "
             f"{sum(cell.seconds for cell in every) / 60:.0f} minutes of CPU; {seeds} seeds of split, flips, subsets "
             "and training, ± half of the 95 % t interval over them.",

@@ -95,29 +95,50 @@ ENSEMBLES: Mapping[str, Way] = {
 ROWS: Mapping[str, Way] = {**FULL, **SMALLER, **ENSEMBLES}
 USES: Mapping[str, str] = {
     "EK-FAC": "the default: models of any size; over checkpoints, where the last has fitted its points",
-    "K-FAC": "where a second pass is too dear",
-    "EK-FAC, empirical Fisher": "many classes: one backward pass a point",
-    "factor mask": "dropout as compression: EK-FAC at a quarter of its size, of wide dense layers; not of small ones",
-    "LoGra random": "a little better than a mask of that size on three networks of four, a little slower",
-    "LoGra PCA": "the least loss at a quarter and a 16th, on wide layers none, after one K-FAC pass",
-    "SJLT, mask + SJLT": "for the exact curvatures, which need no layers; the mask first where gradients are large",
-    "coordinate mask": "the half of mask + SJLT that saves memory; alone it is no better than SJLT at any size",
-    "Gaussian": "what SJLT is held against: as good, with a matrix as long as the model",
-    "exact GGN on the head": "self-influence: the best signal of flips of one model, at the least cost; transformers",
+    "K-FAC": "perceptrons: at least EK-FAC's LDS at .8 of its cost; on the CNN and the transformer .05 behind",
+    "EK-FAC, empirical Fisher": "one backward pass a point, however many classes: damping chosen, EK-FAC's LDS on all "
+    "but digits, at .2 to .9 of its cost",
+    "factor mask": "EK-FAC at a quarter of its size for .015 to .032 of LDS, .076 on digits, whose layers are small; "
+    "time and memory fall by a third and more on the perceptrons, by a seventh at most elsewhere",
+    "LoGra random": "at a quarter .011 to .019 above the factor mask, on the transformer .005 below it; as fast or up "
+    "to 1.5 times as slow",
+    "LoGra PCA": "after one K-FAC pass the least loss at a quarter, and at a 16th but on the transformer; within .003 "
+    "of EK-FAC on the Fashion-MNIST MLP and the CNN; at a quarter faster than it on the perceptrons alone",
+    "4 factor masks": "their mean: .003 to .031 above one mask at a quarter, for 1.3 to 3.8 times the cost of EK-FAC "
+    "without any; made of single masks, by whoever averages scores",
+    "SJLT": "for the dual, without regard to layers: its least loss at 4 and 16 x but on the transformer; at 4 x "
+    "dearer than no compression on the Fashion-MNIST MLP and the CNN",
+    "mask + SJLT": "on the CNN SJLT's LDS at 4 and 64 x in .9 and .8 of its time, nowhere one that is clearly higher; "
+    "layers so wide that 12 bytes for every parameter, which SJLT's tables take, are too many: no row is that wide",
+    "coordinate mask": "on the transformer SJLT's LDS at 16 and 64 x, in the least time and memory of the "
+    "compressions at 16 x (one measurement); behind SJLT on the three other tasks",
+    "Gaussian": "what SJLT is held against: as good at 64 x, the only size measured; its matrix is as long as the "
+    "model",
+    "exact GGN on the head": "self-influence: the best AP of flips by one model's influence, at the least cost; "
+    "transformers: above EK-FAC of one checkpoint",
     "dual GGN": "few points; single pairs and chosen queries",
-    "Arnoldi with complement": "more points than the dual takes: near it in quality, 3 to 7 times the cost of EK-FAC",
-    "Arnoldi as published": "for comparison (`complement=False`): behind the complement on every task, damping chosen",
-    "PCG": "the oracle of the others; more points than the dual takes, where exactness is worth hours",
-    "data value embedding": "what a point did at each step of one training, models that have not converged",
-    "SOURCE": "no damping to choose; ahead of EK-FAC only where that is not chosen either",
-    "turn-over dropout": "self-influence without gradients, for whoever can change the training",
-    "empirical influence": "the oracle without theory, on small models",
+    "Arnoldi with complement": "more points than the dual takes: .01 to .02 behind it by the recipe's damping, 3 to 7 "
+    "times the cost of EK-FAC",
+    "Arnoldi as published": "for comparison (`complement=False`): behind the complement by .029 to .092, damping "
+    "chosen; by the recipe's by .052 to .077, on the transformer by .002",
+    "PCG": "the oracle of the others; few queries, exactly, in a fifth to two thirds of the dual's memory "
+    "(docs/peers.md); self-influence takes a solution for each point",
+    "data value embedding": "what a point did at each step of one training by SGD, which is recorded; the sum ranks "
+    "as the dual of one checkpoint or above it, below that of four but on digits",
+    "SOURCE": "leads no column: 0 to .018 above EK-FAC where that keeps to the recipe's damping, below it where it is "
+    "chosen, at 3 to 5 times its cost; kept for its question, what each part of a training adds, without a damping",
+    "turn-over dropout": "the lowest LDS of all, and by self-influence fewer flips than the loss finds for nothing; "
+    "kept for its question, what the half of the model says that a point never trained: no gradient, and the least "
+    "memory on perceptrons, but a training with masks",
+    "empirical influence": "small models, one point at a time: the highest AUC of flips by influence on the queries "
+    "on all but the CNN, and what the desiderata hold EK-FAC against",
     "gradient dot, TracIn": "baselines",
 }
 LEFT_OUT: Mapping[str, str] = {
-    "gradient cosine": "above gradient dot on two networks, below it on two, below K-FAC on all; no unit",
+    "gradient cosine": "above gradient dot on two networks, below it on two, below K-FAC on all; no unit; finds flips "
+    "on digits (AUC .952), behind empirical influence",
     "diagonal": "little above gradient dot: .4 to .8 of K-FAC's LDS",
-    "DataInf": "a little above gradient dot, at the cost of the exact dual",
-    "LiSSA": "conjugate gradients need the square root of as many products",
+    "DataInf": "a little above gradient dot, at .2 to 1.5 times the cost of the exact dual",
+    "LiSSA": "conjugate gradients need the square root of as many products: .04 behind PCG, at 3 to 5 times its cost",
     "learning by ignoring": "one bilevel step is gradient dot at the model one step ahead",
 }
