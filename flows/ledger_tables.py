@@ -106,6 +106,10 @@ def _scores(scores: Scores) -> list[str]:
         lines.append(f"it is an exact copy of point {scores.copy_of}, which is in training")
     if scores.in_train:
         lines += [_verdict(verdict) for verdict in scores.verdicts]
+        if not scores.recorded:
+            lines.append(
+                f"by which rules cycle {scores.cycle} judged it, the ledger does not tell this version of Tamis"
+            )
     if scores.held_back:
         lines.append(f"chosen by a rule and not proposed: {scores.held_back}")
     for name, tops in {"helps": scores.helped, "harms": scores.harmed}.items():
