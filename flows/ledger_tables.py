@@ -57,7 +57,11 @@ def print_account(account: Account, *, as_json: bool) -> None:
         return
     lines = [f"point {account.point_id} {STATUS[account.status]}"]
     lines += [DATA[account.data]] if account.data in DATA else []
-    lines += [*map(_mention, account.proposals), *map(_action, account.actions), *map(_drop, account.drops)]
+    lines += [
+        *map(_mention, account.proposals),
+        *(_action(action, account.origin(action)) for action in account.actions),
+    ]
+    lines += map(_drop, account.drops)
     lines += _scores(account.scores) if account.scores is not None else []
     for line in lines:
         print(visible(line))
@@ -79,8 +83,10 @@ def _mention(mention: Mention) -> str:
     )
 
 
-def _action(action: ActionRecord) -> str:
-    line = f"cycle {action.cycle}: {_what(action.action, action.new_label)} at {action.event_at:%Y-%m-%d %H:%M:%S} "
+def _action(action: ActionRecord, origin: ActionRecord) -> str:
+    again = "" if origin is action else f"again, as cycle {origin.cycle} did by {origin.actor}, "
+    what = _what(action.action, action.new_label)
+    line = f"cycle {action.cycle}: {what} {again}at {action.event_at:%Y-%m-%d %H:%M:%S} "
     line += f"by {action.actor}: {action.reason}{_score(action.score, action.threshold)}"
     if action.checkpoint_digest is not None:
         line += f", estimator {action.estimator}, checkpoint {action.checkpoint_digest[:12]}, "

@@ -365,6 +365,32 @@ def test_restoring_what_is_kept_or_unknown_or_nothing_is_one_line_and_restores_n
     assert ledger.head() == head
 
 
+def test_a_removal_whose_restoration_was_rolled_back_is_found_and_told_by_the_cycle_that_removed_it(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = ledger_of(load(file))
+    back = proposed(3, [1], "restore")
+    ledger.add_proposal(back)
+    ledger.add_review(back.hash, "approve", "grace", "cli")
+    ledger.apply_proposal(3, back.hash, manifest(range(N)), "ekfac", "k" * 64)
+    ledger.roll_back(3, "rule:guardrail", "not proven")
+    assert [(point.point_id, point.cycle, point.reason) for point in regrets(file).points] == [
+        ("1", 1, "harmful"),
+        ("2", 1, "harmful"),
+    ]
+    for choice, count in {Choice(cycle=1): 3, Choice(cycle=3): 0, Choice(query="q1"): 1, Choice(label=1): 2}.items():
+        assert restore(file, choice, "ada", "", dry_run=True).startswith(f"{count} point")
+    moved = {point.point_id: (point.reason, point.cycle) for point in difference(file, 0, 3).points}
+    assert moved["1"] == ("harmful", 1)
+    account = account_of(file, "1")
+    assert account.removal is not None
+    assert (account.removal.cycle, account.removal.reason, account.removal.actor) == (1, "harmful", "ada")
+    print_account(account, as_json=False)
+    text = said(capsys)
+    assert "cycle 3: remove again, as cycle 1 did by ada, at" in text
+    assert "by rule:guardrail: not proven" in text
+
+
 def test_diff_counts_what_was_done_between_two_cycles_by_reason_and_class(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
