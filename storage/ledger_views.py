@@ -172,6 +172,11 @@ class LedgerViews:
         with self._open() as con:
             return chain.head(con)
 
+    def has_link(self, head: str) -> bool:
+        """Whether a head that was kept elsewhere is a link of the chain, which is not computed again."""
+        with self._open() as con:
+            return bool(con.execute("SELECT 1 FROM chain WHERE sha256 = ? LIMIT 1", [head]).fetchall())
+
     def verify(self, anchor: str | None = None) -> chain.Verification:
         """Check every row against the hash chain.
 
