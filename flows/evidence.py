@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import pyarrow.compute as pc
 
 from flows.config import Config, load
-from flows.drops import Drop, drops_of
+from flows.drops import Drop, dropped_from
 from flows.holding_back import held_back
 from flows.inspection import open_ledger
 from flows.policies import rules_of
@@ -95,12 +95,14 @@ class Account(Explanation):
             nobody removed), `vanished`, or `unknown` where that cycle left no manifest.
         scores: None where no finished scores have it.
         drops: Trainings that went on without it, each for itself alone.
+        drops_unknown: Cycle and model of trainings of which nobody can tell any more whether they did.
     """
 
     status: Status
     data: Literal["there", "other content", "vanished", "unknown"]
     scores: Scores | None
     drops: tuple[Drop, ...]
+    drops_unknown: tuple[tuple[int, str], ...]
 
 
 def account_of(file: Path, text: str) -> Account:
@@ -131,8 +133,9 @@ def account_of(file: Path, text: str) -> Account:
         data = "vanished"
     elif newest is not None and newest.content != content:
         data = "other content"
-    drops = drops_of(config.workspace, ledger, point)
-    return Account(**known, status=STATUS[newest.action] if newest else "kept", data=data, scores=scores, drops=drops)
+    status = STATUS[newest.action] if newest else "kept"
+    dropped = dropped_from(config.workspace, ledger, point)
+    return Account(**known, status=status, data=data, scores=scores, drops=dropped.drops, drops_unknown=dropped.unknown)
 
 
 def newest_scores(config: Config, last: CycleRecord) -> tuple[int, Path] | None:

@@ -16,6 +16,7 @@ from storage.policies import reason_code
 from storage.records import ActionRecord, EventRecord, Mention
 
 SHOWN = 50
+NAMED = 3
 STATUS = {
     "removed": "is removed",
     "relabeled": "is in the train set with another label",
@@ -62,6 +63,7 @@ def print_account(account: Account, *, as_json: bool) -> None:
         *(_action(action, account.origin(action)) for action in account.actions),
     ]
     lines += map(_drop, account.drops)
+    lines += [_drops_unknown(account.drops_unknown)] if account.drops_unknown else []
     lines += _scores(account.scores) if account.scores is not None else []
     for line in lines:
         print(visible(line))
@@ -71,6 +73,15 @@ def _drop(drop: Drop) -> str:
     return (
         f"cycle {drop.cycle}: the training {drop.model} went on without it after epoch {drop.epoch}, for itself alone: "
         f"influence {drop.influence:.3g} ± {drop.influence_se:.2g} nats then"
+    )
+
+
+def _drops_unknown(trainings: Sequence[tuple[int, str]]) -> str:
+    named = ", ".join(f"{model} of cycle {cycle}" for cycle, model in trainings[:NAMED])
+    more = f" and {len(trainings) - NAMED:,} more" if len(trainings) > NAMED else ""
+    return (
+        "whether it was among the points dropped while learning, nobody can tell: gone or altered is the list of "
+        f"{named}{more}"
     )
 
 

@@ -155,8 +155,27 @@ def test_why_names_the_trainings_that_dropped_a_point_as_the_ledger_knows_them(
     print_account(account_of(file, "5"), as_json=False)
     text = said(capsys)
     assert "training baseline-seed0-ab went on without it after epoch 4, for itself alone: influence -0.25 ±" in text
-    assert "control-seed0" not in text
+    assert "training control-seed0-cd" not in text
     assert account_of(file, "3").drops == ()
+
+
+def test_why_says_that_it_cannot_tell_where_the_list_of_drops_on_record_is_gone_or_altered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = one_cycle(tmp_path)
+    folder = cycle_folder(load(file), 1) / "checkpoints" / "baseline-seed0-ab"
+    folder.mkdir(parents=True)
+    values = {"point_id": [2], "step": [10], "epoch": [4], "influence": [-0.5], "influence_se": [0.1]}
+    drop_store.write(folder, pa.table(values))
+    whole = {"dropped": 1, "points": sha256_file(folder / drop_store.DROPPED)}
+    ledger_of(load(file)).record_event(1, "dropped", detail=whole, key=folder.name)
+    ledger_of(load(file)).record_event(1, "dropped", detail=whole | {"dropped": 0}, key="challenger-seed0-ef")
+    assert account_of(file, "5").drops_unknown == ()
+    drop_store.write(folder, pa.table(values | {"point_id": [3]}))
+    assert account_of(file, "2").drops_unknown == ((1, folder.name),)
+    (folder / drop_store.DROPPED).unlink()
+    print_account(account_of(file, "2"), as_json=False)
+    assert "nobody can tell: gone or altered is the list of baseline-seed0-ab of cycle 1" in said(capsys)
 
 
 def test_why_says_what_a_point_is_a_copy_of_and_that_it_stays_while_that_is_proposed(
