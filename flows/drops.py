@@ -52,18 +52,35 @@ def record_drops(cycle: Cycle, jobs: Iterable[Job]) -> None:
         cycle.ledger.record_event(cycle.number, "dropped", detail=detail, key=job.folder.name)
 
 
-def drops_of(workspace: Path, ledger: Ledger, point: PointId) -> tuple[Drop, ...]:
-    """The trainings that dropped a point, where they still name what they dropped as the ledger knows it."""
-    found = []
-    for path in sorted(workspace.glob(f"cycles/*/checkpoints/*/{drop_store.DROPPED}")):
-        model, cycle = path.parent.name, int(path.parents[2].name)
+@dataclass(frozen=True)
+class Dropped:
+    """What is known of a point in trainings that dropped some.
+
+    Attributes:
+        drops: Of the point.
+        unknown: Cycle and model of trainings whose drops the ledger counts, and whose list of them is gone or altered:
+            the point may be among them.
+    """
+
+    drops: tuple[Drop, ...]
+    unknown: tuple[tuple[int, str], ...]
+
+
+def dropped_from(workspace: Path, ledger: Ledger, point: PointId) -> Dropped:
+    """The trainings that dropped a point, as far as they still name what they dropped as the ledger knows it."""
+    found, unknown = list[Drop](), list[tuple[int, str]]()
+    for event in ledger.since(0):
+        if event.state != "dropped" or not event.detail.get("dropped", 1):
+            continue
+        path = workspace / "cycles" / f"{event.cycle:06d}" / "checkpoints" / event.key / drop_store.DROPPED
+        if not path.is_file() or sha256_file(path) != event.detail["points"]:
+            unknown.append((event.cycle, event.key))
+            continue
         table = drop_store.read(path.parent)
-        rows = [] if table is None else table.filter(pc.equal(table["point_id"], point)).to_pylist()
-        known = {event.key: event.detail for event in ledger.events(cycle) if event.state == "dropped"} if rows else {}
-        if model in known and known[model]["points"] == sha256_file(path):
-            said = ("epoch", "influence", "influence_se")
-            found += [Drop(cycle, model, **{name: row[name] for name in said}) for row in rows]
-    return tuple(found)
+        for row in [] if table is None else table.filter(pc.equal(table["point_id"], point)).to_pylist():
+            said = {name: row[name] for name in ("epoch", "influence", "influence_se")}
+            found.append(Drop(event.cycle, event.key, **said))
+    return Dropped(tuple(found), tuple(unknown))
 
 
 def dropped_by(job: Job) -> int:

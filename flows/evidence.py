@@ -10,16 +10,16 @@ from typing import Any, Literal, TypeAlias
 import pyarrow.compute as pc
 
 from flows.config import Config, load
-from flows.drops import Drop, drops_of
+from flows.drops import Drop, dropped_from
+from flows.holding_back import held_back
 from flows.inspection import open_ledger
 from flows.policies import rules_of
-from flows.protection import protected_ids
-from flows.sections.curation import PruningConfig
+from flows.recorded import recorded
 from flows.stages import cycle_folder
 from storage import score_store
 from storage.errors import UnknownPoint
 from storage.ledger import Ledger
-from storage.points import IdKind, Manifest, PointId, id_from_text
+from storage.points import Manifest, PointId, id_from_text
 from storage.policies import Condition, Rule
 from storage.records import CycleRecord, Explanation
 from storage.standing import standing
@@ -64,7 +64,8 @@ class Scores:
         influence_se: Its standard error over queries.
         copy_of: The point in training that it is an exact copy of, if it is one.
         rank: Among the `of` in-train points by influence, most harmful first.
-        verdicts: Of the rules of the configuration whose column the scores have.
+        verdicts: Of the rules that the cycle judged by, whose column the scores have.
+        recorded: Whether the ledger tells by which rules it did; without, there are no verdicts.
         held_back: Why it was not proposed although a rule chose it; empty where none did, or where it was proposed.
         helped: Ids and influence of the queries that it helps most.
         harmed: Of those that it harms most.
@@ -78,6 +79,7 @@ class Scores:
     rank: int
     of: int
     verdicts: tuple[Verdict, ...]
+    recorded: bool
     held_back: str
     helped: tuple[tuple[str, float], ...]
     harmed: tuple[tuple[str, float], ...]
@@ -93,19 +95,20 @@ class Account(Explanation):
             nobody removed), `vanished`, or `unknown` where that cycle left no manifest.
         scores: None where no finished scores have it.
         drops: Trainings that went on without it, each for itself alone.
+        drops_unknown: Cycle and model of trainings of which nobody can tell any more whether they did.
     """
 
     status: Status
     data: Literal["there", "other content", "vanished", "unknown"]
     scores: Scores | None
     drops: tuple[Drop, ...]
+    drops_unknown: tuple[tuple[int, str], ...]
 
 
 def account_of(file: Path, text: str) -> Account:
     """Everything known of a point.
 
     Raises:
-        BadInput: The file of protected ids cannot be read, where it is asked whether the point is in it.
         storage.errors.UnknownPoint: Neither the ledger nor the newest data set nor the newest scores know it.
     """
     config, ledger = load(file), open_ledger(file)
@@ -130,8 +133,9 @@ def account_of(file: Path, text: str) -> Account:
         data = "vanished"
     elif newest is not None and newest.content != content:
         data = "other content"
-    drops = drops_of(config.workspace, ledger, point)
-    return Account(**known, status=STATUS[newest.action] if newest else "kept", data=data, scores=scores, drops=drops)
+    status = STATUS[newest.action] if newest else "kept"
+    dropped = dropped_from(config.workspace, ledger, point)
+    return Account(**known, status=status, data=data, scores=scores, drops=dropped.drops, drops_unknown=dropped.unknown)
 
 
 def newest_scores(config: Config, last: CycleRecord) -> tuple[int, Path] | None:
@@ -165,12 +169,14 @@ def _scores(config: Config, ledger: Ledger, last: CycleRecord, point: PointId, t
     row = standing(newest[1], point) if newest is not None else None
     if newest is None or row is None:
         return None
-    verdicts = tuple(_verdict(rule, row) for rule in rules_of(config.pruning) if rule.column in row)
+    by = recorded(ledger, newest[0])
+    rules = () if by is None else rules_of(by.pruning)
+    verdicts = tuple(_verdict(rule, row) for rule in rules if rule.column in row)
     proposed = any(mention.cycle == newest[0] for mention in told.proposals)
     chosen = any(verdict.chosen for verdict in verdicts) and row["in_train"]
-    held_back = ""
-    if chosen and not proposed:
-        held_back = _held_back(config.pruning, ledger, newest[0], point, last.id_kind, row)
+    why_not = ""
+    if by is not None and chosen and not proposed:
+        why_not = held_back(config, ledger, ledger.cycle(newest[0]), by, point, row)
     tops = [(top["query_id"], top["influence"]) for top in row.get("top_queries") or ()]
     return Scores(
         cycle=newest[0],
@@ -181,7 +187,8 @@ def _scores(config: Config, ledger: Ledger, last: CycleRecord, point: PointId, t
         rank=row["rank"],
         of=row["of"],
         verdicts=verdicts,
-        held_back=held_back,
+        recorded=by is not None,
+        held_back=why_not,
         helped=tuple(top for top in tops if top[1] > 0)[:SHOWN],
         harmed=tuple(top for top in reversed(tops) if top[1] < 0)[:SHOWN],
     )
@@ -198,16 +205,3 @@ def _verdict(rule: Rule, row: Mapping[str, Any]) -> Verdict:
 def _holds(condition: Rule | Condition, row: Mapping[str, Any]) -> bool:
     value = row.get(condition.column)
     return value is not None and COMPARE[condition.op](float(value), float(condition.threshold))
-
-
-def _held_back(
-    pruning: PruningConfig, ledger: Ledger, cycle: int, point: PointId, kind: IdKind, row: Mapping[str, Any]
-) -> str:
-    if row.get("group") in pruning.protected_groups or point in protected_ids(pruning, kind):
-        return "protected"
-    if point in ledger.cooldown(cycle, pruning.cooldown):
-        return "cooldown"
-    original = row.get("copy_of")
-    if original is not None and any(mention.cycle == cycle for mention in _told(ledger, original).proposals):
-        return f"point {original}, which it is a copy of, was proposed itself"
-    return "a budget"

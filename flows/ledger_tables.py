@@ -16,6 +16,7 @@ from storage.policies import reason_code
 from storage.records import ActionRecord, EventRecord, Mention
 
 SHOWN = 50
+NAMED = 3
 STATUS = {
     "removed": "is removed",
     "relabeled": "is in the train set with another label",
@@ -57,7 +58,12 @@ def print_account(account: Account, *, as_json: bool) -> None:
         return
     lines = [f"point {account.point_id} {STATUS[account.status]}"]
     lines += [DATA[account.data]] if account.data in DATA else []
-    lines += [*map(_mention, account.proposals), *map(_action, account.actions), *map(_drop, account.drops)]
+    lines += [
+        *map(_mention, account.proposals),
+        *(_action(action, account.origin(action)) for action in account.actions),
+    ]
+    lines += map(_drop, account.drops)
+    lines += [_drops_unknown(account.drops_unknown)] if account.drops_unknown else []
     lines += _scores(account.scores) if account.scores is not None else []
     for line in lines:
         print(visible(line))
@@ -70,6 +76,15 @@ def _drop(drop: Drop) -> str:
     )
 
 
+def _drops_unknown(trainings: Sequence[tuple[int, str]]) -> str:
+    named = ", ".join(f"{model} of cycle {cycle}" for cycle, model in trainings[:NAMED])
+    more = f" and {len(trainings) - NAMED:,} more" if len(trainings) > NAMED else ""
+    return (
+        "whether it was among the points dropped while learning, nobody can tell: gone or altered is the list of "
+        f"{named}{more}"
+    )
+
+
 def _mention(mention: Mention) -> str:
     decided = f"{FATES[mention.decision]} by {mention.actor}" if mention.decision else "not decided"
     what = _what(mention.action, mention.new_label)
@@ -79,8 +94,10 @@ def _mention(mention: Mention) -> str:
     )
 
 
-def _action(action: ActionRecord) -> str:
-    line = f"cycle {action.cycle}: {_what(action.action, action.new_label)} at {action.event_at:%Y-%m-%d %H:%M:%S} "
+def _action(action: ActionRecord, origin: ActionRecord) -> str:
+    again = "" if origin is action else f"again, as cycle {origin.cycle} did by {origin.actor}, "
+    what = _what(action.action, action.new_label)
+    line = f"cycle {action.cycle}: {what} {again}at {action.event_at:%Y-%m-%d %H:%M:%S} "
     line += f"by {action.actor}: {action.reason}{_score(action.score, action.threshold)}"
     if action.checkpoint_digest is not None:
         line += f", estimator {action.estimator}, checkpoint {action.checkpoint_digest[:12]}, "
@@ -106,6 +123,10 @@ def _scores(scores: Scores) -> list[str]:
         lines.append(f"it is an exact copy of point {scores.copy_of}, which is in training")
     if scores.in_train:
         lines += [_verdict(verdict) for verdict in scores.verdicts]
+        if not scores.recorded:
+            lines.append(
+                f"by which rules cycle {scores.cycle} judged it, the ledger does not tell this version of Tamis"
+            )
     if scores.held_back:
         lines.append(f"chosen by a rule and not proposed: {scores.held_back}")
     for name, tops in {"helps": scores.helped, "harms": scores.harmed}.items():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.anchors import check_anchor
 from flows.announcements import forget
 from flows.config import Config, dataset_name
 from flows.dataset import DataSets, read_sets
@@ -79,8 +80,8 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     """Continue the unfinished cycle, or open the next one on the data as they are now.
 
     Raises:
-        BadInput: A set is empty or malformed, points are relabelled and the workload cannot be, or a shared ledger is
-            another data set's.
+        BadInput: A set is empty or malformed, points are relabelled and the workload cannot be, a shared ledger is
+            another data set's, or the ledger lacks the head that MLflow keeps.
         storage.errors.StorageError: Sets that overlap, duplicate ids, a locked or newer ledger, points decided on
             meanwhile.
     """
@@ -95,6 +96,7 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
             f"{config.name!r}, whose champion this one would replace: give `dataset` a name of its own, or work in "
             "that workspace"
         )
+    check_anchor(config)  # before a cycle of the same number puts another head in its place
     number, parent = _number(ledger, tracker, sets.train)
     known = in_force(ledger, number - 1, sets.train)
     if known.relabeled:

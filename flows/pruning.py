@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from flows.errors import StageFailed
+from flows.limits import budgets_of, given_labels
 from flows.policies import rules_of
 from flows.protection import protected_ids
 from flows.scoring import Scored
 from flows.stages import Cycle, cycle_folder, once
 from storage import score_store
-from storage.budgets import Budgets
 from storage.files import sha256_json
 from storage.points import PointId
 from storage.policies import Regret, policy_json
@@ -99,17 +99,8 @@ def _propose(
     pruning = cycle.config.pruning
     rules = rules_of(pruning)
     regret = None if before is None else Regret(before.folder, pruning.z_restore)
-    budgets = Budgets(
-        cycle=cycle.config.proposable,
-        cumulative=pruning.cumulative_budget,
-        per_class=pruning.class_budget,
-        minimum_kept=pruning.minimum_kept,
-        protected=protected,
-        cooldown=cooldown,
-        per_group=pruning.group_budget,
-        minimum_per_class=pruning.class_minimum_kept,
-        protected_groups=frozenset(pruning.protected_groups),
-        relabeled=given_labels(cycle),
+    budgets = budgets_of(
+        pruning, cycle.config.proposable, protected, cooldown, given_labels(cycle.manifest, cycle.relabeled)
     )
     selection = select(scored.folder, rules, budgets, regret)
     policy = policy_json(rules, budgets, regret)
@@ -154,12 +145,6 @@ def _left_of(cycle: Cycle, selected: Proposed) -> Proposed:
         actions=proposal.actions,
         struck=selected.size - proposal.size,
     )
-
-
-def given_labels(cycle: Cycle) -> dict[PointId, int]:
-    """Of the points relabelled earlier, which scores know by the label in force."""
-    rows = zip(cycle.manifest.ids, cycle.manifest.table["label"].to_pylist())
-    return {point: label for point, label in rows if point in cycle.relabeled} if cycle.relabeled else {}
 
 
 def _scored_before(cycle: Cycle) -> ScoreSet | None:

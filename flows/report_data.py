@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from flows.pruning import given_labels
+from flows.limits import given_labels
 from flows.report_changes import changes_since
 from flows.report_points import Samples, details, proposed_points, suspicious
 from flows.stages import Cycle
@@ -48,7 +48,7 @@ def report_data(
 ) -> ReportData:
     """Put together all that the report shows; of the slices, the most harmful first, those at the head."""
     folder, samples = done.scored.folder, Samples.of(workload, done.preview)
-    points = proposed_points(folder, proposal, given_labels(cycle))
+    points = proposed_points(folder, proposal, given_labels(cycle.manifest, cycle.relabeled))
     shown, queries = details(folder, points, samples)
     scores = _scores(cycle, done, points)
     arms = _arms(summary, done, points)

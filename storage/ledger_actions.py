@@ -2,7 +2,8 @@
 
 A point is removed, relabelled or, with no action or a restoration as its newest, as the data set gives it. A roll-back
 takes back what the proposals of its cycle did, and only where nothing was done to the point since: it writes again what
-the action before said, with its scores and its proposal, a restoration if there was none.
+the action before said, with its scores and its proposal, a restoration if there was none. That row is of no proposal of
+its own cycle, by which it is told from what it repeats (`LedgerViews.newest_actions`).
 """
 
 from collections import Counter

@@ -8,7 +8,9 @@ What is read back is verified against its chain and its head before it becomes t
 
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
 import duckdb
@@ -20,11 +22,13 @@ from storage.files import JSON, atomic_path, atomic_write_json, read_json, sync_
 from storage.lake import Lake, load_rows
 from storage.ledger_queries import check_head
 from storage.ledger_views import LedgerViews
-from storage.migration import copy_file, schema_files
+from storage.migration import copy_file, run_steps, schema_files
 
 Format: TypeAlias = Literal["parquet", "csv"]
 TABLES = ("cycles", "events", "proposals", "proposal_rows", "reviews", "actions", "chain")
 """In the order in which they refer to each other."""
+FIRST_EXPORTED = 2
+"""The schema of the first Tamis that exported: the one that has a chain."""
 SEAL = "LEDGER.json"
 NULL = "\\N"
 WRITE: dict[Format, str] = {
@@ -84,12 +88,12 @@ def read_back(copy: Path, ledger: LedgerViews, head: str | None = None) -> chain
     """Make a ledger of what `export` or `snapshot` wrote.
 
     Args:
-        copy: The folder of an export, or the file of a snapshot, which may be of an older schema.
+        copy: The folder of an export or the file of a snapshot; it may be of an older schema.
         ledger: One that is not there yet.
         head: One that was kept elsewhere: it must be a link of the chain.
 
     Raises:
-        StorageError: there is a ledger, or the copy is of another schema, not whole or none.
+        StorageError: there is a ledger, or the copy is of a newer schema, not whole or none.
         LedgerBroken: its rows are not what its chain or its head says.
     """
     path = ledger.path
@@ -97,6 +101,9 @@ def read_back(copy: Path, ledger: LedgerViews, head: str | None = None) -> chain
         raise StorageError(f"there is a ledger at {path}; import into a workspace without one")
     check_head(head)
     seal = None if copy.is_file() else _seal(copy)
+    if seal is not None and seal["schema"] < schema_files()[-1][0]:
+        with TemporaryDirectory() as work:
+            return read_back(_raised(copy, seal, head, Path(work)), ledger, head)
     if isinstance(path, Lake):
         if seal is None:
             raise StorageError(f"{copy} is a file; a lake takes the folder of an export: `tamis ledger export`")
@@ -122,10 +129,23 @@ def read_back(copy: Path, ledger: LedgerViews, head: str | None = None) -> chain
 def _seal(folder: Path) -> dict[str, JSON]:
     """What `export` wrote last."""
     seal: dict[str, JSON] = read_json(folder / SEAL)
-    schema = seal.get("schema")
-    if schema != schema_files()[-1][0]:
-        raise StorageError(f"{folder} holds schema {schema}, this version of Tamis reads {schema_files()[-1][0]}")
+    schema, newest = seal.get("schema"), schema_files()[-1][0]
+    if not isinstance(schema, int) or not FIRST_EXPORTED <= schema <= newest:
+        raise StorageError(
+            f"{folder} holds schema {schema}, this version of Tamis reads {FIRST_EXPORTED} to {newest}; import it with "
+            "the version that wrote it"
+        )
     return seal
+
+
+def _raised(folder: Path, seal: Mapping[str, JSON], head: str | None, work: Path) -> Path:
+    """An export of an older schema, checked and then exported again under this one; returns the new folder."""
+    old, schema = work / "ledger.duckdb", int(str(seal["schema"]))
+    with closing(duckdb.connect(str(old))) as con:
+        run_steps(con, old, 0, schema)
+        _filled(con, folder, seal, head)
+    export(LedgerViews(old), work / "export", "parquet")  # opening it brings it up to date
+    return work / "export"
 
 
 def _filled(

@@ -7,6 +7,7 @@ and with the labels of `relabeled_contents(c - 1)`, that still have the content 
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ STRUCK = f"""
 SELECT r.cycle, r.hash, r.point_id, s.actor FROM proposal_rows r JOIN ({SUPERSEDED}) s USING (cycle, hash)
 ANTI JOIN proposal_rows k ON k.cycle = r.cycle AND k.hash = s.left_hash AND k.point_id = r.point_id
 """
+ORIGINS = """
+SELECT o.* FROM newest_as_of(?) n JOIN actions o
+ON o.point_id = n.point_id AND o.action = n.action AND o.proposal IS NOT DISTINCT FROM n.proposal AND o.seq <= n.seq
+LEFT JOIN proposal_rows p ON p.cycle = o.cycle AND p.hash = o.proposal AND p.point_id = o.point_id
+                          AND p.action = o.action
+WHERE o.seq = n.seq OR p.hash IS NOT NULL
+QUALIFY row_number() OVER (PARTITION BY n.seq ORDER BY p.hash IS NULL, o.seq DESC) = 1 ORDER BY o.seq
+"""
+"""A row that a roll-back wrote again is of no proposal of its cycle: it stands for the last one before it that is."""
 CITED = """
 SELECT checkpoint_digest FROM actions WHERE checkpoint_digest IS NOT NULL
 UNION SELECT key FROM events WHERE state = 'trained'
@@ -162,6 +172,11 @@ class LedgerViews:
         with self._open() as con:
             return chain.head(con)
 
+    def has_link(self, head: str) -> bool:
+        """Whether a head that was kept elsewhere is a link of the chain, which is not computed again."""
+        with self._open() as con:
+            return bool(con.execute("SELECT 1 FROM chain WHERE sha256 = ? LIMIT 1", [head]).fetchall())
+
     def verify(self, anchor: str | None = None) -> chain.Verification:
         """Check every row against the hash chain.
 
@@ -228,10 +243,12 @@ class LedgerViews:
             return Decisions(removed, relabeled.to_arrow_table())
 
     def newest_actions(self, cycle: int | None = None) -> tuple[ActionRecord, ...]:
-        """The newest action of every point that ever had one, as of a cycle, in order; None: now."""
+        """The newest action of every point that ever had one, as of a cycle, in order; None: now.
+
+        In place of what a roll-back wrote again stands what it wrote again, with its cycle, reason and actor.
+        """
         with self._open() as con:
-            query = "FROM newest_as_of(?) ORDER BY seq"
-            return records(con, ActionRecord, query, [NOW if cycle is None else cycle])
+            return records(con, ActionRecord, ORIGINS, [NOW if cycle is None else cycle])
 
     def newest_action(self, cycle: int) -> int:
         """The number of the newest action as of a cycle; 0 if there is none."""
@@ -298,4 +315,5 @@ class LedgerViews:
             raise UnknownPoint(f"the ledger has nothing on point {text}: it was never proposed, removed or restored")
         removals = [action for action in actions if action.action == "remove"]
         removed = bool(actions) and actions[-1].action == "remove"
-        return Explanation(text, removed, removals[-1] if removals else None, actions, proposals)
+        told = Explanation(text, removed, None, actions, proposals)
+        return replace(told, removal=told.origin(removals[-1]) if removals else None)

@@ -61,6 +61,13 @@ SELECT CASE WHEN rowid + 1 > through THEN refused ELSE $binding END AS budget, c
 FROM ranked JOIN outcome USING (cell) WHERE rowid + 1 > least(through, $last) GROUP BY budget
 """
 
+EXCLUDED = "SELECT excluded FROM candidates WHERE point_id = ? AND excluded IS NOT NULL"
+
+REFUSAL = """
+SELECT CASE WHEN rowid + 1 > through THEN refused ELSE $binding END
+FROM ranked JOIN outcome USING (cell) WHERE rowid + 1 > least(through, $last) AND point_id = $asked
+"""
+
 PROPOSED = """
 SELECT point_id, CASE WHEN new_label IS NULL THEN 'remove' ELSE 'relabel' END AS action, new_label,
        {reason} AS reason, [c.policy FOR c IN choices] AS policies, choices[1].value AS score,

@@ -178,10 +178,25 @@ class Mention:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything the ledger knows of one point; `removal` is its newest removal."""
+    """Everything the ledger knows of one point; `removal` is its newest removal, as it was made first.
+
+    A roll-back of its restoration writes it again, under another cycle, reason and actor.
+    """
 
     point_id: str
     removed: bool
     removal: ActionRecord | None
     actions: tuple[ActionRecord, ...]
     proposals: tuple[Mention, ...]
+
+    def origin(self, action: ActionRecord) -> ActionRecord:
+        """The action that a row of a roll-back wrote again; of every other row itself."""
+        made = {(mention.cycle, mention.proposal, mention.action) for mention in self.proposals}
+        same = [
+            one
+            for one in self.actions
+            if (one.action, one.proposal) == (action.action, action.proposal)
+            and (one.cycle, one.proposal, one.action) in made
+            and one.seq <= action.seq
+        ]
+        return same[-1] if same else action

@@ -39,6 +39,8 @@ class Selection:
         points: Rows scored, removed ones included.
         in_train: Points now in train.
         limit: Most points that the cycle, cumulative and minimum_kept budgets allow together.
+        held_back: What kept the candidate that was asked about from being proposed, by its name in `dropped`; empty
+            where nothing did.
     """
 
     rows: pa.Table
@@ -47,9 +49,16 @@ class Selection:
     points: int
     in_train: int
     limit: int
+    held_back: str = ""
 
 
-def select(folder: Path, rules: Sequence[Rule], budgets: Budgets, regret: Regret | None = None) -> Selection:
+def select(
+    folder: Path,
+    rules: Sequence[Rule],
+    budgets: Budgets,
+    regret: Regret | None = None,
+    asked: PointId | None = None,
+) -> Selection:
     """Choose the points to propose (see the module docstring).
 
     Args:
@@ -57,6 +66,7 @@ def select(folder: Path, rules: Sequence[Rule], budgets: Budgets, regret: Regret
         rules: At least one; each policy once.
         budgets: How much may go.
         regret: What may come back, if the cycle before was scored.
+        asked: A point of which to say what held it back.
 
     Raises:
         ScoresInvalid: a rule names a column that the scores do not have.
@@ -72,12 +82,15 @@ def select(folder: Path, rules: Sequence[Rule], budgets: Budgets, regret: Regret
         for statement in policy_sql.orphaned(rules):
             con.execute(statement)
         [(*counts, protected, cooldown)] = con.sql(policy_sql.counts(rules)).fetchall()
+        excluded = con.execute(policy_sql.EXCLUDED, [asked]).fetchall() if asked is not None else []
         con.execute(policy_sql.RANKED)
         con.execute("DROP TABLE candidates")
         cells = _cells(con)
         outcome = spend(cells, budgets, _order(con))
         _register(con, outcome)
-        fates = dict(con.execute(policy_sql.REFUSED, {"binding": outcome.binding, "last": outcome.last}).fetchall())
+        limits = {"binding": outcome.binding, "last": outcome.last}
+        fates = dict(con.execute(policy_sql.REFUSED, limits).fetchall())
+        late = con.execute(policy_sql.REFUSAL, {**limits, "asked": asked}).fetchall() if asked is not None else []
         dropped = {"protected": protected, "cooldown": cooldown}
         return Selection(
             rows=_rows(con, rules, outcome, regret),
@@ -86,6 +99,7 @@ def select(folder: Path, rules: Sequence[Rule], budgets: Budgets, regret: Regret
             points=int(cells.points.sum()),
             in_train=int(cells.in_train.sum()),
             limit=outcome.limit,
+            held_back=next((name for (name,) in (*excluded, *late)), ""),
         )
 
 

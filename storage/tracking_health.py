@@ -1,4 +1,4 @@
-"""What may be wrong with an MLflow store that nobody is writing to: its schema, and runs that nothing will end."""
+"""An MLflow store looked at from outside: its schema, runs that nothing will end, the head of the ledger it keeps."""
 
 import sqlite3
 from collections.abc import Callable, Collection
@@ -25,6 +25,15 @@ class Unended:
     run: str
     name: str
     cycle: str
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The head of the ledger's chain on the run of a cycle."""
+
+    run: str
+    cycle: int
+    head: str
 
 
 def check_schema(store: Path) -> str:
@@ -66,6 +75,18 @@ def unended_runs(store: str, experiment: str, open_cycles: Collection[str], iden
         runs = client.search_runs([found.experiment_id], running) if found else []
     seen = (Unended(run.info.run_id, run.info.run_name, run.data.tags.get("tamis.cycle", "")) for run in runs)
     return tuple(run for run in seen if run.cycle not in open_cycles)
+
+
+def newest_anchor(store: str, experiment: str, identity: str) -> Anchor | None:
+    """The head of the ledger on the run of the last cycle that has one; arguments and raises as `unended_runs`."""
+    kept = "tags.`tamis.ledger_head` LIKE '%'" + (f" AND tags.`tamis.workspace` = '{identity}'" if identity else "")
+    with _store(store).named():
+        client = MlflowClient(store)
+        found = client.get_experiment_by_name(experiment)
+        runs = client.search_runs([found.experiment_id], kept) if found else []  # a thousand, the newest first
+    tags = [(run.info.run_id, run.data.tags) for run in runs]
+    anchors = [Anchor(run, int(said["tamis.cycle"]), said["tamis.ledger_head"]) for run, said in tags]
+    return max(anchors, key=lambda anchor: anchor.cycle, default=None)
 
 
 def end_runs(store: str, runs: Collection[Unended]) -> None:

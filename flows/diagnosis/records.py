@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from flows.anchors import check_anchor
 from flows.config import Config
 from flows.diagnosis import servers
 from flows.errors import BadInput
@@ -19,9 +20,10 @@ SHOWN = 3
 
 
 def chain(config: Config) -> str:
-    """Every row of the ledger is as it was written."""
+    """Every row of the ledger is as it was written, and none is gone that MLflow knows of."""
     ledger = ledger_of(config)
     if not ledger.exists:
+        _anchored(config)
         return "no ledger yet"
     if not is_readable(ledger):
         return "not verified, before another command has put the ledger in order"
@@ -31,7 +33,13 @@ def chain(config: Config) -> str:
             f"{found.broken.text}: keep the file, and `tamis ledger import` a copy of the ledger from before into a "
             "workspace without one"
         )
-    return f"{found.rows:,} rows verified, head {found.head}"
+    return f"{found.rows:,} rows verified, head {found.head}; {_anchored(config)}"
+
+
+def _anchored(config: Config) -> str:
+    if not servers.is_store_current(config):
+        return "not compared with MLflow's, before its store is in order"
+    return check_anchor(config) or "MLflow has none to compare it with"
 
 
 def files(config: Config) -> str:

@@ -29,6 +29,7 @@ from storage import checkpoints, score_store
 from storage.checkpoints import Metadata
 from storage.errors import ServerUnusable
 from storage.journal import journal_of
+from storage.ledger import Ledger
 from storage.tracking import Tracker
 from storage.tracking_health import unended_runs
 from tests.flows.helpers import write_toml
@@ -221,6 +222,29 @@ def test_a_row_that_another_hand_changed_is_named(config: Config) -> None:
     with duckdb.connect(str(config.workspace / "ledger.duckdb")) as con:
         con.execute("UPDATE actions SET actor = 'grace' WHERE point_id = '1'")
     assert "row 11 of actions is not what was written" in wrong(config)["chain"]
+
+
+def test_a_chain_that_lacks_the_head_on_mlflow_is_wrong_be_it_cut_computed_anew_or_gone(
+    config: Config, tmp_path: Path
+) -> None:
+    path, tracker = config.workspace / "ledger.duckdb", Tracker(config.workspace, config.name)
+    ledger, older = Ledger(path), tmp_path / "older.duckdb"
+    shutil.copy(path, older)
+    run = str(tracker.run_of(2))
+    tracker.anchor(run, ledger.head())
+    ledger.record_event(3, "failed", key="later")  # as a process does that is killed before it tells MLflow
+    said = next(one.text for one in examine(config) if one.name == "chain")
+    assert said.endswith("has the head that cycle 2 left on MLflow")
+    tracker.anchor(run, ledger.head())
+    assert not wrong(config)
+
+    shutil.copy(older, path)
+    found = wrong(config)
+    assert list(found) == ["chain"]
+    assert f"cycle 2 left on MLflow is no link of the ledger {path}" in found["chain"]
+    assert f"delete the tag tamis.ledger_head of run {run}" in found["chain"]
+    path.unlink()
+    assert "cycle 2 left on MLflow is no link" in wrong(config)["chain"]
 
 
 @pytest.mark.parametrize(

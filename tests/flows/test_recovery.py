@@ -10,8 +10,11 @@ from flows.cli import app
 from flows.config import load
 from flows.decision import Act, decide
 from flows.doctor import examine
+from flows.errors import BadInput
 from flows.evidence import account_of
 from flows.inspection import open_ledger
+from flows.opening import open_cycle
+from flows.workload import load_workload
 from storage.tracking import Tracker
 from tests.flows.helpers import turn, write_toml
 
@@ -20,6 +23,22 @@ def command(*arguments: object) -> str:
     done = CliRunner().invoke(app, [str(one) for one in arguments])
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def test_no_cycle_is_opened_on_a_ledger_without_the_head_on_mlflow_until_somebody_deletes_it_there(here: Path) -> None:
+    config = load(write_toml(here))
+    workload = load_workload(config)
+    cycle = open_cycle(config, workload, lambda _: None)
+    before = (here / "ws" / "ledger.duckdb").read_bytes()
+    cycle.ledger.record_event(1, "nothing_to_do")
+    head = cycle.ledger.head()
+    cycle.tracker.anchor(cycle.run, head)
+    (here / "ws" / "ledger.duckdb").write_bytes(before)
+    with pytest.raises(BadInput, match=f"head {head[:12]} that cycle 1 left on MLflow is no link of the ledger"):
+        open_cycle(config, workload, lambda _: None)
+    assert cycle.tracker.tags(cycle.run)["tamis.ledger_head"] == head
+    cycle.tracker.set_tag(cycle.run, "tamis.ledger_head", "")
+    assert open_cycle(config, workload, lambda _: None).number == 1
 
 
 @pytest.mark.slow

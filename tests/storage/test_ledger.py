@@ -71,13 +71,45 @@ def test_what_a_roll_back_writes_again_says_what_led_to_it_the_first_time(ledger
     opened(ledger, 2)
     applied(ledger, proposal(2, [1], q=0.1, action="restore"))
     ledger.roll_back(2, "rule:guardrail", "loss rose")
-    why = ledger.why(1)
-    assert why.removed
-    got = why.removal
-    assert got is not None
-    assert (got.cycle, got.actor, got.reason) == (2, "rule:guardrail", "loss rose")
+    got = ledger.why(1).actions[-1]
+    assert (got.action, got.cycle, got.actor, got.reason) == ("remove", 2, "rule:guardrail", "loss rose")
     assert (got.score, got.threshold, got.estimator) == (-1.0, 0.0, "ekfac")
     assert (got.checkpoint_digest, got.proposal) == ("digest", made.hash)
+
+
+def test_a_removal_keeps_its_cycle_reason_and_actor_when_its_restoration_is_rolled_back_again_and_again(
+    ledger: Ledger,
+) -> None:
+    removed(ledger, 1, [1])
+    ledger.record_event(1, "promoted")
+    opened(ledger, 2)
+    applied(ledger, proposal(2, [2], action="relabel", new_label=7))
+    ledger.record_event(2, "promoted")
+    for cycle, q in ((3, 0.1), (4, 0.05)):
+        opened(ledger, cycle)
+        applied(ledger, proposal(cycle, [1, 2], q=q, action="restore"))
+        assert ledger.why(1).removal == ledger.why(1).actions[0]
+        ledger.roll_back(cycle, "rule:guardrail", "loss rose")
+        why = ledger.why(1)
+        assert why.removed
+        assert why.removal == why.actions[0]
+        assert [(a.point_id, a.cycle, a.actor, a.reason) for a in ledger.newest_actions()] == [
+            ("1", 1, "ada", "harmful"),
+            ("2", 2, "ada", "harmful"),
+        ]
+
+
+def test_a_point_removed_anew_by_the_same_proposal_is_removed_by_the_later_cycle(ledger: Ledger) -> None:
+    removed(ledger, 1, [1, 2])
+    ledger.restore([2], "bob", "was right")
+    ledger.roll_back(1, "rule:guardrail", "loss rose")
+    assert [(action.action, action.cycle, action.actor) for action in ledger.newest_actions()] == [
+        ("restore", 1, "bob"),
+        ("restore", 1, "rule:guardrail"),
+    ]
+    removed(ledger, 2, [1, 2])
+    assert [(action.action, action.cycle) for action in ledger.newest_actions()] == [("remove", 2), ("remove", 2)]
+    assert [ledger.why(point).removal.cycle for point in (1, 2)] == [2, 2]  # type: ignore[union-attr]
 
 
 def test_an_approved_restoration_brings_removed_points_back_and_a_roll_back_removes_them_again(ledger: Ledger) -> None:

@@ -9,10 +9,12 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from storage import ledger_exchange, migration
 from storage.errors import LedgerBroken, LedgerMissing, StorageError
 from storage.lake import Lake
 from storage.ledger import Ledger
 from storage.ledger_exchange import TABLES, Format, export, read_back, snapshot
+from storage.migration import schema_files
 from tests.storage.conftest import PLACES
 from tests.storage.ledgers import full_ledger
 from tests.storage.test_migration import old_ledger
@@ -84,9 +86,10 @@ def test_an_import_never_replaces_a_ledger_nor_an_export_a_file(whole: Ledger, t
     with pytest.raises(StorageError, match="is not empty; give a new folder"):
         export(whole, tmp_path / "out", "csv")
     seal = json.loads((tmp_path / "out/LEDGER.json").read_text())
-    (tmp_path / "out/LEDGER.json").write_text(json.dumps(seal | {"schema": 1}))
-    with pytest.raises(StorageError, match="holds schema 1, this version of Tamis reads 3"):
-        read_back(tmp_path / "out", Ledger(tmp_path / "ledger.duckdb"))
+    for schema in (1, 9, None):
+        (tmp_path / "out/LEDGER.json").write_text(json.dumps(seal | {"schema": schema}))
+        with pytest.raises(StorageError, match=f"holds schema {schema}, this version of Tamis reads 2 to 3; import it"):
+            read_back(tmp_path / "out", Ledger(tmp_path / "ledger.duckdb"))
 
 
 def test_a_snapshot_is_a_ledger_of_its_own_at_one_moment(whole: Ledger, tmp_path: Path) -> None:
@@ -143,3 +146,40 @@ def test_a_snapshot_of_an_older_schema_is_imported_and_brought_up_to_date(tmp_pa
     back = Ledger(tmp_path / "new" / "ledger.duckdb")
     assert read_back(old_ledger(tmp_path / "old.duckdb"), back).holds
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["ledger.duckdb"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_export_of_an_older_schema_is_imported_and_brought_up_to_date(
+    place: str, form: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    steps = schema_files()[:2]
+    with monkeypatch.context() as older:
+        for module in (migration, ledger_exchange):
+            older.setattr(module, "schema_files", lambda: steps)
+        old = Ledger(old_ledger(tmp_path / "old.duckdb"))
+        head = export(old, tmp_path / "out", form).head
+        before = everything(old)
+    assert json.loads((tmp_path / "out/LEDGER.json").read_text())["schema"] == 2
+    lake = place == "lake"
+    back = Ledger(request.getfixturevalue("new_lake")(tmp_path) if lake else tmp_path / "new" / "ledger.duckdb")
+    assert read_back(tmp_path / "out", back, head[:12]).head == head
+    assert everything(back) == before
+    assert back.record_event(3, "expired")  # a state of the newest schema
+    assert back.verify(head).holds
+
+
+def test_an_export_of_an_older_schema_that_was_tampered_with_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = schema_files()[:2]
+    with monkeypatch.context() as older:
+        for module in (migration, ledger_exchange):
+            older.setattr(module, "schema_files", lambda: steps)
+        export(Ledger(old_ledger(tmp_path / "old.duckdb")), tmp_path / "out", "parquet")
+    rows = pq.read_table(tmp_path / "out/actions.parquet")
+    at = rows.column_names.index("actor")
+    pq.write_table(rows.set_column(at, "actor", [["eve"] * len(rows)]), tmp_path / "out/actions.parquet")
+    with pytest.raises(LedgerBroken, match=r"row \d+ of actions is not what was written.*nothing was imported"):
+        read_back(tmp_path / "out", Ledger(tmp_path / "ledger.duckdb"))
+    assert not (tmp_path / "ledger.duckdb").exists()
