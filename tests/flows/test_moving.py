@@ -94,8 +94,8 @@ def test_an_export_is_the_data_set_that_the_ledger_recorded(moved: tuple[Path, A
 CONTENT: dict[PointId, str] = {row: f"c{row}" for row in range(6)}
 
 
-def manifest(content: dict[PointId, str]) -> Manifest:
-    return Manifest.build(content, content.values(), content.values(), [0] * len(content))
+def manifest(content: dict[PointId, str], group: str | None = None) -> Manifest:
+    return Manifest.build(content, content.values(), content.values(), [0] * len(content), [group] * len(content))
 
 
 @pytest.fixture
@@ -122,9 +122,9 @@ def ledger(tmp_path: Path) -> Ledger:
     return ledger
 
 
-def opened(ledger: Ledger, folder: Path, cycle: int, content: dict[PointId, str]) -> str:
+def opened(ledger: Ledger, folder: Path, cycle: int, content: dict[PointId, str], group: str | None = None) -> str:
     """Open a cycle on the data as they are; what it says moved."""
-    train = manifest(content)
+    train = manifest(content, group)
     known = in_force(ledger, cycle - 1, train)
     ledger.open_cycle(cycle, dataset_sha256(train, known.removed, known.relabeled), {}, {}, "int", parent=cycle - 1)
     train.write(manifest_of_cycle(folder, cycle))
@@ -148,6 +148,31 @@ def test_an_export_as_of_a_cycle_stays_what_it_was_when_the_data_move_afterwards
     with pytest.raises(StorageError, match="cycle 1 started from"):
         export_file(file, 1, tmp_path / "tampered", text=False)
     assert not (tmp_path / "tampered").exists()
+
+
+def test_a_change_of_groups_alone_is_said_and_leaves_the_export_of_the_cycle_before(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    file = write_toml(tmp_path, workspace=".")
+    ledger = Ledger(ledger.path.rename(ledger_of(load(file)).path))
+    before = export_file(file, 1, tmp_path / "before", text=False).export
+    said = opened(ledger, tmp_path, 2, CONTENT, "clinic")
+    assert said == "since cycle 1: 0 new, 0 changed (0 in the label alone), 0 vanished, 6 in another group"
+    assert opened(ledger, tmp_path, 3, CONTENT, "clinic") == ""
+    assert export_file(file, 1, tmp_path / "after", text=False).export == before
+    assert export_file(file, 2, tmp_path / "2", text=False).export.recorded_by == 3
+    assert in_force(ledger, 2, manifest(CONTENT, "clinic")).removed == {0, 1}
+
+
+def test_an_export_is_not_held_against_data_that_nobody_could_compare(ledger: Ledger, tmp_path: Path) -> None:
+    file = write_toml(tmp_path, workspace=".")
+    ledger = Ledger(ledger.path.rename(ledger_of(load(file)).path))
+    kept = manifest_of_cycle(tmp_path, 1).rename(tmp_path / "kept.parquet")
+    assert "not known" in opened(ledger, tmp_path, 2, CONTENT | {9: "new"})
+    [event] = [event for event in ledger.events(2) if event.state == "moved"]
+    assert event.detail == {"unknown": "the manifest of cycle 1 is gone"}
+    kept.rename(manifest_of_cycle(tmp_path, 1))
+    assert export_file(file, 1, tmp_path / "out", text=False).export.points == 6
 
 
 def test_what_is_in_force_tells_which_decisions_it_has_seen(ledger: Ledger) -> None:
