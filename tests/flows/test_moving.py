@@ -150,6 +150,20 @@ def test_an_export_as_of_a_cycle_stays_what_it_was_when_the_data_move_afterwards
     assert not (tmp_path / "tampered").exists()
 
 
+def test_the_newest_export_is_of_the_manifest_that_its_cycle_started_from(ledger: Ledger, tmp_path: Path) -> None:
+    file = write_toml(tmp_path, workspace=".")
+    ledger = Ledger(ledger.path.rename(ledger_of(load(file)).path))
+    for cycle, content in ((1, CONTENT), (2, CONTENT | {0: "mended"})):
+        if cycle > 1:
+            assert opened(ledger, tmp_path, cycle, content)
+        assert export_file(file, None, tmp_path / f"out-{cycle}", text=False).export.cycle == cycle
+        manifest(content | {4: "another"}).write(manifest_of_cycle(tmp_path, cycle))
+        with pytest.raises(StorageError, match=f"cycle {cycle} started from"):
+            export_file(file, None, tmp_path / "tampered", text=False)
+        assert not (tmp_path / "tampered").exists()
+        manifest(content).write(manifest_of_cycle(tmp_path, cycle))
+
+
 def test_a_change_of_groups_alone_is_said_and_leaves_the_export_of_the_cycle_before(
     ledger: Ledger, tmp_path: Path
 ) -> None:
