@@ -72,7 +72,7 @@ def select(folder: Path, rules: Sequence[Rule], budgets: Budgets, regret: Regret
         for statement in policy_sql.orphaned(rules):
             con.execute(statement)
         [(*counts, protected, cooldown)] = con.sql(policy_sql.counts(rules)).fetchall()
-        con.execute(policy_sql.RANKED)
+        con.execute(policy_sql.ranked(rules))
         con.execute("DROP TABLE candidates")
         cells = _cells(con)
         outcome = spend(cells, budgets, _order(con))
