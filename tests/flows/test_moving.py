@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.check import check, require
 from flows.config import load
 from flows.curated import CuratedDataset
 from flows.errors import BadInput
@@ -17,6 +18,7 @@ from flows.export import export_file
 from flows.inspection import status_of
 from flows.moving import in_force, manifest_of_cycle, record_moves
 from flows.opening import open_cycle
+from flows.protection import check_protected, vanished
 from flows.stores import ledger_of
 from flows.workload import load_workload
 from storage.errors import CycleConflict, StorageError
@@ -235,6 +237,42 @@ def test_a_restoration_while_a_cycle_is_being_opened_is_in_its_data_after_anothe
     second = open_cycle(config, workload, lambda _: None)
     assert (second.number, second.removed) == (2, {0})
     assert ledger.cycle(2).dataset_sha256 == dataset_sha256(first.manifest, [0])
+
+
+def test_protected_points_and_groups_that_vanished_are_said_and_stop_no_cycle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state.json"
+    file = write_toml(tmp_path, ENTRY, {"state": str(state)}, pruning={"protected": [2, 3], "protected_file": "ids"})
+    (tmp_path / "ids").write_text("50\n")
+    config = load(file)
+    monkeypatch.setattr("flows.opening.tracker_of", lambda _: Meanwhile(ledger_of(config), []))
+    config.workspace.mkdir()
+    assert open_cycle(config, load_workload(config), lambda _: None).moved == ""
+    ledger_of(config).record_event(1, "nothing_to_do")
+    state.write_text(json.dumps({"gone": [2, 50]}))
+    workload = load_workload(config)
+    said = "no longer hold 2 protected ids (2, 50)"
+    [sets] = [finding for finding in check(config) if finding.name == "sets"]
+    assert (sets.ok, sets.text.endswith(f"; the data {said}")) == (True, True)
+    assert open_cycle(config, workload, lambda _: None).moved.endswith(f", 2 vanished; {said}")
+    ledger_of(config).record_event(2, "nothing_to_do")
+    third = open_cycle(config, workload, lambda _: None)
+    assert (third.number, third.moved) == (3, said), "it is said as long as they are protected"
+    (tmp_path / "ids").write_text("50\n120\n")
+    with pytest.raises(BadInput, match=r"ids: \['120'\] not in the train set of this or an earlier cycle"):
+        require(config)
+
+
+def test_a_group_that_was_there_once_may_vanish_and_one_that_never_was_may_not(tmp_path: Path) -> None:
+    config = load(write_toml(tmp_path, pruning={"protected_groups": ["clinic"]}))
+    now = manifest(CONTENT, "home")
+    with pytest.raises(BadInput, match=r"protected_groups: \['clinic'\]: no point"):
+        check_protected(config.pruning, now, tmp_path)
+    manifest(CONTENT, "clinic").write(manifest_of_cycle(tmp_path, 1))
+    now.write(manifest_of_cycle(tmp_path, 2))
+    check_protected(config.pruning, now, tmp_path)
+    assert vanished(config.pruning, now) == "no longer hold 1 protected group (clinic)"
 
 
 def removed_two(ledger: Ledger, train: Manifest) -> None:
