@@ -16,7 +16,7 @@ from flows.errors import BadInput
 from flows.estimators import approximation
 from flows.facets import facets_of
 from flows.findings import Finding
-from flows.protection import check_protected
+from flows.protection import check_protected, vanished
 from flows.ranks.blocks import chosen_blocks, left_out, measure_energies
 from flows.ranks.device import CPU, device_of
 from flows.ranks.points import Points
@@ -72,11 +72,12 @@ class _Checker:
             raise BadInput(f"{len(sets.train)} train points: scoring.neighbours = {self.config.scoring.neighbours}")
         if len(sets.query) < 2:
             raise BadInput("one query point has no standard error: give at least two")
-        check_protected(self.config.pruning, sets.train)
+        check_protected(self.config.pruning, sets.train, self.config.workspace)
+        lost = vanished(self.config.pruning, sets.train)
         facets_of(self.workload)
         return (
             f"{len(sets.train):,} train, {len(sets.query):,} query, {len(sets.holdout):,} holdout points; "
-            "ids unique, sets disjoint"
+            "ids unique, sets disjoint" + f"; the data {lost}" * bool(lost)
         )
 
     def losses(self) -> str:

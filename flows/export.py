@@ -45,7 +45,7 @@ def export_file(file: Path, as_of: int | None, out: Path | None, *, text: bool) 
     manifest, recorded = manifest_of_cycle(workspace, max(cycle, 1)), None
     if cycle < opened and not _moved(ledger, cycle + 1):
         recorded = (cycle + 1, ledger.cycle(cycle + 1).dataset_sha256)
-    elif cycle < opened:
+    else:  # of 1 or more: no data moved before the first
         check_start(manifest, ledger.decisions(cycle - 1), (cycle, ledger.cycle(cycle).dataset_sha256))
     folder = out or Path(f"export-{cycle:06d}")
     return Exported(folder, write_export(folder, manifest, ledger.decisions(cycle), cycle, recorded, text=text))

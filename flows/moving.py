@@ -49,7 +49,7 @@ def record_moves(ledger: Ledger, workspace: Path, number: int, train: Manifest) 
     """Compare the train set of a cycle that was opened with that of the one before, and tell the ledger.
 
     Args:
-        ledger: Keeps the event `moved`, where anything did.
+        ledger: Keeps the event `moved`, where anything did or nobody can tell.
         workspace: Of both cycles.
         number: The cycle.
         train: Its train set.
@@ -61,6 +61,7 @@ def record_moves(ledger: Ledger, workspace: Path, number: int, train: Manifest) 
         return ""
     before = manifest_of_cycle(workspace, number - 1)
     if not before.exists():
+        ledger.record_event(number, "moved", {"unknown": f"the manifest of cycle {number - 1} is gone"}, key="unknown")
         return f"since cycle {number - 1}: not known, {before} is gone"
     relabeled = {point: was.content for point, was in ledger.relabeled_contents(number - 1).items()}
     moved = compare(Manifest.read(before), train, ledger.removed_contents(number - 1), relabeled)
@@ -76,6 +77,8 @@ def _said(moved: Moved) -> str:
         f"{moved.count('new'):,} new, {moved.count('label', 'inputs'):,} changed "
         f"({moved.count('label'):,} in the label alone), {moved.count('vanished'):,} vanished"
     )
+    if regrouped := moved.count("group"):
+        said += f", {regrouped:,} in another group"
     counts = {
         "removed, and corrected since: in training again": moved.count("label", decided="remove"),
         "removed, and are other samples now: in training": moved.count("inputs", decided="remove"),

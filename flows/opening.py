@@ -21,6 +21,7 @@ from flows.holding import lock_of, locked
 from flows.installed import version_of
 from flows.launch import Progress
 from flows.moving import in_force, manifest_of_cycle, record_moves
+from flows.protection import vanished
 from flows.redaction import redacted
 from flows.relabeling import check_relabeling
 from flows.stages import Cycle, cycle_folder
@@ -114,7 +115,8 @@ def open_cycle(config: Config, workload: Workload, show: Callable[[Progress], No
     folder = cycle_folder(config, number)
     folder.mkdir(parents=True, exist_ok=True)
     sets.train.write(manifest_of_cycle(config.workspace, number))
-    moved = record_moves(ledger, config.workspace, number, sets.train)
+    said = [record_moves(ledger, config.workspace, number, sets.train), vanished(config.pruning, sets.train)]
+    moved = "; ".join(filter(None, said))
     record: dict[str, JSON] = {"cycle": number, "config": settings, "versions": versions, "digests": digests}
     record |= {"dataset_sha256": digest, "mlflow_run": run, "git_revision": _revision(config)}
     atomic_write_json(folder / "cycle.json", record)

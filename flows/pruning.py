@@ -6,6 +6,7 @@ earlier comes back if it is helpful beyond `z_restore` standard errors in this c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,8 @@ from storage.records import Terms
 from storage.review_tags import ReviewTags
 from storage.score_store import ScoreSet
 from storage.selection import select
+
+logger = logging.getLogger("tamis")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def _propose(
 ) -> Proposed:
     pruning = cycle.config.pruning
     rules = rules_of(pruning)
+    if before is None and cycle.removed:
+        logger.warning("cycle %d left no finished scores: no point is proposed for return", cycle.number - 1)
     regret = None if before is None else Regret(before.folder, pruning.z_restore)
     budgets = budgets_of(
         pruning, cycle.config.proposable, protected, cooldown, given_labels(cycle.manifest, cycle.relabeled)

@@ -46,7 +46,8 @@ class Cycle:
         run: The MLflow run.
         show: Shows progress.
         relabeled: Labels that earlier cycles put in place of the given ones, of points that are not removed.
-        moved: What changed in the data since the cycle before, in a line; empty where nothing did.
+        moved: What changed in the data since the cycle before, in a line, and what is protected and not there
+            any more; empty where nothing did.
     """
 
     config: Config

@@ -48,7 +48,8 @@ class Summary:
     """One cycle; `blocks`, `probe` and `fragility` tell what influence was computed on and how far to trust it.
 
     Attributes:
-        moved: What changed in the data since the cycle before; empty where nothing did.
+        moved: What changed in the data since the cycle before, and what is protected and not there any more; empty
+            where nothing did.
         struck: Points that reviewers struck out of what was selected.
         patterns: Slices of the points in training that harm beyond chance, the worst first.
         proof: How many seeds were compared and why no more, and which look at the holdout set it was.

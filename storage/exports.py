@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.dataset_digest import DatasetDigest
+from storage.dataset_digest import DatasetDigest, FirstDigest
 from storage.errors import StorageError
 from storage.files import atomic_folder, atomic_write_json, read_json, sha256_file
 from storage.points import PARQUET, IdKind
@@ -40,7 +40,7 @@ class Export:
         cycle: The data set is that after this cycle.
         dataset_sha256: Of the kept points and the labels in force (`storage.points.dataset_sha256`).
         recorded_by: The cycle that started from it and whose record in the ledger says the same; None for the newest,
-            and where the data moved before the next one.
+            and where the data moved before the next one: then it was what this cycle started from that was checked.
         points: In the manifest: the kept and the removed.
         mask_bits: In kept.npy; None where ids are not dense.
         files: Name to sha256.
@@ -104,7 +104,7 @@ def write_export(
 
 
 def check_start(manifest: Path, before: Decisions, recorded: tuple[int, str]) -> None:
-    """Check that a manifest is what a cycle started from.
+    """Check that a manifest is what a cycle started from, also one that an older version opened.
 
     Args:
         manifest: On disk.
@@ -114,10 +114,15 @@ def check_start(manifest: Path, before: Decisions, recorded: tuple[int, str]) ->
     Raises:
         StorageError: It is not, or cannot be read.
     """
-    digest = DatasetDigest()
-    for part in parts(manifest, before):
+    found = _digest(manifest, before, DatasetDigest())
+    if found != recorded[1] and _digest(manifest, before, FirstDigest()) != recorded[1]:
+        _check(found, recorded)
+
+
+def _digest(manifest: Path, decisions: Decisions, digest: DatasetDigest | FirstDigest) -> str:
+    for part in parts(manifest, decisions):
         digest.update(part.kept)
-    _check(digest.hexdigest(), recorded)
+    return digest.hexdigest()
 
 
 def read_export(folder: Path) -> Export:

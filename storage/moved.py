@@ -3,14 +3,18 @@
 One row per point that moved, sorted by `point_id`:
 
     point_id      int64 | string
-    change        string           new, label (other label, same inputs), inputs (other inputs), vanished
+    change        string           new, label (other label, same inputs), inputs (other inputs), group (nothing else),
+                                   vanished
     label_before  int32, nullable
     label_after   int32, nullable
+    group_before  string, nullable
+    group_after   string, nullable
     decided       string, nullable  remove or relabel, where the ledger decided on the content that it lost or gained
     holds         bool, nullable    whether it gained it, so that the decision holds again
 
 A point whose content changed is a new point, so a decision on what it was does not hold any more; one on a point that
-vanished is closed. Both hold again where the content comes back.
+vanished is closed. Both hold again where the content comes back. The group is not of the content, so that a decision
+stands where it alone changed; but it is of the data set's sha256.
 """
 
 from collections.abc import Mapping
@@ -26,8 +30,8 @@ import pyarrow.parquet as pq
 from storage.files import JSON, atomic_path, sha256_json
 from storage.points import Manifest, PointId
 
-Change: TypeAlias = Literal["new", "label", "inputs", "vanished"]
-CHANGES: tuple[Change, ...] = ("new", "label", "inputs", "vanished")
+Change: TypeAlias = Literal["new", "label", "inputs", "group", "vanished"]
+CHANGES: tuple[Change, ...] = ("new", "label", "inputs", "group", "vanished")
 Decision: TypeAlias = Literal["remove", "relabel"]
 DECISIONS: tuple[Decision, ...] = ("remove", "relabel")
 
@@ -86,20 +90,28 @@ def compare(
         removed: Content that each point was removed with, whether the data set still has it or not.
         relabeled: Content that each point was relabelled with.
     """
-    columns = ["point_id", "content", "inputs", "label"]
+    columns = ["point_id", "content", "inputs", "label", "group"]
     both = before.table.select(columns).join(
         after.table.select(columns), "point_id", join_type="full outer", left_suffix="_before", right_suffix="_after"
     )
-    same = pc.fill_null(pc.equal(both["content_before"], both["content_after"]), False)
+    same = pc.and_(_equal(both, "content"), _equal(both, "group"))
     both = both.filter(pc.invert(same)).sort_by("point_id")
     rows = both.select(["point_id"]).append_column("change", _change(both))
-    rows = rows.append_column("label_before", both["label_before"]).append_column("label_after", both["label_after"])
+    for name in ("label_before", "label_after", "group_before", "group_after"):
+        rows = rows.append_column(name, both[name])
     decided = _decided(both, removed, relabeled)
     return Moved(rows.append_column("decided", decided["decided"]).append_column("holds", decided["holds"]))
 
 
+def _equal(both: pa.Table, name: str) -> pa.ChunkedArray:
+    """Where a column is the same before and after, null on both sides included."""
+    before, after = both[f"{name}_before"], both[f"{name}_after"]
+    return pc.coalesce(pc.equal(before, after), pc.and_(pc.is_null(before), pc.is_null(after)))
+
+
 def _change(both: pa.Table) -> pa.ChunkedArray:
-    changed = pc.if_else(pc.equal(both["inputs_before"], both["inputs_after"]), "label", "inputs")
+    changed = pc.if_else(_equal(both, "inputs"), "label", "inputs")
+    changed = pc.if_else(_equal(both, "content"), "group", changed)
     gone = pc.if_else(pc.is_null(both["content_after"]), "vanished", changed)
     return pc.if_else(pc.is_null(both["content_before"]), "new", gone)
 
@@ -111,7 +123,8 @@ def _decided(both: pa.Table, removed: Mapping[PointId, str], relabeled: Mapping[
     ):
         action = "remove" if point in removed else "relabel"
         was = removed.get(point, relabeled.get(point))
-        found.append((action, was == gained) if was is not None and was in (lost, gained) else (None, None))
+        touched = was is not None and lost != gained and was in (lost, gained)
+        found.append((action, was == gained) if touched else (None, None))
     return pa.table(
         {"decided": pa.array([a for a, _ in found], pa.string()), "holds": pa.array([h for _, h in found], pa.bool_())}
     )

@@ -45,7 +45,7 @@ class Rule:
         relabel: The score column of the label that the point gets instead of being removed, where it differs from
             the present one.
         repeats: The score column of the point that a candidate is an exact copy of. The reason names it, and where
-            another rule chooses it the copy is no candidate: what it repeats must stay.
+            another rule chooses it the copy is no candidate of this one: what it repeats must stay.
     """
 
     policy: str

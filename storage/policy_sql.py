@@ -1,7 +1,8 @@
 """SQL of a selection: candidates, their ranks, and the rows of those that go.
 
 Every statement reads the view `given`: the scores, with the given label where a point was relabelled since. Numbers of
-rows that are dropped are held narrow, in one column a rule; lists and texts are made for the rows of a proposal alone.
+rows that are dropped are held narrow, in one column a rule and one for each further column that ranks; lists and texts
+are made for the rows of a proposal alone. Turn and rank of a point are those of the rules that choose it in the end.
 """
 
 from collections.abc import Sequence
@@ -44,10 +45,10 @@ UNCHOSEN = "DELETE FROM candidates WHERE {nobody}"
 
 RANKED = """
 CREATE TEMP TABLE ranked AS
-SELECT CAST(cell AS INTEGER) AS cell, c.* EXCLUDE (label, "group", excluded, turn, rank_value)
+SELECT CAST(cell AS INTEGER) AS cell, c.* EXCLUDE (label, "group", excluded{ranks})
 FROM candidates c JOIN cells ON cells.label IS NOT DISTINCT FROM c.label
                              AND cells."group" IS NOT DISTINCT FROM c."group"
-WHERE excluded IS NULL ORDER BY turn, rank_value NULLS LAST, point_id
+WHERE excluded IS NULL ORDER BY {turn}, {rank} NULLS LAST, point_id
 """
 
 COUNTS = """
@@ -110,17 +111,34 @@ def candidates(rules: Sequence[Rule]) -> tuple[str, dict[str, Any]]:
         f"CASE WHEN {test} THEN CAST({quote(rule.column)} AS DOUBLE) END AS value_{i}"
         for i, (rule, test) in enumerate(zip(rules, tests, strict=True))
     ]
-    turns = sorted(zip(rules, tests, strict=True), key=lambda pair: pair[0].turn)
-    columns.append(_first([(test, str(rule.turn)) for rule, test in turns], "turn", "TINYINT"))
-    columns.append(_first([(test, quote(rule.rank_column)) for rule, test in turns], "rank_value", "DOUBLE"))
+    columns += [f"CAST({quote(name)} AS DOUBLE) AS {held}" for name, held in _ranks(rules).items()]
     columns.append(_new_label(rules, tests))
     columns += sorted({quote(rule.repeats) for rule in rules if rule.repeats is not None})
     return CANDIDATES.format(columns=", ".join(columns), chosen=" OR ".join(tests)), values
 
 
-def _first(cases: Sequence[tuple[str, str]], name: str, kind: str) -> str:
+def _ranks(rules: Sequence[Rule]) -> dict[str, str]:
+    """Columns that rank and are not compared by the same rule, and where `candidates` holds each."""
+    named = dict.fromkeys(rule.rank_column for rule in rules if rule.rank_column != rule.column)
+    return {name: f"rank_{k}" for k, name in enumerate(named)}
+
+
+def ranked(rules: Sequence[Rule]) -> str:
+    """The statement that puts the candidates in order, each by the first turn of the rules that choose it."""
+    held = _ranks(rules)
+    turns = sorted(enumerate(rules), key=lambda pair: pair[1].turn)
+    return RANKED.format(
+        ranks="".join(f", {name}" for name in held.values()),
+        turn=_first([(f"value_{i} IS NOT NULL", str(rule.turn)) for i, rule in turns], "TINYINT"),
+        rank=_first(
+            [(f"value_{i} IS NOT NULL", held.get(rule.rank_column, f"value_{i}")) for i, rule in turns], "DOUBLE"
+        ),
+    )
+
+
+def _first(cases: Sequence[tuple[str, str]], kind: str) -> str:
     branches = " ".join(f"WHEN {test} THEN {value}" for test, value in cases)
-    return f"CAST(CASE {branches} END AS {kind}) AS {name}"
+    return f"CAST(CASE {branches} END AS {kind})"
 
 
 def _new_label(rules: Sequence[Rule], tests: Sequence[str]) -> str:
@@ -128,7 +146,7 @@ def _new_label(rules: Sequence[Rule], tests: Sequence[str]) -> str:
     if not relabeling:
         return "CAST(NULL AS INTEGER) AS new_label"
     branches = [(f"{test} AND {quote(to)} <> current_label", quote(to)) for to, test in relabeling]
-    return _first(branches, "new_label", "INTEGER")
+    return f"{_first(branches, 'INTEGER')} AS new_label"
 
 
 def orphaned(rules: Sequence[Rule]) -> list[str]:

@@ -83,7 +83,7 @@ def select(
             con.execute(statement)
         [(*counts, protected, cooldown)] = con.sql(policy_sql.counts(rules)).fetchall()
         excluded = con.execute(policy_sql.EXCLUDED, [asked]).fetchall() if asked is not None else []
-        con.execute(policy_sql.RANKED)
+        con.execute(policy_sql.ranked(rules))
         con.execute("DROP TABLE candidates")
         cells = _cells(con)
         outcome = spend(cells, budgets, _order(con))

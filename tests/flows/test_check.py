@@ -91,7 +91,7 @@ def test_relabeling_is_refused_where_labels_cannot_be_put_into_a_batch(
                 "ids.txt: ['9999'] not in the train",
             ),
         ),
-        ({"pruning": {"protected_groups": ["clinic"]}}, ("protected_groups: no point", "['clinic']")),
+        ({"pruning": {"protected_groups": ["clinic"]}}, ("pruning.protected_groups: ['clinic']: no point",)),
     ],
 )
 def test_settings_that_do_not_fit_the_workload_are_found(

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.check import check, require
 from flows.config import load
 from flows.curated import CuratedDataset
 from flows.errors import BadInput
@@ -17,6 +18,7 @@ from flows.export import export_file
 from flows.inspection import status_of
 from flows.moving import in_force, manifest_of_cycle, record_moves
 from flows.opening import open_cycle
+from flows.protection import check_protected, vanished
 from flows.stores import ledger_of
 from flows.workload import load_workload
 from storage.errors import CycleConflict, StorageError
@@ -94,8 +96,8 @@ def test_an_export_is_the_data_set_that_the_ledger_recorded(moved: tuple[Path, A
 CONTENT: dict[PointId, str] = {row: f"c{row}" for row in range(6)}
 
 
-def manifest(content: dict[PointId, str]) -> Manifest:
-    return Manifest.build(content, content.values(), content.values(), [0] * len(content))
+def manifest(content: dict[PointId, str], group: str | None = None) -> Manifest:
+    return Manifest.build(content, content.values(), content.values(), [0] * len(content), [group] * len(content))
 
 
 @pytest.fixture
@@ -122,9 +124,9 @@ def ledger(tmp_path: Path) -> Ledger:
     return ledger
 
 
-def opened(ledger: Ledger, folder: Path, cycle: int, content: dict[PointId, str]) -> str:
+def opened(ledger: Ledger, folder: Path, cycle: int, content: dict[PointId, str], group: str | None = None) -> str:
     """Open a cycle on the data as they are; what it says moved."""
-    train = manifest(content)
+    train = manifest(content, group)
     known = in_force(ledger, cycle - 1, train)
     ledger.open_cycle(cycle, dataset_sha256(train, known.removed, known.relabeled), {}, {}, "int", parent=cycle - 1)
     train.write(manifest_of_cycle(folder, cycle))
@@ -148,6 +150,45 @@ def test_an_export_as_of_a_cycle_stays_what_it_was_when_the_data_move_afterwards
     with pytest.raises(StorageError, match="cycle 1 started from"):
         export_file(file, 1, tmp_path / "tampered", text=False)
     assert not (tmp_path / "tampered").exists()
+
+
+def test_the_newest_export_is_of_the_manifest_that_its_cycle_started_from(ledger: Ledger, tmp_path: Path) -> None:
+    file = write_toml(tmp_path, workspace=".")
+    ledger = Ledger(ledger.path.rename(ledger_of(load(file)).path))
+    for cycle, content in ((1, CONTENT), (2, CONTENT | {0: "mended"})):
+        if cycle > 1:
+            assert opened(ledger, tmp_path, cycle, content)
+        assert export_file(file, None, tmp_path / f"out-{cycle}", text=False).export.cycle == cycle
+        manifest(content | {4: "another"}).write(manifest_of_cycle(tmp_path, cycle))
+        with pytest.raises(StorageError, match=f"cycle {cycle} started from"):
+            export_file(file, None, tmp_path / "tampered", text=False)
+        assert not (tmp_path / "tampered").exists()
+        manifest(content).write(manifest_of_cycle(tmp_path, cycle))
+
+
+def test_a_change_of_groups_alone_is_said_and_leaves_the_export_of_the_cycle_before(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    file = write_toml(tmp_path, workspace=".")
+    ledger = Ledger(ledger.path.rename(ledger_of(load(file)).path))
+    before = export_file(file, 1, tmp_path / "before", text=False).export
+    said = opened(ledger, tmp_path, 2, CONTENT, "clinic")
+    assert said == "since cycle 1: 0 new, 0 changed (0 in the label alone), 0 vanished, 6 in another group"
+    assert opened(ledger, tmp_path, 3, CONTENT, "clinic") == ""
+    assert export_file(file, 1, tmp_path / "after", text=False).export == before
+    assert export_file(file, 2, tmp_path / "2", text=False).export.recorded_by == 3
+    assert in_force(ledger, 2, manifest(CONTENT, "clinic")).removed == {0, 1}
+
+
+def test_an_export_is_not_held_against_data_that_nobody_could_compare(ledger: Ledger, tmp_path: Path) -> None:
+    file = write_toml(tmp_path, workspace=".")
+    ledger = Ledger(ledger.path.rename(ledger_of(load(file)).path))
+    kept = manifest_of_cycle(tmp_path, 1).rename(tmp_path / "kept.parquet")
+    assert "not known" in opened(ledger, tmp_path, 2, CONTENT | {9: "new"})
+    [event] = [event for event in ledger.events(2) if event.state == "moved"]
+    assert event.detail == {"unknown": "the manifest of cycle 1 is gone"}
+    kept.rename(manifest_of_cycle(tmp_path, 1))
+    assert export_file(file, 1, tmp_path / "out", text=False).export.points == 6
 
 
 def test_what_is_in_force_tells_which_decisions_it_has_seen(ledger: Ledger) -> None:
@@ -196,6 +237,42 @@ def test_a_restoration_while_a_cycle_is_being_opened_is_in_its_data_after_anothe
     second = open_cycle(config, workload, lambda _: None)
     assert (second.number, second.removed) == (2, {0})
     assert ledger.cycle(2).dataset_sha256 == dataset_sha256(first.manifest, [0])
+
+
+def test_protected_points_and_groups_that_vanished_are_said_and_stop_no_cycle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state.json"
+    file = write_toml(tmp_path, ENTRY, {"state": str(state)}, pruning={"protected": [2, 3], "protected_file": "ids"})
+    (tmp_path / "ids").write_text("50\n")
+    config = load(file)
+    monkeypatch.setattr("flows.opening.tracker_of", lambda _: Meanwhile(ledger_of(config), []))
+    config.workspace.mkdir()
+    assert open_cycle(config, load_workload(config), lambda _: None).moved == ""
+    ledger_of(config).record_event(1, "nothing_to_do")
+    state.write_text(json.dumps({"gone": [2, 50]}))
+    workload = load_workload(config)
+    said = "no longer hold 2 protected ids (2, 50)"
+    [sets] = [finding for finding in check(config) if finding.name == "sets"]
+    assert (sets.ok, sets.text.endswith(f"; the data {said}")) == (True, True)
+    assert open_cycle(config, workload, lambda _: None).moved.endswith(f", 2 vanished; {said}")
+    ledger_of(config).record_event(2, "nothing_to_do")
+    third = open_cycle(config, workload, lambda _: None)
+    assert (third.number, third.moved) == (3, said), "it is said as long as they are protected"
+    (tmp_path / "ids").write_text("50\n120\n")
+    with pytest.raises(BadInput, match=r"ids: \['120'\] not in the train set of this or an earlier cycle"):
+        require(config)
+
+
+def test_a_group_that_was_there_once_may_vanish_and_one_that_never_was_may_not(tmp_path: Path) -> None:
+    config = load(write_toml(tmp_path, pruning={"protected_groups": ["clinic"]}))
+    now = manifest(CONTENT, "home")
+    with pytest.raises(BadInput, match=r"protected_groups: \['clinic'\]: no point"):
+        check_protected(config.pruning, now, tmp_path)
+    manifest(CONTENT, "clinic").write(manifest_of_cycle(tmp_path, 1))
+    now.write(manifest_of_cycle(tmp_path, 2))
+    check_protected(config.pruning, now, tmp_path)
+    assert vanished(config.pruning, now) == "no longer hold 1 protected group (clinic)"
 
 
 def removed_two(ledger: Ledger, train: Manifest) -> None:

@@ -110,6 +110,13 @@ def test_removed_points_that_are_missed_twice_running_are_proposed_for_return(tm
     assert (open_proposal.hash, open_proposal.size) == (made.hash, 7)
 
 
+def test_a_cycle_before_without_scores_is_said_where_points_could_have_come_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert proposed(cycle_of(tmp_path), helpful=9.0).actions == {"remove": 5}
+    assert "cycle 1 left no finished scores: no point is proposed for return" in caplog.text
+
+
 @pytest.mark.parametrize(("before", "now", "z"), [(2.9, 9.0, 3.0), (9.0, 2.9, 3.0), (3.5, 3.5, 4.0)])
 def test_points_missed_once_or_less_than_asked_stay_away(tmp_path: Path, before: float, now: float, z: float) -> None:
     cycle = cycle_of(tmp_path, z_restore=z)

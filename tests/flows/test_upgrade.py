@@ -12,6 +12,9 @@ from flows.doctor import examine
 from flows.evidence import account_of
 from flows.export import export_file
 from flows.inspection import open_ledger
+from flows.moving import manifest_of_cycle
+from storage.errors import StorageError
+from storage.points import Manifest
 from tests.flows.helpers import run_here, turn
 
 ARCHIVE = Path(__file__).with_name("fixtures") / "workspace-0.1.0.tar.xz"
@@ -86,3 +89,8 @@ def test_its_next_cycle_opens_on_the_same_data_and_ends(file: Path) -> None:
 def test_the_data_set_after_its_last_cycle_can_be_exported(file: Path) -> None:
     exported = export_file(file, 2, file.parent / "out", text=False)
     assert (exported.export.kept, exported.export.removed) == (106, 14)
+    path = manifest_of_cycle(load(file).workspace, 2)
+    manifest = Manifest.read(path)
+    Manifest(manifest.table.slice(1)).write(path)
+    with pytest.raises(StorageError, match="cycle 2 started from"):
+        export_file(file, 2, file.parent / "tampered", text=False)

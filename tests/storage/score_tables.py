@@ -27,6 +27,7 @@ class Row:
     group: str | None = None
     suggested: int = 0
     repeats: int | str | None = None
+    balance: float | None = None
 
 
 def write(folder: Path, rows: Sequence[Row], chunk: int = 4) -> Path:
@@ -45,6 +46,7 @@ def write(folder: Path, rows: Sequence[Row], chunk: int = 4) -> Path:
                 "suspicion": pa.array([row.suspicion for row in part], pa.float64()),
                 "group": pa.array([row.group for row in part], pa.string()),
                 "repeats": pa.array([row.repeats for row in part], _ids([row.point for row in rows])),
+                "balance": pa.array([row.balance for row in part], pa.float64()),
                 "suggested": pa.array([row.suggested for row in part], pa.int32()),
             }
         )

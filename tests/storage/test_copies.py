@@ -13,6 +13,7 @@ from storage.selection import select
 from tests.storage.score_tables import ALL, HARMFUL, Row, write
 
 SPARE = Rule("redundant", "redundant", "suspicion", "<=", 0.5, rank_column="suspicion", turn=1, repeats="repeats")
+BALANCED = Rule("balanced", "balanced", "balance", "<=", 0.5, rank_column="balance", turn=2)
 
 
 def found(inputs: str, labels: list[int], in_train: list[bool] | None = None, groups: str = "") -> list[int]:
@@ -69,6 +70,33 @@ def test_a_copy_stays_where_another_rule_takes_what_it_repeats(tmp_path: Path) -
     both = [taken, Row(2, -1.0, suspicion=0.1, repeats=1), Row(3, 1.0)]
     made = select(write(tmp_path / "both", both), [HARMFUL, SPARE], ALL)
     assert made.rows["reason"].to_pylist() == ["harmful", "harmful"]
+
+
+def test_a_copy_that_only_a_later_rule_still_chooses_goes_in_the_turn_and_by_the_rank_of_that_rule(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        Row(1, -1.0),
+        Row(2, 1.0, suspicion=0.01, repeats=1, balance=0.3),
+        Row(3, 1.0, suspicion=0.1),
+        Row(4, 1.0, suspicion=0.2, balance=0.1),
+        Row(5, 1.0, balance=0.2),
+        Row(6, 1.0, balance=0.4),
+        Row(7, -2.0, suspicion=0.02, repeats=1, balance=0.1),
+        Row(8, 9.0),
+    ]
+    made = select(write(tmp_path, rows), [BALANCED, SPARE, HARMFUL], ALL).rows.sort_by("rank")
+    assert list(zip(made["point_id"].to_pylist(), made["reason"].to_pylist(), strict=True)) == [
+        (7, "balanced+harmful"),
+        (1, "harmful"),
+        (3, "redundant"),
+        (4, "balanced+redundant"),
+        (5, "balanced"),
+        (2, "balanced"),
+        (6, "balanced"),
+    ]
+    within = select(tmp_path, [BALANCED, SPARE, HARMFUL], replace(ALL, cycle=5 / 8)).rows
+    assert within["point_id"].to_pylist() == [1, 3, 4, 5, 7], "the budget ends before the copy's turn"
 
 
 def test_a_copy_that_is_missed_comes_back_only_where_no_rule_would_take_it_again(tmp_path: Path) -> None:

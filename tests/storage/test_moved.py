@@ -63,6 +63,25 @@ def test_a_decision_ends_with_the_content_it_was_taken_on_and_holds_again_with_i
     assert found.count("new", "inputs", decided="remove", holds=True) == 2
 
 
+def test_a_point_in_another_group_moves_and_what_was_decided_on_it_stands() -> None:
+    def grouped(groups: list[str | None], content: str = "abcdef") -> Manifest:
+        return Manifest.build(range(6), content, content, [0] * 6, groups)
+
+    before = grouped(["x", "x", None, None, "x", "x"])
+    found = compare(before, grouped(["x", "y", "y", None, None, "y"], "abcdeg"), {1: "b"}, {2: "c", 5: "f"})
+    rows = [
+        tuple(row[name] for name in ("point_id", "change", "group_before", "group_after", "decided", "holds"))
+        for row in found.rows.to_pylist()
+    ]
+    assert rows == [
+        (1, "group", "x", "y", None, None),
+        (2, "group", None, "y", None, None),
+        (4, "group", "x", None, None, None),
+        (5, "inputs", "x", "y", "relabel", False),
+    ]
+    assert (found.detail["group"], found.detail["by_class"]) == (3, {"0": {"group": 3, "inputs": 1}})
+
+
 def test_the_ledger_is_told_counts_by_change_and_class_and_a_hash_of_the_list() -> None:
     detail = moved({0: "c0"}).detail
     assert [detail[change] for change in ("new", "label", "inputs", "vanished")] == [2, 1, 1, 2]
