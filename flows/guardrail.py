@@ -12,6 +12,13 @@ challenger need not be one: all three bounds must be below `redundant_tolerance`
 most, by the same bounds, seeds, looks and levels, whatever is found against the other two. What is no longer claimed is
 that these points were a better choice than random ones; and each such cycle may cost the margin, k of them k times.
 
+A proposal by which points only come back has no control. The control asks whether the choice of what leaves is better
+than chance, and nothing leaves: a random removal of no point is the baseline, which the challenger need not beat, as
+the data were given with these points, and it was their removal that had to prove itself. Nor would it be right to ask
+for more than other removed points would bring: where they bring as much, that speaks for their return, not against it.
+So the bounds against baseline and champion must be below `tolerance`, and the classes and groups must hold: a return
+that truly costs so much against either is promoted once in twenty at most. The seeds' error has two arms to rest on.
+
 Seeds come in rounds, and after each the answer may be clear. A challenger is given up when a difference is itself on
 the wrong side of its limit, or a class or group is worse beyond doubt: that can only lose promotions. It is promoted
 before the last round by bounds at a small level (Haybittle 1971, Peto 1976): those of all early looks and of the last
@@ -34,7 +41,7 @@ from flows.errors import BadInput
 from flows.looks import looks_before, refusal
 from flows.plans import HOLDOUT
 from flows.pruning import Proposed
-from flows.retraining import FIRST_ROUND, Retrained, for_load_alone
+from flows.retraining import ARMS, FIRST_ROUND, Retrained, for_load_alone
 from flows.sections.curation import GuardrailConfig
 from flows.stages import Cycle, once
 from storage.files import JSON, sha256_file
@@ -196,18 +203,21 @@ def compare(
     """Apply the promotion rule to the arms' outcomes.
 
     Args:
-        outcomes: Of `baseline`, and of `challenger` and `control` if something is proposed: as many seeds each.
+        outcomes: Of `baseline`, of `challenger` if something is proposed, and of `control` if something is to leave: as
+            many seeds each.
         champion: Of the model in service, one seed.
         guardrail: Tolerances, the most seeds and the number of resamples.
         seed: Of the draws.
         margin: Nats that the challenger may lose against all three, where it is not to be better but to take less
-            training; None: it must be better than the control.
+            training; None: it must be better than the control, if there is one.
     """
     count = len(outcomes["baseline"].loss)
     arms = {arm: outcome.arm(guardrail.resamples, seed) for arm, outcome in outcomes.items()}
     checks = _of_challenger(outcomes, champion, guardrail, seed, margin) if "challenger" in outcomes else ()
     if checks and all(check.passed for check in checks):
         limit = "its limit" if margin is None else f"{margin:g} nats, what less training may cost"
+        if "control" not in outcomes:
+            limit = f"{guardrail.tolerance:g} nats, what a return may cost"
         reason = f"every bound of the challenger is below {limit}, and no class or group is worse"
         return Verdict("challenger", reason, checks, arms, count, _stopped("better", count, guardrail.seeds))
     hopeless = any(check.hopeless for check in checks)
@@ -243,8 +253,8 @@ def _of_challenger(
     margin: float | None,
 ) -> tuple[Check, ...]:
     tolerance, better = (guardrail.tolerance, 0.0) if margin is None else (margin, margin)
-    losses = torch.stack([outcomes[arm].loss for arm in ("baseline", "challenger", "control")])  # [A, S, N]
-    baseline, challenger, control = losses
+    losses = torch.stack([outcomes[arm].loss for arm in ARMS if arm in outcomes])  # [A, S, N]
+    baseline, challenger, *controls = losses
     of_seeds, alpha = SeedError.of_difference(losses.mean(2)), level_of(losses.shape[1], guardrail.seeds)
 
     def below(name: str, values: Tensor, limit: float, error: SeedError | None = None) -> Check:
@@ -252,7 +262,7 @@ def _of_challenger(
 
     checks = [
         below("challenger - baseline", challenger - baseline, tolerance, of_seeds),
-        below("challenger - control", challenger - control, better, of_seeds),
+        *(below("challenger - control", challenger - control, better, of_seeds) for control in controls),
     ]
     if champion is not None:
         against = challenger.mean(0, keepdim=True) - champion.loss  # [1, N]

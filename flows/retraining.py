@@ -2,9 +2,10 @@
 
 Baseline (its further seeds), challenger and random control are trained with the same seeds, the same number of
 optimizer steps and the same data version; they differ in the points left out. Where points are left out to train on
-fewer, as redundant or balanced, the number of epochs is the same, and challenger and control take fewer steps. Seeds
-come in rounds: two, then one more as long as the guardrail's answer is open; the arms of a round are trained together.
-A finished model is kept, so a stage that was killed trains only what is missing.
+fewer, as redundant or balanced, the number of epochs is the same, and challenger and control take fewer steps. Where
+points only come back there is no control, for it would be the baseline again. Seeds come in rounds: two, then one more
+as long as the guardrail's answer is open; the arms of a round are trained together. A finished model is kept, so a
+stage that was killed trains only what is missing.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _retrain(
 ) -> Retrained:
     first = cycle.config.training.seed
     seeds = tuple(range(first, first + count))
-    arms = ARMS if proposed else ("baseline",)
+    arms = arms_of(proposed) if proposed else ("baseline",)
     jobs = {(arm, seed): _job(cycle, trained, proposed, arm, seed) for arm in arms for seed in seeds}
     judged = champion_job(cycle, champion) if champion else None
     missing = [job for job in jobs.values() if not job.done]
@@ -169,6 +170,11 @@ def _job(cycle: Cycle, trained: Trained, proposed: Proposed | None, arm: str, se
         folder=arm_folder(cycle, arm, seed, inputs),
         save_at=tuple(map(checkpoints.step_of, trained.checkpoints)) if first else (steps,),
     )
+
+
+def arms_of(proposed: Proposed) -> tuple[str, ...]:
+    """What is compared; where points only come back nothing leaves that chance could choose, so there is no control."""
+    return ARMS[:2] if proposed.actions.keys() == {"restore"} else ARMS
 
 
 def for_load(proposal: Proposal) -> bool:

@@ -233,8 +233,10 @@ def _proof(done: Progression) -> str:
     if done.verdict is None or not done.verdict.looks:
         return ""
     verdict, spent = done.verdict, done.retrained.spent if done.retrained else None
+    alone = "challenger" in verdict.arms and "control" not in verdict.arms
+    back = "; points only come back, so no random control was trained" if alone else ""
     cost = f"; {spent.cpu_seconds:,.1f} CPU s of training" if spent is not None and spent.anew else ""
-    return f"{verdict.seeds} seeds, {verdict.stopped}; look {verdict.looks} at this holdout set{cost}"
+    return f"{verdict.seeds} seeds, {verdict.stopped}; look {verdict.looks} at this holdout set{back}{cost}"
 
 
 def _commands(cycle: Cycle, state: str, proposed: Proposed) -> tuple[str, ...]:

@@ -99,6 +99,34 @@ def test_the_margin_of_less_training_is_none_for_the_classes_and_for_the_baselin
     assert failed(verdict) == ["class 2" + HOLM, "baseline - champion"]
 
 
+@pytest.mark.parametrize(
+    ("challenger", "champion", "missed"),
+    [
+        (0.004, 0.0, []),
+        (-0.1, 0.0, []),
+        (0.006, 0.5, ["challenger - baseline"]),
+        (0.0, -0.006, ["challenger - champion"]),
+    ],
+)
+def test_points_that_come_back_have_no_control_to_beat_and_may_cost_the_tolerance_at_most(
+    challenger: float, champion: float, missed: list[str]
+) -> None:
+    arms = {"baseline": outcome(), "challenger": outcome(challenger)}
+    verdict = compare(arms, outcome(champion, seeds=1), CONFIG, seed=0)
+    assert [name for name in failed(verdict) if name.startswith("challenger")] == missed
+    assert "challenger - control" not in {check.name for check in verdict.checks}
+    assert (verdict.promote == "challenger") == (not missed)
+    if not missed:
+        assert verdict.reason.startswith("every bound of the challenger is below 0.005 nats, what a return may cost")
+
+
+def test_a_class_that_is_far_worse_by_a_return_refuses_it() -> None:
+    shift = torch.full((POINTS,), -0.2, dtype=torch.float64)
+    shift[torch.arange(POINTS) % 4 == 2] = 0.3
+    verdict = compare({"baseline": outcome(), "challenger": outcome(shift)}, None, CONFIG, seed=0)
+    assert failed(verdict) == ["class 2" + HOLM]
+
+
 def test_a_gain_within_the_noise_of_few_points_is_not_promoted() -> None:
     arms = {
         "baseline": outcome(noise=2.0),
@@ -177,12 +205,14 @@ def sequence(
     trial: int,
     uneven: float = 1.0,
     margin: float | None = None,
+    control: bool = True,
 ) -> Verdict:
     """Round after round of one simulated cycle; the control differs from the challenger by the gain alone.
 
     The baseline is far worse. `uneven` is how many times more the control varies from seed to seed than the others.
+    Without a control it is the baseline that the gain is over, and the tolerance is .5.
     """
-    points, config = 60, GuardrailConfig(seeds=seeds, resamples=400, group_tolerance=10.0)
+    points, config = 60, GuardrailConfig(seeds=seeds, resamples=400, group_tolerance=10.0, tolerance=0.5)
     noise = {
         arm: of_seed * (uneven if arm == "control" else 1) * normal(3 * trial + number, seeds, 1)
         + of_point * normal(10**6 + 3 * trial + number, 1, points)
@@ -191,11 +221,12 @@ def sequence(
     for count in range(2, seeds + 1):
         arms = {
             arm: Outcome(
-                value[:count] - (gain if arm == "challenger" else 0) + (9.0 if arm == "baseline" else 0),
+                value[:count] - (gain if arm == "challenger" else 0) + (9.0 if control and arm == "baseline" else 0),
                 torch.ones(count, points).double(),
                 torch.zeros(points).long(),
             )
             for arm, value in noise.items()
+            if control or arm != "control"
         }
         verdict = compare(arms, None, config, seed=trial, margin=margin)
         if verdict.stopped:
@@ -222,6 +253,15 @@ def test_a_challenger_that_loses_the_margin_is_promoted_for_less_training_once_i
     """400 cycles whose challenger is worse than the control by just the margin; se of a share of .05: .011."""
     cycles, margin = 400, 0.5
     promoted = sum(sequence(3, -margin, 0.5, 0.5, t, margin=margin).promote == "challenger" for t in range(cycles))
+    assert 0 < promoted / cycles <= 0.05 + 3 * 0.011
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_a_return_that_costs_the_tolerance_is_promoted_once_in_twenty(seeds: int) -> None:
+    """400 cycles of two arms whose challenger is worse by just the tolerance; se of a share of .05: .011."""
+    cycles = 400
+    promoted = sum(sequence(seeds, -0.5, 0.5, 0.5, t, control=False).promote == "challenger" for t in range(cycles))
     assert 0 < promoted / cycles <= 0.05 + 3 * 0.011
 
 

@@ -15,7 +15,8 @@ from flows.config import load
 from flows.foreseen import INFLUENCE, METHODS, UNLEARNING, foreseen
 from flows.guardrail import Verdict
 from flows.plans import QUERIES
-from flows.retraining import Retrained, for_load, for_load_alone
+from flows.pruning import Proposed
+from flows.retraining import Retrained, arms_of, for_load, for_load_alone
 from flows.savings import Savings
 from flows.spent import Spent
 from flows.stores import ledger_of
@@ -153,6 +154,13 @@ def test_points_are_left_out_for_load_where_any_reason_is_that_and_for_it_alone_
     for other in ("harmful", "harmful+redundant", "balanced+mislabeled", "regret"):
         assert not for_load_alone(proposal("redundant", other))
     assert not for_load_alone(proposal())
+
+
+@pytest.mark.parametrize("actions", [{"remove": 3}, {"relabel": 3}, {"remove": 1, "restore": 2}, {"restore": 3}])
+def test_a_control_is_trained_unless_points_only_come_back(actions: dict[str, int]) -> None:
+    proposed = Proposed("h", 3, {}, {}, 9, 6, 3, actions)
+    control = ("control",) if actions.keys() != {"restore"} else ()
+    assert arms_of(proposed) == ("baseline", "challenger", *control)
 
 
 def test_what_two_launches_spent_is_their_sum() -> None:

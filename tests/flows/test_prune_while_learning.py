@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from flows.config import load
 from flows.errors import BadInput
 from flows.plans import Job, TrainPlan
 from flows.ranks.order import Order
+from flows.ranks.room import Room
 from flows.stores import ledger_of
 from flows.training import write_ids
 from flows.workload import load_workload
@@ -100,6 +102,34 @@ def test_protected_points_stay_and_no_class_loses_more_than_its_budget(
     before = Counter(labels[point] for point in removed)
     assert all(gone[label] <= max(budget * given[label], before[label]) for label in given)
     assert found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "dropped"),
+    [
+        ("cumulative_budget", 1.0, [13, 11, 12, 10, 5]),  # nothing bounds these five
+        ("cumulative_budget", 0.1, [13, 11]),  # 4 of 40, of which 2 are gone
+        ("class_budget", 0.1, [13, 12]),  # 2 of each 20, of which 1 is gone
+        ("group_budget", 0.2, [13, 11, 12, 10]),  # 2 of the clinic's 10, which are gone
+        ("minimum_kept", 36, [13, 11]),  # of 38
+        ("class_minimum_kept", 18, [13, 12]),  # of 19 each
+        ("protected", [13], [11, 12, 10, 5]),
+        ("protected_file", "ids.txt", [13, 11, 10, 5]),
+        ("protected_groups", ["clinic"], [13, 11, 12, 10]),
+    ],
+)
+def test_each_key_bounds_what_is_dropped_by_its_own_budget(
+    tmp_path: Path, key: str, value: Any, dropped: list[int]
+) -> None:
+    (tmp_path / "ids.txt").write_text("12")
+    text, labels = [str(point) for point in range(40)], [point % 2 for point in range(40)]
+    manifest = Manifest.build(range(40), text, text, labels, ["clinic" if point < 10 else None for point in range(40)])
+    points: Any = SimpleNamespace(manifest=manifest, ids=manifest.ids, labels=torch.tensor(labels))
+    room = Room(load(write_toml(tmp_path, pruning={key: value})).pruning, points)
+    active = torch.ones(40, dtype=torch.bool)
+    active[[3, 4]] = False
+    worst = torch.tensor([13, 11, 12, 10, 5])
+    assert room.admit(worst[room.free[worst]], active).tolist() == dropped
 
 
 def test_nothing_is_dropped_where_all_are_protected(one_rank: None, tmp_path: Path) -> None:

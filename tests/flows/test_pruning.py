@@ -90,6 +90,32 @@ def test_protected_ids_groups_and_the_ids_of_a_file_are_left_alone(tmp_path: Pat
     assert untouchable(cycle) == {*range(10), 10, 11, 12}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "stay", "budget"),
+    [
+        ("budget", 0.1, [5, 10], "cycle"),  # 3 of the 38 in training
+        ("cumulative_budget", 0.1, [5, 10, 11], "cumulative"),  # 4 of 40, of which 2 are gone
+        ("class_budget", 0.1, [5, 10, 11], "per_class"),  # 2 of each 20, of which 1 is gone
+        ("group_budget", 0.2, [5], "per_group"),  # 2 of the clinic's 10, which are gone
+        ("minimum_kept", 34, [5], "minimum_kept"),  # of 38
+        ("class_minimum_kept", 17, [5], "minimum_per_class"),  # of 19 each
+        ("protected", [13], [13], "protected"),
+        ("protected_file", "ids.txt", [12], "protected"),
+        ("protected_groups", ["clinic"], [5], "protected"),
+    ],
+)
+def test_each_key_bounds_a_proposal_by_its_own_budget(
+    tmp_path: Path, key: str, value: Any, stay: list[int], budget: str
+) -> None:
+    (tmp_path / "ids.txt").write_text("12")
+    proposed(cycle_of(tmp_path / "without", 1))
+    assert Proposal.read(tmp_path / "without/ws/cycles/000001").points == [5, 10, 11, 12, 13]
+    bound = cycle_of(tmp_path, 1, **{key: value})
+    made = proposed(bound)
+    assert Proposal.read(bound.folder).points == sorted({5, 10, 11, 12, 13} - {*stay})
+    assert {name: count for name, count in made.dropped.items() if count} == {budget: len(stay)}
+
+
 @pytest.mark.parametrize("text", ["7\nseven\n", None])
 def test_a_file_of_ids_that_cannot_be_read_is_one_line(tmp_path: Path, text: str | None) -> None:
     if text is not None:

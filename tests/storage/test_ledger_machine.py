@@ -21,7 +21,7 @@ from storage.points import Manifest
 from storage.proposals import Proposal
 from storage.records import Terms
 
-N = 6
+N = 8
 MANIFEST = Manifest.build(range(N), [f"c{i}" for i in range(N)], [f"i{i}" for i in range(N)])
 FUSE = st.one_of(st.none(), st.integers(0, 8))
 """After how many statements the process is gone; None: it lives."""
@@ -31,6 +31,7 @@ SELDOM = st.sampled_from([False, False, False, True])
 """So that cycles get as far as being applied."""
 SOON = 1e-7
 """Hours: over before anybody can decide."""
+TERMS = st.sampled_from([Terms(), Terms(N, 0.4), Terms(N, 0.4, 1000.0), Terms(), Terms(expires_hours=SOON)])
 
 
 class Crash(Exception):
@@ -113,16 +114,14 @@ class Decisions(RuleBasedStateMachine):
     @precondition(lambda self: self.phase in ("open", "proposed"))
     @rule(
         wanted=st.dictionaries(st.integers(0, N - 1), st.integers(0, 3), min_size=1),
-        terms=st.sampled_from([Terms(), Terms(N, 0.4), Terms(N, 0.4, 1000.0), Terms(), Terms(expires_hours=SOON)]),
+        terms=TERMS,
         again=SELDOM,
         fuse=FUSE,
     )
     def propose(self, wanted: dict[int, int], terms: Terms, again: bool, fuse: int | None) -> None:
         if self.phase == "proposed" and not again:
             return
-        earlier, rows = self.proposal, []
-        with pytest.raises(CycleConflict):
-            self.ledger.open_cycle(self.cycle + 1, "d", {}, {}, "int")
+        rows = []
         for point, draw in sorted(wanted.items()):
             now = self.state(point, self.cycle - 1)[0]
             can = {"remove": ["restore"], "relabel": ["restore", "remove", "relabel"], "restore": ["remove", "relabel"]}
@@ -139,8 +138,14 @@ class Decisions(RuleBasedStateMachine):
                 "threshold": pa.float64(),
             }
         )
+        self.offer(pa.Table.from_pylist(rows, schema), terms, fuse)
+
+    def offer(self, rows: pa.Table, terms: Terms, fuse: int | None) -> None:
+        with pytest.raises(CycleConflict):
+            self.ledger.open_cycle(self.cycle + 1, "d", {}, {}, "int")
+        earlier = self.proposal
         self.made += 1
-        self.proposal = Proposal(self.cycle, pa.Table.from_pylist(rows, schema), "d", "s", {"made": self.made})
+        self.proposal = Proposal(self.cycle, rows, "d", "s", {"made": self.made})
         self.surely(fuse, lambda: self.ledger.add_proposal(self.proposal, terms))
         self.phase, self.terms, self.approved = "proposed", terms, set()
         if earlier is not None and earlier.cycle == self.cycle:
@@ -282,12 +287,11 @@ class Decisions(RuleBasedStateMachine):
             assert all(a != b for a, b in pairwise(done[point])), "nothing is done twice"
 
 
-@pytest.mark.slow
-def test_any_sequence_of_decisions_and_crashes_leaves_the_ledger_as_the_model_says() -> None:
+def examples(machine: type[Decisions], count: int) -> None:
     run_state_machine_as_test(
-        Decisions,
+        machine,
         settings=settings(
-            max_examples=10,
+            max_examples=count,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
@@ -296,3 +300,8 @@ def test_any_sequence_of_decisions_and_crashes_leaves_the_ledger_as_the_model_sa
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.slow
+def test_any_sequence_of_decisions_and_crashes_leaves_the_ledger_as_the_model_says() -> None:
+    examples(Decisions, 10)
