@@ -1,16 +1,20 @@
-"""The report in a headless Chromium: it sorts, filters, pages and opens, and asks nobody for anything.
+"""The report in a headless Chromium, from disk and in MLflow's UI: it sorts, filters, pages and asks for nothing.
 
 Needs Chromium, which `make browser` installs; `.ci/run` does.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from storage.report import render
-from storage.report_rows import script_json
+from storage.tracking import Tracker
+from tests.services import HERE, Service, answers, free_ports, running
 from tests.storage.browser import Browser, Page, browser, installed
+from tests.storage.mlflow_page import report_frame
 from tests.storage.report_example import example, proposed
 
 EVIL = (
@@ -27,6 +31,22 @@ pytestmark = [
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browser(tmp_path_factory.mktemp("profile")) as running:
         yield running
+
+
+@pytest.fixture(scope="module", params=["ui", pytest.param("server", marks=pytest.mark.service)])
+def mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Tracker]]:
+    """MLflow's pages, of a workspace as `tamis ui` opens them or of a team's server, and who writes what they show."""
+    folder = tmp_path_factory.mktemp("a workspace")
+    if request.param == "server":
+        server = f"http://{HERE}:{request.getfixturevalue('mlflow_server').port}"
+        yield server, Tracker(folder, "digits", server)
+        return
+    tracker, (port,) = Tracker(folder, "digits"), free_ports(1)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracker.uri]
+    command += ["--host", HERE, "--port", str(port), "--workers", "1"]
+    up = lambda: answers(f"http://{HERE}:{port}/health")  # noqa: E731
+    with running(Service("mlflow-ui", command, folder, port, up, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})):
+        yield f"http://{HERE}:{port}", tracker
 
 
 def shown(chromium: Browser, folder: Path, count: int, **how: bool | str | int) -> Page:
@@ -205,26 +225,27 @@ def test_a_script_that_is_not_the_reports_own_does_not_run(chromium: Browser, tm
     assert len(page.texts(ROWS)) == 20, "its own does"
 
 
-def test_the_report_works_in_the_sandboxed_frame_of_a_viewer(chromium: Browser, tmp_path: Path) -> None:
-    (tmp_path / "viewer.html").write_text(
-        VIEWER.replace("REPORT", str(script_json(render(example(120))))), encoding="utf-8"
-    )
-    page = chromium.open((tmp_path / "viewer.html").as_uri())
-    (frame,) = page.frames()
-    frame.evaluate("document.querySelector('#next').click()")
-    assert frame.texts("#status") == ["of 3; 120 of 120 points"]
-    assert frame.evaluate("document.querySelector('#page').value") == "2"
+def test_the_report_fills_itself_pages_and_filters_in_mlflows_artifact_viewer(
+    chromium: Browser, mlflow: tuple[str, Tracker], tmp_path: Path
+) -> None:
+    server, tracker = mlflow
+    run = tracker.cycle_run(1, "a cycle", {})
+    tracker.log_report(run, render(example(1000, grouped=True)))
+    experiment = MlflowClient(tracker.uri).get_run(run).info.experiment_id
+    url = f"{server}/#/experiments/{experiment}/runs/{run}/artifactPath/review/00_report.html"
+    page = chromium.open(url, width=1600, height=1200)
+    frame = report_frame(page)
     assert frame.evaluate("self.origin") == "null", "the frame is of nobody's origin"
-    assert quiet(page)
-
-
-# As MLflow shows an HTML artifact: a blob in a frame that may run scripts and nothing else.
-VIEWER = """<!doctype html><title>viewer</title>
-<iframe sandbox="allow-scripts" style="width: 1200px; height: 800px"></iframe>
-<script>
-const blob = new Blob([REPORT], { type: "text/html" });
-document.querySelector("iframe").src = URL.createObjectURL(blob);
-</script>"""
+    assert frame.texts("#status") == ["of 20; 1,000 of 1,000 points"]
+    frame.click("#next")
+    assert frame.evaluate("document.querySelector('#page').value") == "2"
+    frame.choose("select[name=group]", "10 dpi")
+    assert frame.texts("#status") == ["of 5; 250 of 1,000 points"]
+    assert set(column(frame, "group")) == {"10 dpi"}
+    frame.evaluate("document.querySelector('#filters').scrollIntoView()")
+    page.screenshot(tmp_path / "viewer.png")
+    assert frame.requests() == []
+    assert frame.complaints() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
