@@ -48,7 +48,7 @@ def report_data(
 ) -> ReportData:
     """Put together all that the report shows; of the slices, the most harmful first, those at the head."""
     folder, samples = done.scored.folder, Samples.of(workload, done.preview)
-    points = proposed_points(folder, proposal, given_labels(cycle.manifest, cycle.relabeled))
+    points = proposed_points(folder, proposal, given_labels(cycle.manifest, cycle.relabeled), cycle.manifest.table)
     shown, queries = details(folder, points, samples)
     scores = _scores(cycle, done, points)
     arms = _arms(summary, done, points)

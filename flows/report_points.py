@@ -94,13 +94,14 @@ def _printable(text: object) -> str:
     return str(text).encode(errors="replace").decode()  # half a surrogate pair cannot be written
 
 
-def proposed_points(folder: Path, proposal: Proposal, given: Mapping[PointId, int]) -> pa.Table:
+def proposed_points(folder: Path, proposal: Proposal, given: Mapping[PointId, int], known: pa.Table) -> pa.Table:
     """The rows of a proposal with their scores, in the order of their rank.
 
     Args:
         folder: Of the scores.
         proposal: The proposal.
         given: Labels of the points relabelled earlier.
+        known: The manifest's table, for the groups.
 
     Returns:
         Also with `repeated`, what a copy is a copy of, and `given`, which is null where the label never changed.
@@ -111,6 +112,8 @@ def proposed_points(folder: Path, proposal: Proposal, given: Mapping[PointId, in
     rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", pa.array(codes, pa.string()))
     rows = rows.append_column("repeated", pa.array(repeated, pa.string()))
     rows = rows.append_column("given", pa.array([given.get(point) for point in proposal.points], pa.int32()))
+    place = pc.index_in(rows["point_id"].combine_chunks(), value_set=known["point_id"].combine_chunks())
+    rows = rows.append_column("group", known["group"].combine_chunks().take(place))
     scores = selection.rows_of(folder, proposal.points, SCORES)
     for name in SCORES:
         rows = rows.append_column(name, scores[name])

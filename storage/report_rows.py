@@ -33,6 +33,7 @@ COLUMNS = (
     Column("point_id", "point", "id"),
     Column("action", "action", "word"),
     Column("reason", "why", "word", meaning="the policies that named the point"),
+    Column("group", "group", "word", meaning="that the data set puts the point in"),
     Column("label", "label", "word", meaning="in force"),
     Column("given", "given label", "word", meaning="of a point relabelled earlier: what the data set says"),
     Column("suggested_label", "suggested label", "word", meaning="the most likely true label"),
@@ -45,6 +46,7 @@ COLUMNS = (
 )
 
 OF_LABELS = ("label", "suggested_label", "posterior")
+OF_SOME = ("group", "given")
 
 
 def script_json(value: JSON) -> Markup:
@@ -81,9 +83,9 @@ def embedded(points: pa.Table, details: Sequence[Detail], queries: Mapping[str, 
 
 
 def _holds(points: pa.Table, name: str) -> bool:
-    """Whether the page shows a column: those of labels not where no point has one, and given ones only where any is."""
+    """Whether the page shows a column: those of labels, groups and given labels only where any point has one."""
     known = points[name].null_count < len(points)
-    return known or name not in (*OF_LABELS, "given") or (name in OF_LABELS and not len(points))
+    return known or name not in (*OF_LABELS, *OF_SOME) or (name in OF_LABELS and not len(points))
 
 
 def _column(column: Column, values: pa.ChunkedArray) -> dict[str, JSON]:

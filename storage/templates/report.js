@@ -186,7 +186,7 @@ function choice(one) {
 const headings = shown.map(heading);
 const queries = ["harms most", "helps most"].map(title => make("th", [title, make("small", `queries: ${labelled}nats`)], { scope: "col" }));
 head.append(make("tr", placed(headings, make("th", "sample", { scope: "col" }), queries)));
-at("choices").replaceWith(...["action", "reason", "label"].filter(name => column[name]).map(name => choice(column[name])));
+at("choices").replaceWith(...["action", "reason", "group", "label"].filter(name => column[name]).map(name => choice(column[name])));
 at("filters").addEventListener("submit", event => event.preventDefault());
 at("filters").addEventListener("input", refresh);
 at("filters").addEventListener("reset", () => setTimeout(refresh));

@@ -15,6 +15,7 @@ from flows.preview import Preview
 from flows.report_points import UNTOLD, Samples, details, proposed_points, suspicious
 from flows.stores import ledger_of
 from flows.summary import Summary
+from storage.points import Manifest
 from storage.proposals import Proposal
 from storage.query_scores import write_queries
 from storage.report import ReportData, render
@@ -71,13 +72,27 @@ def test_a_copy_and_a_point_relabelled_earlier_carry_what_is_behind_them(tmp_pat
     write_chunk(tmp_path, 0, 0, pa.table(columns | {"label": [7, 7, 7], "suggested_label": [7, 7, 3]}), METADATA)
     reasons = ["redundant: copy of 0", "mislabeled", "mislabeled"]
     rows = pa.table({"point_id": ids, "reason": reasons, "rank": ids, "evidence": [[]] * 3})
-    found = proposed_points(tmp_path, Proposal(1, rows, "", "", {}), {3: 4})
+    known = Manifest.build(range(5), ["-"] * 5, ["-"] * 5).table
+    found = proposed_points(tmp_path, Proposal(1, rows, "", "", {}), {3: 4}, known)
     assert found["reason"].to_pylist() == ["redundant", "mislabeled", "mislabeled"]
     more = {"predicted": 7, "loss": 0.5, "memorization": "neutral", "suspicion": None}
     said = [list(report_points._evidence(row, more)) for row in found.to_pylist()]
     assert said[0][0] == "an exact copy of point 0, which stays"
     assert len(said[1]) == 1
     assert said[2][0] == "given as 4; relabelled earlier, and 7 is in force"
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_a_proposed_point_carries_its_group_in_the_order_of_its_rank(tmp_path: Path, kind: type) -> None:
+    ids, numbers = list(map(kind, [1, 2, 3])), ("influence", "influence_se", "self_influence", "posterior", "loss")
+    columns = {"point_id": ids, "cycle": [1] * 3, "in_train": [True] * 3, **{name: [0.5] * 3 for name in numbers}}
+    write_chunk(tmp_path, 0, 0, pa.table(columns | {"label": [7] * 3, "suggested_label": [7] * 3}), METADATA)
+    rows = pa.table({"point_id": ids, "reason": ["harmful"] * 3, "rank": [3, 1, 2], "evidence": [[]] * 3})
+    everyone = list(map(kind, range(5)))
+    known = Manifest.build(everyone, ["-"] * 5, ["-"] * 5, groups=["zero", "one", "two", None, "four"]).table
+    found = proposed_points(tmp_path, Proposal(1, rows, "", "", {}), {}, known)
+    assert found["point_id"].to_pylist() == [ids[1], ids[2], ids[0]]
+    assert found["group"].to_pylist() == ["two", None, "one"]
 
 
 def test_details_are_of_the_first_points_with_their_evidence_and_queries(scores: Path) -> None:

@@ -164,13 +164,14 @@ class Page:
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for, but for what is inside the page."""
-        asked = [
-            e["params"]["request"]["url"] for e in self._owner.events if e["method"] == "Network.requestWillBeSent"
-        ]
+        """Addresses that this frame asked for, but for what is inside the page."""
+        asked = [said["request"]["url"] for said in self._said("Network.requestWillBeSent")]
         return [url for url in asked if not url.startswith(("data:", "blob:"))]
 
     def complaints(self) -> list[Any]:
-        """Errors and warnings of the console, exceptions, refused resources."""
-        kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-        return [event["params"] for event in self._owner.events if event["method"] in kinds]
+        """Errors and warnings of this frame's console, exceptions, refused resources."""
+        return self._said("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+
+    def _said(self, *methods: str) -> list[Any]:
+        events = (event for event in self._owner.events if event.get("sessionId") == self.session)
+        return [event["params"] for event in events if event["method"] in methods]

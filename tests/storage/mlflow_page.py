@@ -1,4 +1,4 @@
-"""A run's page in MLflow's UI, as a reviewer uses it: reads what it says, writes a tag with keyboard and mouse."""
+"""A run's pages in MLflow's UI, as a reviewer uses them: reads the report, writes a tag with keyboard and mouse."""
 
 from __future__ import annotations
 
@@ -11,6 +11,26 @@ EDIT, DIALOG = 'button[aria-label="Edit tags"]', '[role="dialog"]'
 KEY, VALUE = f"{DIALOG} input[role=combobox]", f"{DIALOG} input[name=value]"
 ADD = f'{DIALOG} button[aria-label="Add tag"]'
 PATIENCE, PAUSE = 300.0, 0.2
+
+
+def report_frame(page: Page) -> Page:
+    """The frame in which the page of an HTML artifact shows it, when a report has filled itself there."""
+    _wait(page, "document.querySelector('iframe')?.src.startsWith('blob:')", "the viewer's frame")
+    deadline = time.monotonic() + PATIENCE
+    while not (frames := page.frames()):
+        assert time.monotonic() < deadline, "the viewer's frame has no process of its own: it is not sandboxed"
+        page.evaluate("0")  # an answer brings the events before it
+        time.sleep(PAUSE)
+    (frame,) = frames
+    _wait(frame, "document.querySelector('#status')?.textContent", "the report to fill itself")
+    return frame
+
+
+def _wait(page: Page, condition: str, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not page.evaluate(f"Boolean({condition})"):
+        assert time.monotonic() < deadline, f"waited in vain for {what}: {page.texts('body')}"
+        time.sleep(PAUSE)
 
 
 class RunPage:
@@ -52,7 +72,4 @@ class RunPage:
         self._wait(f"document.body.innerText.includes({text!r})", f"{text!r} on the page")
 
     def _wait(self, condition: str, what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not self.page.evaluate(f"Boolean({condition})"):
-            assert time.monotonic() < deadline, f"waited in vain for {what}: {self.page.texts('body')}"
-            time.sleep(PAUSE)
+        _wait(self.page, condition, what)

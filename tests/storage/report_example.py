@@ -24,6 +24,7 @@ from storage.report_parts import (
     Tokens,
 )
 
+GROUPS = ("paper", "10 dpi", "9 dpi", None)
 REASONS = ("harmful", "mislabeled", "harmful+mislabeled")
 ARMS = (
     Arm("baseline", 1000, 640, 3, Interval(0.36, 0.28, 0.44), Interval(0.91, 0.89, 0.94)),
@@ -31,7 +32,9 @@ ARMS = (
 )
 
 
-def example(count: int, detailed: int = 500, said: str = "a sample", strings: bool = False) -> ReportData:
+def example(
+    count: int, detailed: int = 500, said: str = "a sample", strings: bool = False, grouped: bool = False
+) -> ReportData:
     """A report.
 
     Args:
@@ -39,8 +42,9 @@ def example(count: int, detailed: int = 500, said: str = "a sample", strings: bo
         detailed: Of them with a picture and details, at most.
         said: Stands wherever text of the user's data is shown.
         strings: Whether ids are texts.
+        grouped: Whether points are of groups; then all but one in four.
     """
-    points = proposed(count, said, strings)
+    points = proposed(count, said, strings, grouped)
     samples = [Sample(said, picture(number)) for number in range(20)]
     queries = {f"{said} {number}": Query(str(number % 10), samples[number]) for number in range(20)}
     names = list(queries)
@@ -84,7 +88,7 @@ def example(count: int, detailed: int = 500, said: str = "a sample", strings: bo
     )
 
 
-def proposed(count: int, said: str = "a sample", strings: bool = False) -> pa.Table:
+def proposed(count: int, said: str = "a sample", strings: bool = False, grouped: bool = False) -> pa.Table:
     """Proposed points: four in five to remove, the others to relabel; the last has no numbers and its own reason."""
     draws = np.random.default_rng(0)
     integers = draws.permutation(8 * count)[:count]
@@ -104,6 +108,7 @@ def proposed(count: int, said: str = "a sample", strings: bool = False) -> pa.Ta
             "point_id": [f"{said} {number}" for number in integers] if strings else integers,
             "action": np.where(np.arange(count) % 5 == 4, "relabel", "remove"),
             "reason": [said if end else reason for end, reason in zip(last, reasons)],
+            "group": pa.array([GROUPS[row % 4] if grouped else None for row in range(count)], pa.string()),
             "label": pa.array(draws.integers(0, 10, count), pa.int32()),
             "given": pa.nulls(count, pa.int32()),
             "suggested_label": pa.array(draws.integers(0, 10, count), pa.int32()),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,15 +129,28 @@ def test_an_action_that_is_not_proposed_has_no_column() -> None:
     assert "to restore" not in html
 
 
+def with_column(points: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return points.set_column(points.schema.get_field_index(name), name, values)
+
+
+def test_the_points_have_a_column_of_groups_where_any_is_of_one_and_none_elsewhere() -> None:
+    def columns(points: pa.Table) -> dict[str, Any]:
+        return {one["name"]: one for one in json.loads(embedded(points, [], {}))["columns"]}
+
+    assert "group" not in columns(proposed(3))
+    group = columns(with_column(proposed(3), "group", pa.array([None, "scan", "scan"])))["group"]
+    assert [group["words"][place] for place in group["values"]] == ["", "scan", "scan"]
+
+
 def test_the_given_label_stands_beside_the_one_in_force_where_any_point_was_relabelled_earlier() -> None:
     def labels(points: pa.Table) -> dict[str, list[str]]:
         columns = {one["name"]: one for one in json.loads(embedded(points, [], {}))["columns"]}
         kept = {name: columns[name] for name in ("label", "given") if name in columns}
         return {name: [one["words"][place] for place in one["values"]] for name, one in kept.items()}
 
-    never = proposed(3).set_column(3, "label", pa.array([7, 7, 3], pa.int32()))
+    never = with_column(proposed(3), "label", pa.array([7, 7, 3], pa.int32()))
     assert labels(never) == {"label": ["7", "7", "3"]}
-    earlier = never.set_column(4, "given", pa.array([None, 4, None], pa.int32()))
+    earlier = with_column(never, "given", pa.array([None, 4, None], pa.int32()))
     assert labels(earlier) == {"label": ["7", "7", "3"], "given": ["", "4", ""]}
 
 

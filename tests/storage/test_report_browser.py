@@ -1,16 +1,20 @@
-"""The report in a headless Chromium: it sorts, filters, pages and opens, and asks nobody for anything.
+"""The report in a headless Chromium, from disk and in MLflow's UI: it sorts, filters, pages and asks for nothing.
 
 Needs Chromium, which `make browser` installs; `.ci/run` does.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from storage.report import render
-from storage.report_rows import COLUMNS, script_json
+from storage.tracking import Tracker
+from tests.services import HERE, Service, answers, free_ports, running
 from tests.storage.browser import Browser, Page, browser, installed
+from tests.storage.mlflow_page import report_frame
 from tests.storage.report_example import example, proposed
 
 EVIL = (
@@ -29,22 +33,39 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield running
 
 
+@pytest.fixture(scope="module", params=["ui", pytest.param("server", marks=pytest.mark.service)])
+def mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Tracker]]:
+    """MLflow's pages, of a workspace as `tamis ui` opens them or of a team's server, and who writes what they show."""
+    folder = tmp_path_factory.mktemp("a workspace")
+    if request.param == "server":
+        server = f"http://{HERE}:{request.getfixturevalue('mlflow_server').port}"
+        yield server, Tracker(folder, "digits", server)
+        return
+    tracker, (port,) = Tracker(folder, "digits"), free_ports(1)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracker.uri]
+    command += ["--host", HERE, "--port", str(port), "--workers", "1"]
+    up = lambda: answers(f"http://{HERE}:{port}/health")  # noqa: E731
+    with running(Service("mlflow-ui", command, folder, port, up, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})):
+        yield f"http://{HERE}:{port}", tracker
+
+
 def shown(chromium: Browser, folder: Path, count: int, **how: bool | str | int) -> Page:
     file = folder / "report.html"
     file.write_text(render(example(count, **how)), encoding="utf-8")  # type: ignore[arg-type]
     return chromium.open(file.as_uri())
 
 
+def titles(page: Page) -> list[str]:
+    return [text.split("\n")[0].strip() for text in page.texts("#points th")]
+
+
 def column(page: Page, title: str) -> list[str]:
     """What a column of the page of points says, by its heading."""
-    titles = [text.split("\n")[0].strip() for text in page.texts("#points th")]
-    return page.texts(f"{ROWS} td:nth-child({titles.index(title) + 1})")
+    return page.texts(f"{ROWS} td:nth-child({titles(page).index(title) + 1})")
 
 
-def head(title: str) -> str:
-    names = [one.title for one in COLUMNS if one.name not in ("influence_se", "given")]
-    place = names.index(title) + 1 + (names.index(title) > 0) + 2 * (names.index(title) > names.index("influence"))
-    return f"#points th:nth-child({place}) button"
+def head(page: Page, title: str) -> str:
+    return f"#points th:nth-child({titles(page).index(title) + 1}) button"
 
 
 def quiet(page: Page) -> bool:
@@ -57,18 +78,19 @@ def test_points_are_sorted_by_a_click_and_by_the_keyboard_and_what_is_missing_is
 ) -> None:
     page = shown(chromium, tmp_path, 60)
     assert len(page.texts(ROWS)) == 50
-    page.click(head("influence"))
+    influence = head(page, "influence")
+    page.click(influence)
     rising = [float(text.split()[0]) for text in column(page, "influence")]
     assert rising == sorted(rising)
-    assert page.evaluate(f"document.querySelector('{head('influence')}').parentElement.ariaSort") == "ascending"
-    page.evaluate(f"document.querySelector('{head('influence')}').focus()")
+    assert page.evaluate(f"document.querySelector('{influence}').parentElement.ariaSort") == "ascending"
+    page.evaluate(f"document.querySelector('{influence}').focus()")
     page.press("Enter")
     falling = [float(text.split()[0]) for text in column(page, "influence")]
     assert falling == sorted(falling, reverse=True)
     assert falling[0] > rising[0]
     page.click("#last")
     assert column(page, "influence")[-1] == "", "the point without a number is last both ways"
-    page.click(head("point"))
+    page.click(head(page, "point"))
     ids = [int(text.split()[-1]) for text in column(page, "point")]
     assert ids == sorted(ids), "integers by value"
     assert quiet(page)
@@ -92,6 +114,44 @@ def test_points_are_filtered_by_text_class_reason_and_action_together(chromium: 
     assert page.texts(ROWS) == []
     assert page.texts("#status") == ["of 1; 0 of 1,000 points"]
     assert quiet(page)
+
+
+def test_points_of_groups_are_sorted_filtered_and_found_by_them_and_without_groups_there_is_no_such_column(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    page, points = shown(chromium, tmp_path, 1000, grouped=True), proposed(1000, grouped=True).to_pylist()
+    page.click(head(page, "group"))
+    assert set(column(page, "group")) == {"9 dpi"}, "numbers by value, 9 before 10"
+    page.click("#last")
+    assert set(column(page, "group")) == {""}
+    page.click(head(page, "group"))
+    assert set(column(page, "group")) == {"paper"}
+    page.click("#last")
+    assert set(column(page, "group")) == {""}, "points of no group are last both ways"
+    page.choose("select[name=group]", "10 dpi")
+    assert page.texts("#status") == ["of 5; 250 of 1,000 points"]
+    page.choose("select[name=label]", "3")
+    wanted = {str(point["point_id"]) for point in points if (point["group"], point["label"]) == ("10 dpi", 3)}
+    assert 0 < len(wanted) <= 50
+    assert {text.split()[-1] for text in column(page, "point")} == wanted
+    page.click("button[type=reset]")
+    page.evaluate("new Promise(done => setTimeout(done, 50))")
+    page.choose("select[name=group]", "none")
+    assert page.texts("#status") == ["of 5; 250 of 1,000 points"]
+    page.click("button[type=reset]")
+    page.evaluate("new Promise(done => setTimeout(done, 50))")
+    page.type("#search", "PAPER")
+    assert set(column(page, "group")) == {"paper"}
+    assert page.texts("#status") == ["of 5; 250 of 1,000 points"]
+    assert quiet(page)
+    bare = shown(chromium, tmp_path, 1000)
+    assert "group" not in titles(bare)
+    assert bare.evaluate("[...document.querySelectorAll('#filters select')].map(one => one.name)") == [
+        "action",
+        "reason",
+        "label",
+    ]
+    assert quiet(bare)
 
 
 def test_details_open_and_close_by_the_keyboard_and_show_the_queries_with_pictures(
@@ -130,14 +190,14 @@ def test_words_are_coloured_by_the_sign_and_size_of_their_influence(chromium: Br
 
 
 def test_100_000_points_are_paged_sorted_and_searched(chromium: Browser, tmp_path: Path) -> None:
-    page, points = shown(chromium, tmp_path, 100_000), proposed(100_000)
+    page, points = shown(chromium, tmp_path, 100_000, grouped=True), proposed(100_000)
     assert page.texts("#status") == ["of 2,000; 100,000 of 100,000 points"]
     assert len(page.texts(ROWS)) == 50
     page.click("#last")
     assert page.evaluate("document.querySelector('#page').value") == "2000"
     last = [str(point) for point in points["point_id"].to_pylist()[-50:]]
     assert [text.split()[-1] for text in column(page, "point")] == last
-    page.click(head("self-influence"))
+    page.click(head(page, "self-influence"))
     lowest = sorted(value for value in points["self_influence"].to_pylist() if value is not None)[0]
     assert float(column(page, "self-influence")[0]) == pytest.approx(lowest, rel=1e-3)  # four digits are shown
     page.type("#search", "799")
@@ -165,26 +225,27 @@ def test_a_script_that_is_not_the_reports_own_does_not_run(chromium: Browser, tm
     assert len(page.texts(ROWS)) == 20, "its own does"
 
 
-def test_the_report_works_in_the_sandboxed_frame_of_a_viewer(chromium: Browser, tmp_path: Path) -> None:
-    (tmp_path / "viewer.html").write_text(
-        VIEWER.replace("REPORT", str(script_json(render(example(120))))), encoding="utf-8"
-    )
-    page = chromium.open((tmp_path / "viewer.html").as_uri())
-    (frame,) = page.frames()
-    frame.evaluate("document.querySelector('#next').click()")
-    assert frame.texts("#status") == ["of 3; 120 of 120 points"]
-    assert frame.evaluate("document.querySelector('#page').value") == "2"
+def test_the_report_fills_itself_pages_and_filters_in_mlflows_artifact_viewer(
+    chromium: Browser, mlflow: tuple[str, Tracker], tmp_path: Path
+) -> None:
+    server, tracker = mlflow
+    run = tracker.cycle_run(1, "a cycle", {})
+    tracker.log_report(run, render(example(1000, grouped=True)))
+    experiment = MlflowClient(tracker.uri).get_run(run).info.experiment_id
+    url = f"{server}/#/experiments/{experiment}/runs/{run}/artifactPath/review/00_report.html"
+    page = chromium.open(url, width=1600, height=1200)
+    frame = report_frame(page)
     assert frame.evaluate("self.origin") == "null", "the frame is of nobody's origin"
-    assert quiet(page)
-
-
-# As MLflow shows an HTML artifact: a blob in a frame that may run scripts and nothing else.
-VIEWER = """<!doctype html><title>viewer</title>
-<iframe sandbox="allow-scripts" style="width: 1200px; height: 800px"></iframe>
-<script>
-const blob = new Blob([REPORT], { type: "text/html" });
-document.querySelector("iframe").src = URL.createObjectURL(blob);
-</script>"""
+    assert frame.texts("#status") == ["of 20; 1,000 of 1,000 points"]
+    frame.click("#next")
+    assert frame.evaluate("document.querySelector('#page').value") == "2"
+    frame.choose("select[name=group]", "10 dpi")
+    assert frame.texts("#status") == ["of 5; 250 of 1,000 points"]
+    assert set(column(frame, "group")) == {"10 dpi"}
+    frame.evaluate("document.querySelector('#filters').scrollIntoView()")
+    page.screenshot(tmp_path / "viewer.png")
+    assert frame.requests() == []
+    assert frame.complaints() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
