@@ -56,16 +56,16 @@ def recorded(ledger: Ledger, cycle: int) -> Recorded | None:
     if "q" not in given:
         return None
     given.setdefault("harmful_q", given["q"])  # which it was before harmful had a rate of its own
-    if newest is not None:
-        given |= _policy(newest.policy, tuple(given["policies"]))
-    try:
-        pruning = PruningConfig.model_validate(given)
-    except ValidationError:
-        return None
-    if newest is not None:
-        return Recorded(pruning, newest.policy["budgets"]["cycle"])
     drops = config.get("training", {}).get("prune_while_learning")
-    return Recorded(pruning, pruning.budget - (drops["cap"] if drops else 0.0))
+    cap = drops["cap"] if drops else 0.0
+    try:
+        if newest is not None:
+            given |= _policy(newest.policy, tuple(given["policies"]))
+            given["budget"] = newest.policy["budgets"]["cycle"] + cap
+        pruning = PruningConfig.model_validate(given)
+    except (KeyError, ValidationError):  # a rule, a budget or a key that this version does not know
+        return None
+    return Recorded(pruning, pruning.budget - cap if newest is None else newest.policy["budgets"]["cycle"])
 
 
 def _policy(policy: Mapping[str, Any], opened: tuple[str, ...]) -> dict[str, Any]:

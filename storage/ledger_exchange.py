@@ -101,7 +101,7 @@ def read_back(copy: Path, ledger: LedgerViews, head: str | None = None) -> chain
         raise StorageError(f"there is a ledger at {path}; import into a workspace without one")
     check_head(head)
     seal = None if copy.is_file() else _seal(copy)
-    if seal is not None and seal["schema"] < schema_files()[-1][0]:
+    if seal is not None and seal["schema"] != schema_files()[-1][0]:
         with TemporaryDirectory() as work:
             return read_back(_raised(copy, seal, head, Path(work)), ledger, head)
     if isinstance(path, Lake):
