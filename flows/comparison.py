@@ -12,7 +12,7 @@ from flows.errors import BadInput
 from flows.evidence import STATUS, newest_scores
 from flows.inspection import open_ledger
 from flows.stages import cycle_folder
-from storage.points import Manifest, id_from_text
+from storage.points import IdKind, Manifest, id_from_text
 from storage.policies import reason_code
 from storage.records import ActionRecord
 from storage.selection import rows_of
@@ -121,12 +121,13 @@ def regrets(file: Path) -> Regrets:
     newest = newest_scores(config, last) if last else None
     if last is None or newest is None:
         raise BadInput(f"workspace {config.workspace}: no cycle was scored in it yet; `tamis run` scores one")
-    removed = {
-        id_from_text(action.point_id, last.id_kind): action
-        for action in ledger.newest_actions()
-        if action.action == "remove"
-    }
-    rows = rows_of(newest[1], list(removed), ["in_train", "influence", "influence_se"]).to_pylist()
+    return regretted(ledger.newest_actions(), last.id_kind, *newest)
+
+
+def regretted(actions: Iterable[ActionRecord], kind: IdKind, scored: int, folder: Path) -> Regrets:
+    """The points that actions left removed and that the scores of a cycle, in a folder, call helpful."""
+    removed = {id_from_text(action.point_id, kind): action for action in actions if action.action == "remove"}
+    rows = rows_of(folder, list(removed), ["in_train", "influence", "influence_se"]).to_pylist()
     out = [row for row in rows if not row["in_train"]]
     points = [
         _regret(removed[row["point_id"]], row["influence"], row["influence_se"])
@@ -135,7 +136,7 @@ def regrets(file: Path) -> Regrets:
     ]
     points.sort(key=lambda point: (-point.z, point.point_id))
     by_cycle = Counter(point.cycle for point in points)
-    return Regrets(newest[0], len(out), dict(sorted(by_cycle.items())), tuple(points))
+    return Regrets(scored, len(out), dict(sorted(by_cycle.items())), tuple(points))
 
 
 def _regret(action: ActionRecord, influence: float, error: float) -> Regret:

@@ -65,7 +65,7 @@ def report_data(
         queries=queries,
         policies=_policies(summary, proposal),
         trust=_trust(summary, done, points),
-        changes=({"the data": summary.moved} if summary.moved else {}) | changes_since(cycle, proposal),
+        changes=({"the data": summary.moved} if summary.moved else {}) | changes_since(cycle, proposal, folder),
         foretold={one.method: one.said for one in summary.foreseen},
         costs=_costs(summary, done),
         facts=_facts(summary, done),

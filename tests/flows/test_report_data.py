@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import publication, report_points
+from flows import publication, report_changes, report_points
 from flows.config import load
 from flows.preview import Preview
 from flows.report_points import UNTOLD, Samples, details, proposed_points, suspicious
@@ -93,6 +93,26 @@ def test_a_proposed_point_carries_its_group_in_the_order_of_its_rank(tmp_path: P
     found = proposed_points(tmp_path, Proposal(1, rows, "", "", {}), {}, known)
     assert found["point_id"].to_pylist() == [ids[1], ids[2], ids[0]]
     assert found["group"].to_pylist() == ["two", None, "one"]
+
+
+def test_removed_points_that_would_help_now_are_counted_by_cycle_of_removal_and_those_that_come_back(
+    tmp_path: Path,
+) -> None:
+    def action(point: int, cycle: int, what: str = "remove") -> Any:
+        return SimpleNamespace(point_id=str(point), cycle=cycle, action=what, reason="harmful")
+
+    columns: dict[str, Any] = {"point_id": [1, 2, 3, 4, 5, 6], "in_train": [False] * 5 + [True]}
+    numbers: dict[str, Any] = {
+        "influence": [0.3, 0.4, 0.5, 0.1, 0.9, 0.9],
+        "influence_se": [0.1, 0.1, 0.1, 0.1, 0.0, 0.1],
+    }
+    numbers |= {"loss": [0.5] * 6, "self_influence": [0.5] * 6}
+    write_chunk(tmp_path, 0, 0, pa.table({**columns, "cycle": [3] * 6, **numbers}), METADATA)
+    actions = [action(1, 1), action(2, 2), action(3, 2), action(4, 1), action(5, 1), action(6, 1, "restore")]
+    proposal = Proposal(3, pa.table({"point_id": [3, 6], "action": ["restore", "remove"]}), "", "", {})
+    (said,) = report_changes.helpful_now(actions, "int", proposal, tmp_path).values()
+    assert said.startswith("3 of 5 points (1 removed in cycle 1, 2 removed in cycle 2), 1 of them proposed for return")
+    assert report_changes.helpful_now(actions[3:], "int", proposal, tmp_path) == {}
 
 
 def test_details_are_of_the_first_points_with_their_evidence_and_queries(scores: Path) -> None:
