@@ -1,12 +1,14 @@
 """Texts and a causal language model: a workload without code.
 
 One text is one point, and its loss the mean over its tokens. The model is a folder's, or a new one of a
-configuration, trained here from nothing. Of completions after prompts the prompt has no loss.
+configuration, trained here from nothing. Of completions after prompts the prompt has no loss. Training takes the whole
+model or its last layers; those below then run once (`frozen`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,9 +31,13 @@ from flows.workloads.sequences import (
     share,
 )
 from flows.workloads.text.adapters import adapted, lora_of
+from flows.workloads.text.encoder import logits_of
+from flows.workloads.text.frozen import Frozen, digest_of, frozen_of
+from flows.workloads.text.layers import upper_of
 from flows.workloads.text.library import faults, library
 from flows.workloads.text.places import file_of, model_folder, tokenizer_place
 from flows.workloads.text.sets import facets_of_rows
+from flows.workloads.text.tokens import Tokens
 from influence.tokens import IGNORED, point_losses
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -48,6 +54,7 @@ class TextSet(torch.utils.data.Dataset[Batch]):
         texts: Each with its tokens, and how many from the first are not learned.
 
     Attributes:
+        encoded: Their tokens.
         lengths: In tokens.
     """
 
@@ -57,15 +64,15 @@ class TextSet(torch.utils.data.Dataset[Batch]):
         groups = [row.group for row in rows]
         self.groups = groups if any(group is not None for group in groups) else None
         self._rows = {row.id: row for row in rows}
-        self._encoded = [encoded for _, encoded in texts]
-        self.lengths = [len(tokens) for tokens, _ in self._encoded]
+        self.encoded = [tokens for _, (tokens, _) in texts]
+        self._prompts = [prompt for _, (_, prompt) in texts]
+        self.lengths = [len(tokens) for tokens in self.encoded]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Batch:
-        tokens, prompt = self._encoded[index]
-        return {"input_ids": torch.tensor(tokens), "prompt": torch.tensor(prompt)}
+        return {"input_ids": torch.tensor(self.encoded[index]), "prompt": torch.tensor(self._prompts[index])}
 
     def text(self, point_id: int | str) -> str:
         """A text after its source and time, a prompt and its completion on lines of their own."""
@@ -74,7 +81,7 @@ class TextSet(torch.utils.data.Dataset[Batch]):
 
     def tokens(self, point_id: int | str) -> list[int]:
         """Of one text, as many as it has positions in a batch of its own."""
-        return self._encoded[self.ids.index(point_id)][0]
+        return self.encoded[self.ids.index(point_id)]
 
     def facets(self) -> dict[str, Sequence[Any]]:
         """Length in tokens, source and time where they are known."""
@@ -91,6 +98,8 @@ class CausalLM:
         data: File of the train set, and of the sets that have no file: JSONL, Parquet, CSV or TSV.
         model: Folder that save_pretrained wrote, `package:NAME/folder/in/it`, or a name on the hub.
         config: Instead of it a new model's: `model_type` and whatever else its configuration takes.
+        train_layers: Layers of a model that are trained, from the last, with the final norm and the output layer, which
+            stays as it is where it is the table of words, too; default: the whole model.
         lora: A model's weights stay as they are, and adapters are trained: keys of peft's LoraConfig (`adapters.Lora`).
         tokenizer: Folder, tokenizer.json or name on the hub; default: the model's, or `bytes` for a new model.
         queries: File of the query set, holdout: of the holdout set; default: drawn from the data.
@@ -115,6 +124,7 @@ class CausalLM:
         data: str,
         model: str = "",
         config: Mapping[str, Any] | None = None,
+        train_layers: int | None = None,
         lora: Mapping[str, Any] | None = None,
         tokenizer: str = "",
         queries: str = "",
@@ -131,8 +141,9 @@ class CausalLM:
         holdout_share: float = 0.2,
         packing: bool = False,
     ) -> None:
-        _check_options(packing, model, config, prompt, completion, lora)
-        self._lora = lora_of(lora)
+        _check_options(packing, prompt, completion)
+        _check_model(model, config, {"lora": lora, "train_layers": train_layers})
+        self._trained, self._lora, self._cache = train_layers, lora_of(lora), home.cache
         self._looks_back = False  # asked of the first model
         self._folder, self._settings = (model_folder(model, home.folder) if model else None), dict(config or {})
         columns = Columns(completion or text, prompt, id, group, source, timestamp)
@@ -153,23 +164,16 @@ class CausalLM:
         Raises:
             BadInput: There can be none, or it sees the tokens that it is to foretell.
         """
-        auto = library("transformers").AutoModelForCausalLM
-        settings = {"attn_implementation": ATTENTION}
-        try:
-            made: nn.Module = (
-                auto.from_config(self._config(), **settings).float()
-                if self._folder is None
-                else auto.from_pretrained(
-                    self._folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, **settings
-                )
-            )
-        except faults() as error:
-            raise self._unfit(error) from error
+        made, layers = self._whole(), None
         if not self._looks_back:
             self._refuse_foresight(made)
             self._looks_back = True
+        if self._trained is not None:
+            made, layers = upper_of(made, self._trained)
         made.train()  # a folder's is not
-        return made if self._lora is None else adapted(made, self._lora, self._config().model_type, "CAUSAL_LM")
+        if self._lora is None:
+            return made
+        return adapted(made, self._lora, self._config().model_type, "CAUSAL_LM", layers=layers)
 
     def points(self) -> TextSet:
         """The train set."""
@@ -195,9 +199,11 @@ class CausalLM:
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Of each next token `[B, T, V]`."""
-        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-        logits: Tensor = found.logits
-        return logits
+        tokens, mask = batch["input_ids"], batch["attention_mask"]
+        if self._trained is None:
+            return logits_of(model, input_ids=tokens, attention_mask=mask, use_cache=False)
+        enters = self._frozen.hidden(batch).to(tokens.device)
+        return logits_of(model, inputs_embeds=enters, attention_mask=mask, use_cache=False)
 
     def targets(self, batch: Batch) -> Tensor:
         """The token that follows at each position, -100 where none does or none is learned `[B, T]`."""
@@ -224,8 +230,37 @@ class CausalLM:
         return self._sets["query"].text(query_id)
 
     def cached(self) -> list[Path]:
-        """The tokens that are kept."""
-        return self._kept
+        """The tokens, and what the frozen layers make of them."""
+        return self._kept if self._trained is None else [*self._kept, self._frozen_folder]
+
+    def _whole(self) -> nn.Module:
+        auto = library("transformers").AutoModelForCausalLM
+        settings = {"attn_implementation": ATTENTION}
+        try:
+            made: nn.Module = (
+                auto.from_config(self._config(), **settings).float()
+                if self._folder is None
+                else auto.from_pretrained(
+                    self._folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, **settings
+                )
+            )
+        except faults() as error:
+            raise self._unfit(error) from error
+        return made
+
+    @cached_property
+    def _frozen(self) -> Frozen:
+        """Of all sets."""
+        return frozen_of(self._frozen_folder, self._whole, self._trained, self._tokens, pooled=False)
+
+    @cached_property
+    def _frozen_folder(self) -> Path:
+        assert self._folder is not None  # of a new model nothing is kept
+        return self._cache / f"frozen-{digest_of(self._folder, self._tokens, ['hidden', self._trained])[:16]}"
+
+    @property
+    def _tokens(self) -> Tokens:
+        return Tokens.of([tokens for points in self._sets.values() for tokens in points.encoded], padding=0)
 
     def _config(self) -> Any:
         auto, settings = library("transformers").AutoConfig, dict(self._settings)
@@ -259,7 +294,7 @@ class CausalLM:
         model.eval()
         with torch.no_grad():  # each alone, so that rounding is the same
             one, same = (
-                self.logits(model, {"input_ids": text, "attention_mask": torch.ones_like(text)})[:, :-1]
+                logits_of(model, input_ids=text, attention_mask=torch.ones_like(text), use_cache=False)[:, :-1]
                 for text in (tokens, other)
             )
         model.train(was)
@@ -270,17 +305,22 @@ class CausalLM:
             )
 
 
-def _check_options(
-    packing: bool, model: str, config: Mapping[str, Any] | None, prompt: str, completion: str, lora: object
-) -> None:
+def _check_options(packing: bool, prompt: str, completion: str) -> None:
     if packing:
         raise BadInput("workload.options.packing = true: one text is one point; leave it out")
-    if bool(model) == bool(config):
-        raise BadInput("workload.options: give either model, a folder or a name, or config, a table with model_type")
-    if lora is not None and not model:
-        raise BadInput("workload.options.lora: the weights of a new model would stay as they were drawn: give a model")
     if bool(prompt) != bool(completion):
         raise BadInput("workload.options: prompt and completion name two columns that go together: give both")
+
+
+def _check_model(model: str, config: Mapping[str, Any] | None, keeping: Mapping[str, object]) -> None:
+    """`keeping`: options by which weights stay as they are."""
+    if bool(model) == bool(config):
+        raise BadInput("workload.options: give either model, a folder or a name, or config, a table with model_type")
+    for name, value in keeping.items():
+        if value is not None and not model:
+            raise BadInput(
+                f"workload.options.{name}: the weights of a new model would stay as they were drawn: give a model"
+            )
 
 
 def _tokenizer(home: Path, folder: Path | None, given: str) -> Tokenizer:

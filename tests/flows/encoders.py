@@ -9,6 +9,8 @@ from tests.flows.texts import POSITIONS, VOCABULARY
 
 ENTERED = ("Bert", "DistilBert", "Electra", "Roberta")
 """Those of which `train_layers` may be trained alone."""
+DECODERS = ("GPT2", "Llama")
+"""The same with a mean; their own heads look for the last token, and are told none."""
 WHOLE = ("Albert", "Bart", "DebertaV2", "GPT2", "Llama", "MPNet", "ModernBert", "T5")
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}

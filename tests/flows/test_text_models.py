@@ -13,7 +13,7 @@ from flows.errors import BadInput
 from flows.workload import Batches, collate_of, seeded_model
 from flows.workloads.text.classification import TextClassification
 from flows.workloads.text.encoder import hidden_of
-from tests.flows.encoders import ENTERED, WHOLE, save_classifier
+from tests.flows.encoders import DECODERS, ENTERED, WHOLE, save_classifier
 from tests.flows.helpers import write_toml
 from tests.flows.texts import LENGTH, sentences, texts_of, write_rows
 
@@ -64,16 +64,19 @@ def logits(workload: TextClassification) -> torch.Tensor:
         return workload.logits(seeded_model(workload, 0).eval(), batch)
 
 
-@pytest.mark.parametrize("kind", ENTERED)
-def test_the_last_layers_may_be_trained_alone(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "head"), [*((kind, "model") for kind in ENTERED), *((kind, "mean") for kind in DECODERS)]
+)
+def test_the_last_layers_may_be_trained_alone(tmp_path: Path, kind: str, head: str) -> None:
     model = save_classifier(tmp_path / kind, kind)
-    whole, upper = (logits(texts_of(tmp_path, model, ROWS, head="model", train_layers=n)) for n in (None, 1))
+    whole, upper = (logits(texts_of(tmp_path, model, ROWS, head=head, train_layers=n)) for n in (None, 1))
     assert (upper - whole).norm() <= 1e-5 * whole.norm()
 
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_model_that_cannot_be_entered_at_a_layer_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
-    [said] = wrong_with(tmp_path, save_classifier(tmp_path / kind, kind), train_layers=1)
+    own = {"head": "model" if kind in DECODERS else "mean"}
+    [said] = wrong_with(tmp_path, save_classifier(tmp_path / kind, kind), train_layers=1, **own)
     assert said.startswith("train_layers: ")
     assert said.endswith("leave the option out to train all of it")
     assert "\n" not in said

@@ -19,8 +19,9 @@ from torch.nn.functional import cross_entropy, normalize
 from flows.workload import Home
 from flows.workloads.label_errors import check_rate, flipped
 from flows.workloads.text.adapters import adapted, lora_of
-from flows.workloads.text.encoder import Head, base_of, build, cut, frozen_layers, head_of, logits_of
-from flows.workloads.text.frozen import Frozen, digest_of, make
+from flows.workloads.text.encoder import Head, build, head_of, logits_of
+from flows.workloads.text.frozen import Frozen, digest_of, frozen_of
+from flows.workloads.text.layers import base_of, upper_of
 from flows.workloads.text.library import load_tokenizer
 from flows.workloads.text.places import file_of, model_folder
 from flows.workloads.text.prepared import SETS, Columns, Prepared, Spec, prepared, tokens_of
@@ -118,10 +119,9 @@ class TextClassification:
 
     def model(self) -> nn.Module:
         """The encoder's weights as they are in the folder, and a head; adapters, where these are trained."""
-        model, layers = build(self._folder, self._head, len(self._data.classes), self._data.padding), None
+        model, layers = self._whole(), None
         if self._trained is not None:
-            frozen = frozen_layers(model, self._trained)
-            model, layers = cut(model, frozen), range(frozen, frozen + self._trained)
+            model, layers = upper_of(model, self._trained)
         if self._lora is None:
             return model
         task = "SEQ_CLS" if self._head == "model" else None
@@ -215,15 +215,14 @@ class TextClassification:
     def _set(self, name: str) -> TextSet:
         return TextSet(self._tables[name], _labels(self._tables[name], "label"), self._data.padding)
 
+    def _whole(self) -> nn.Module:
+        return build(self._folder, self._head, len(self._data.classes), self._data.padding)
+
     @cached_property
     def _frozen(self) -> Frozen:
-        """Of all sets; made where it is not kept yet."""
-        if not self._frozen_folder.is_dir():
-            tokens = tokens_of(self._data.table, self._data.padding)
-            with torch.random.fork_rng(devices=[]):
-                whole = build(self._folder, self._head, len(self._data.classes), self._data.padding)
-            make(whole, self._trained, tokens, self._frozen_folder)
-        return Frozen(self._frozen_folder)
+        """Of all sets."""
+        tokens = tokens_of(self._data.table, self._data.padding)
+        return frozen_of(self._frozen_folder, self._whole, self._trained, tokens)
 
     @cached_property
     def _frozen_folder(self) -> Path:

@@ -1,14 +1,16 @@
-"""What the frozen part of an encoder makes of each text: run once, kept on disk, looked up by the text's tokens.
+"""What the frozen part of a model makes of each text: run once, kept on disk, looked up by the text's tokens.
 
-Kept are the mean of the pretrained encoder's last hidden states, for nearest neighbours and the out-of-fold models, and
-where lower layers are frozen the hidden states as they enter the first trained one, float32, in files that are mapped
-into memory. A text is found by a hash of its tokens, so that a batch needs to carry nothing but these.
+Kept are, where lower layers are frozen, the hidden states as they enter the first trained one, float32, in a file that
+is mapped into memory; and of a classifier the mean of the pretrained encoder's last hidden states, for nearest
+neighbours and the out-of-fold models. A text is found by a hash of its tokens, so that a batch needs to carry nothing
+but these.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 from flows.errors import BadInput
 from flows.launch import Progress
 from flows.progress import Lines
-from flows.workloads.text.encoder import base_of, cut, entering, frozen_layers, hidden_of, logits_of, mean_of
+from flows.workloads.text.encoder import hidden_of, logits_of, mean_of
+from flows.workloads.text.layers import base_of, cut, entering, frozen_layers, layers_of, skip
 from flows.workloads.text.tokens import Batch, Tokens, keys_of
 from storage.errors import StorageError
 from storage.files import atomic_folder, sha256_file, sha256_json
@@ -29,8 +32,9 @@ from storage.files import atomic_folder, sha256_file, sha256_json
 logger = logging.getLogger("tamis")
 VERSION = 1
 """Of what is kept; another number makes it anew."""
-BATCH = 64
-SAME = 1e-4  # of the largest logit: above what rounding changes, below what another computation does
+BATCH, POSITIONS = 64, 8192
+"""Most texts, and most tokens, that are read at a time."""
+SAME = 1e-4  # of the largest value: above what rounding changes, below what another computation does
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,6 @@ class Frozen:
         keys = torch.from_numpy(np.load(folder / "keys.npy"))
         self._keys, self._order = keys.sort()
         self._starts = torch.from_numpy(np.load(folder / "starts.npy"))
-        self._pooled = torch.from_numpy(np.load(folder / "pooled.npy"))
 
     @property
     def size(self) -> int:
@@ -94,6 +97,10 @@ class Frozen:
         mask = batch["attention_mask"].cpu().bool()
         at = self._starts[self._places(batch)][:, None] + torch.arange(mask.shape[1])
         return self._hidden[at.where(mask, 0)] * mask[..., None]
+
+    @cached_property
+    def _pooled(self) -> Tensor:
+        return torch.from_numpy(np.load(self._folder / "pooled.npy"))
 
     @cached_property
     def _hidden(self) -> Tensor:
@@ -114,39 +121,67 @@ def digest_of(folder: Path, tokens: Tokens, settings: Any) -> str:
     return sha256_json([VERSION, {file.name: sha256_file(file) for file in files}, texts, settings])
 
 
-def make(whole: nn.Module, trained: int | None, tokens: Tokens, folder: Path) -> None:
+def frozen_of(
+    folder: Path, build: Callable[[], nn.Module], trained: int | None, tokens: Tokens, pooled: bool = True
+) -> Frozen:
+    """What is kept in a folder; made where it is not kept yet.
+
+    Args:
+        folder: Where.
+        build: Makes the model, with all layers.
+        trained: How many of its layers are; None where all of the model is.
+        tokens: Of the texts.
+        pooled: Keep the means of the last hidden states.
+
+    Raises:
+        BadInput: The model cannot be entered at a layer.
+    """
+    if not folder.is_dir():
+        with torch.random.fork_rng(devices=[]):
+            whole = build()
+        make(whole, trained, tokens, folder, pooled)
+    return Frozen(folder)
+
+
+def make(whole: nn.Module, trained: int | None, tokens: Tokens, folder: Path, pooled: bool = True) -> None:
     """Run a pretrained model on all texts and keep what it makes of them; another process may have been faster.
 
     Args:
-        whole: The model, with all layers.
-        trained: How many of its layers are; None where all of the model is.
-        tokens: Of the texts.
+        whole: The model, with all layers; changed.
+        trained: See frozen_of.
+        tokens: See frozen_of.
         folder: New.
+        pooled: See frozen_of.
     """
     whole.eval()
+    base_of(whole).config.use_cache = False  # a decoder would keep what it needs to write on
     order = Order.of(tokens)
     logger.info("reading %d texts once by the frozen layers, into %s", len(order.rows), folder)
     try:
         with atomic_folder(folder) as draft:
+            np.save(draft / "keys.npy", order.keys.numpy())
+            np.save(draft / "starts.npy", order.starts.numpy())
             if trained is not None:
-                _check_cut(whole, frozen_layers(whole, trained), tokens.padded(order.rows[-2:]))
-            _write(whole, trained, tokens, order, draft)
+                frozen = frozen_layers(whole, trained)
+                _check_cut(whole, frozen, tokens.padded(order.rows[[0, -1]]))  # the shortest is padded
+                if frozen and not pooled:  # a model that can be without some can be without the others
+                    skip(layers_of(whole), range(frozen, frozen + trained))
+            _write(whole, trained, tokens, order, draft, pooled)
     except StorageError:
         if not folder.is_dir():
             raise
 
 
-def _write(whole: nn.Module, trained: int | None, tokens: Tokens, order: Order, draft: Path) -> None:
-    np.save(draft / "keys.npy", order.keys.numpy())
-    np.save(draft / "starts.npy", order.starts.numpy())
+def _write(whole: nn.Module, trained: int | None, tokens: Tokens, order: Order, draft: Path, pooled: bool) -> None:
     size = base_of(whole).config.hidden_size
-    pooled = torch.empty(len(order.rows), size)
+    means = torch.empty(len(order.rows), size)
     kept = None
     if trained is not None:
         shape = (int(order.starts[-1]), size)
         kept = np.lib.format.open_memmap(draft / "hidden.npy", mode="w+", dtype=np.float32, shape=shape)
     frozen, show = 0 if trained is None else frozen_layers(whole, trained), Lines()
-    for places in torch.arange(len(order.rows)).split(BATCH):
+    longest = int(order.starts.diff().max())
+    for places in torch.arange(len(order.rows)).split(max(1, min(BATCH, POSITIONS // longest))):
         show(Progress("running the frozen layers", int(places[0]), len(order.rows)))
         batch = tokens.padded(order.rows[places])
         if kept is None:
@@ -155,10 +190,12 @@ def _write(whole: nn.Module, trained: int | None, tokens: Tokens, order: Order, 
             enters, last = entering(whole, frozen, batch)
             here = slice(int(order.starts[places[0]]), int(order.starts[places[-1] + 1]))
             kept[here] = enters[batch["attention_mask"].bool()].numpy()
-        pooled[places] = mean_of(last, batch["attention_mask"])
+        if pooled:
+            means[places] = mean_of(last, batch["attention_mask"])
     if kept is not None:
         kept.flush()
-    np.save(draft / "pooled.npy", pooled.numpy())
+    if pooled:
+        np.save(draft / "pooled.npy", means.numpy())
 
 
 def _check_cut(whole: nn.Module, frozen: int, batch: Batch) -> None:
@@ -166,17 +203,26 @@ def _check_cut(whole: nn.Module, frozen: int, batch: Batch) -> None:
     with torch.no_grad():
         expected = logits_of(whole, **batch)
         try:
-            enters, _ = entering(whole, frozen, batch)
-            upper = cut(copy.deepcopy(whole), frozen)
-            found = logits_of(upper, inputs_embeds=enters, attention_mask=batch["attention_mask"])
+            enters, last = entering(whole, frozen, batch)
+            upper = copy.deepcopy(whole)
+            layers = layers_of(upper)
+            given = {"inputs_embeds": enters, "attention_mask": batch["attention_mask"]}
+            found = logits_of(cut(upper, frozen), **given)
+            base = base_of(upper).train()  # as it is trained: a dropout beside the layers would be on what is kept
+            layers.eval()
+            again = base(**given).last_hidden_state
         except (AttributeError, IndexError, RuntimeError, StopIteration, TypeError) as error:  # as its code has it
             raise BadInput(
                 f"train_layers: {type(whole).__name__} cannot be entered at layer {frozen} "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); leave the option out to train all "
                 "of it"
             ) from error
-    if (found - expected).abs().max() > SAME * expected.abs().max():
+    if _differ(found, expected) or _differ(again, last):
         raise BadInput(
             f"train_layers: {type(whole).__name__} computes something else when it is entered at layer {frozen}; leave "
             "the option out to train all of it"
         )
+
+
+def _differ(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() > SAME * expected.abs().max())

@@ -36,6 +36,12 @@ class Tokens:
     starts: Tensor
     padding: int
 
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], padding: int) -> Tokens:
+        """Of sequences as lists."""
+        starts = torch.tensor([0, *map(len, rows)]).cumsum(0)
+        return cls(torch.tensor([token for row in rows for token in row]), starts, padding)
+
     @property
     def lengths(self) -> Tensor:
         """Of each sequence `[n]`."""
