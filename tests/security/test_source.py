@@ -46,7 +46,19 @@ KNOWN = {
     "ledger_rows.py": {"columns", "', '.join(ROWS)", "', '.join([point_id, *ROWS[1:]])"}
     | {"'BIGINT' if last and last.id_kind == 'int' else 'VARCHAR'"},
     "ledger_views.py": {"point_id", "label", "'BIGINT' if last and last.id_kind == 'int' else 'VARCHAR'"},
-    "policy_sql.py": {"branches", "kind", "name", "test", "i", "one.op", "rule.op", "k", "value", "' AND '.join(parts)"}
+    "policy_sql.py": {
+        "branches",
+        "held",
+        "kind",
+        "name",
+        "test",
+        "i",
+        "one.op",
+        "rule.op",
+        "k",
+        "value",
+        "' AND '.join(parts)",
+    }
     | {"' OR '.join(chosen)", "', '.join(parts)"},
     "reviews.py": {"columns", "struck"},
     "score_sql.py": {"', '.join((_text(_no_glob(path)) for path in paths))"},
