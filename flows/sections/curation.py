@@ -19,8 +19,8 @@ class PruningConfig(Section):
     policies: tuple[Policy, ...] = ("harmful", "mislabeled")
     q: Rate = 0.2
     """False-discovery rate of mislabeled and of memorized."""
-    harmful_q: Rate = 0.3
-    """The same of harmful: an error that repeats itself and stays costs more than a good point that goes."""
+    harmful_q: Rate = 0.2
+    """The same of harmful; a larger one is for errors that repeat themselves, and costs good points where none do."""
     agreement: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the checkpoints that must agree on the sign of the influence, for harmful and memorized; 0: any. Under
     `scoring.compression` each has a mask of its own."""

@@ -216,7 +216,7 @@ def test_every_proposed_point_is_in_the_report_with_the_policies_that_named_it(
     }
     assert all(policy.meaning for policy in data.policies)
     assert {policy.name: policy.parameters for policy in data.policies} == {
-        "harmful": "q = 0.3",
+        "harmful": "q = 0.2",
         "mislabeled": "q = 0.2",
     }
     assert len(data.suspicious) == 20

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.proof.earn_cells import KINDS, POINTS, QUERIES, SHIPPED, TEST, Earned, Removed, kept
+from tests.proof.earn_cells import HARMFUL_Q, KINDS, POINTS, QUERIES, SHIPPED, TEST, Earned, Removed, kept
 from tests.proof.flips import digest
 from tests.proof.intervals import interval
 from tests.proof.run import ROOT
@@ -39,7 +39,7 @@ TROUBLE = {
     "points are of the other domain",
 }
 POLICIES = ("harmful", "mislabeled", "harmful and mislabeled")
-RATES = f"{SHIPPED.harmful_q} of harmful and {SHIPPED.q} of mislabeled"
+RATES = f"{HARMFUL_Q} of harmful and {SHIPPED.q} of mislabeled"
 
 
 def main() -> None:
