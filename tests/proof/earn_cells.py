@@ -26,8 +26,8 @@ from tests.proof.use_cells import NEIGHBOURS, Sets, Signals, left_out, out_of_fo
 
 POINTS, QUERIES, TEST = 2000, 500, 8000
 SHIPPED = PruningConfig()
-HARMFUL_Q = 0.3  # for errors that repeat themselves; 0.2 is shipped
-AGREEING = "harmful, where 3 of 4 checkpoints agree"
+BOLDER = 0.3
+AGREEING, BOLD = "harmful, where 3 of 4 checkpoints agree", f"harmful, q = {BOLDER}"
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "random": {"corruption": "flips", "rate": 0.1},
     "systematic": {"corruption": "systematic", "rate": 0.1},
@@ -86,11 +86,15 @@ def _chosen(sets: Sets, signals: Signals, seed: int) -> dict[str, Tensor]:
     labels, everyone = sets.points.labels, torch.ones(POINTS, dtype=torch.bool)
     votes = knn_votes(sets.points.inputs, labels, CLASSES, everyone, NEIGHBOURS)
     suspicion = two_round(out_of_fold(sets, seed), votes, labels, everyone)
-    harm, wrong = _harmful(sets, signals), mislabeled(suspicion.posterior, everyone, SHIPPED.q).selected
+    harm, wrong = (
+        _harmful(sets, signals, SHIPPED.harmful_q),
+        mislabeled(suspicion.posterior, everyone, SHIPPED.q).selected,
+    )
     chosen = {
         "nothing": ~everyone,
         "harmful": harm,
         AGREEING: harm & (signals.agreement >= 0.75),
+        BOLD: _harmful(sets, signals, BOLDER),
         "mislabeled": wrong,
         "harmful and mislabeled": harm | wrong,
     }
@@ -110,12 +114,12 @@ def _chosen(sets: Sets, signals: Signals, seed: int) -> dict[str, Tensor]:
     return chosen | {"the truth": sets.wrong}
 
 
-def _harmful(sets: Sets, signals: Signals) -> Tensor:
+def _harmful(sets: Sets, signals: Signals, q: float) -> Tensor:
     """What the policy of this name proposes, bool [n]."""
     error = stratified_error(signals.influence, sets.queries.labels)
     influences = Influences(signals.influence.mean(1), error, signals.own)
     everyone = torch.ones(len(signals.own), dtype=torch.bool)
-    return harmful(influences, signals.reference, everyone, HARMFUL_Q).selected
+    return harmful(influences, signals.reference, everyone, q).selected
 
 
 def _removed(sets: Sets, gone: Tensor, seed: int) -> Removed:
