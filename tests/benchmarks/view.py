@@ -2,7 +2,8 @@
 
 A manifest on disk, a hundredth of its points removed and a thousandth relabelled, is exported in a fresh process: lists
 and mask as files, the sha256 of the data set and of each file. What counts is the wall clock, and the highest resident
-size above what is resident after the imports.
+size above what is resident after the imports. Before the newest cycle, and one after which the data moved, what the
+cycle started from is checked, which reads the manifest once more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.exports import write_export
+from storage.exports import check_start, write_export
 from storage.points import PARQUET
 from storage.views import Decisions
 from tests.benchmarks.rows import Row, write
@@ -45,13 +46,14 @@ def _measure(kind: str, points: int) -> list[Row]:
         command = [sys.executable, "-m", "tests.benchmarks.view", "job", name]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         size = (folder / "manifest.parquet").stat().st_size / 1e9
-    seconds, cpu, megabytes = map(float, done.stdout.split())
+    seconds, cpu, megabytes, check = map(float, done.stdout.split())
     on = f"{points:,} {kind} ids, 1 % removed, .1 % relabelled"
     note = f"{cpu:.0f} CPU s; manifest of {size:.1f} GB, written just before; lists, mask and every sha256"
     targets = (SECONDS, MEGABYTES) if points == POINTS else (None, None)
     return [
         Row("data set as of a cycle", on, seconds, "s", targets[0], note),
         Row("data set as of a cycle, memory", on, megabytes, "MB", targets[1], "peak above the imports"),
+        Row("check of what a cycle started from", on, check, "s", None, "before the newest cycle is exported"),
     ]
 
 
@@ -92,9 +94,11 @@ def _hashes(rng: np.random.Generator, count: int) -> pa.Array:
 def _job(folder: Path) -> None:
     before, started, cpu = _status("VmRSS"), time.monotonic(), time.process_time()
     decisions = Decisions(pq.read_table(folder / "removed.parquet"), pq.read_table(folder / "relabeled.parquet"))
-    write_export(folder / "out", folder / "manifest.parquet", decisions, 1, None, text=False)
-    seconds = time.monotonic() - started
-    print(seconds, time.process_time() - cpu, (_status("VmHWM") - before) / 1024)
+    made = write_export(folder / "out", folder / "manifest.parquet", decisions, 1, None, text=False)
+    seconds, spent, peak = time.monotonic() - started, time.process_time() - cpu, _status("VmHWM") - before
+    started = time.monotonic()
+    check_start(folder / "manifest.parquet", decisions, (1, made.dataset_sha256))
+    print(seconds, spent, peak / 1024, time.monotonic() - started)
 
 
 def _status(key: str) -> int:
