@@ -42,6 +42,7 @@ from influence.compression import (
     random_logra,
     sjlt,
 )
+from influence.conformity import Conformity, label_conformity
 from influence.curvature.arnoldi import Arnoldi, Spectrum, arnoldi
 from influence.curvature.base import (
     AllReduce,
@@ -128,6 +129,7 @@ __all__ = [
     "ChunkGrid",
     "ChunkScores",
     "Compressor",
+    "Conformity",
     "Curvature",
     "Damping",
     "DampingKind",
@@ -219,6 +221,7 @@ __all__ = [
     "influence_step",
     "inner_products",
     "knn_votes",
+    "label_conformity",
     "large_output",
     "last",
     "lds",

@@ -9,8 +9,11 @@ The second matters most: good points truly differ, so that V / se alone rejects 
 what good points look like: each query is scored as if it were a train point, its own column left out, and p is the
 rank of the point's relative influence V / sqrt(g' H^-1 g) among theirs (a conformal p-value: Bates et al. 2023,
 Annals of Statistics 51(1)). Dividing by self-influence removes what differs between points that were fitted and
-queries that were not: the size of the residual. Both hypotheses must fall, so the larger p-value is valid; Benjamini
-and Hochberg (1995) set the threshold.
+queries that were not: the size of the residual. Where points have labels, what the queries near a point say of its
+label (conformity.py) is added before the rank is taken, each as a normal score among the queries' own (Stouffer et al.
+1949), since the two err on different points: on systematic errors in Fashion-MNIST, 500 queries, half as many again are
+found at the same rate. Both hypotheses must fall, so the larger p-value is valid; Benjamini and Hochberg (1995) set the
+threshold.
 
 `memorized` ranks the self-influence of a point of the label `memorize` among those of the points that generalize, which
 were fitted as it was: p is the conformal p-value of "its fit rests on it no more than a generalizing point's does", or
@@ -24,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from influence.conformity import Conformity
 from influence.errors import InfluenceError
 
 NEGLIGIBLE = 1e-6  # of the median self-influence
@@ -105,7 +109,9 @@ def mislabeled(posterior: Tensor, eligible: Tensor, q: float = 0.2) -> Discovery
     return _discover(right, _unsort(running, order), eligible, q)
 
 
-def harmful(scores: Influences, reference: Trusted, eligible: Tensor, q: float = 0.2) -> Discovery:
+def harmful(
+    scores: Influences, reference: Trusted, eligible: Tensor, q: float = 0.2, conformity: Conformity | None = None
+) -> Discovery:
     """Points whose influence is below zero beyond its error and beyond what trusted points show.
 
     Args:
@@ -113,12 +119,16 @@ def harmful(scores: Influences, reference: Trusted, eligible: Tensor, q: float =
         reference: of the queries; with m of them no p-value is below 1 / (m + 1).
         eligible: points that may be proposed, bool [n]; only these count as tested.
         q: false-discovery rate, in (0, 1).
+        conformity: of the labels, where there are any; it counts as much as influence.
     """
     beyond_error = torch.special.ndtr(_ratio(scores.influence, scores.influence_se))
     ours = _relative(scores.influence, scores.self_influence)
     theirs = _relative(reference.influence, reference.self_influence)
     if not bool(torch.isfinite(theirs).all()):
         raise InfluenceError(f"influence of query {int((~torch.isfinite(theirs)).nonzero()[0])} is not finite")
+    if conformity is not None:
+        ours = normal_scores(ours, theirs) + _known(normal_scores(conformity.points, conformity.queries))
+        theirs = normal_scores(theirs, theirs) + _known(normal_scores(conformity.queries, conformity.queries))
     beyond_trusted = conformal_p(ours, theirs)
     p = _evidence(torch.maximum(beyond_error, beyond_trusted), eligible)
     return _discover(p, benjamini_hochberg(p, int(eligible.sum())), eligible, q)
@@ -154,6 +164,19 @@ def conformal_p(values: Tensor, reference: Tensor) -> Tensor:
     return ((1 + ranks).double() / (1 + len(reference))).where(~values.isnan(), torch.nan)
 
 
+def normal_scores(values: Tensor, reference: Tensor) -> Tensor:
+    """Ranks among the reference as quantiles of a standard normal; NaN stays.
+
+    Args:
+        values: [n].
+        reference: [m]; what is NaN in it does not count.
+    """
+    known = reference[~reference.isnan()].sort().values
+    ranks = torch.searchsorted(known, values.contiguous(), right=True)
+    scores: Tensor = torch.special.ndtri((ranks + 0.5).double() / (1 + len(known)))
+    return scores.where(~values.isnan(), torch.nan)
+
+
 def benjamini_hochberg(p: Tensor, tested: int) -> Tensor:
     """Adjusted p-values: the smallest false-discovery rate at which each is rejected (Benjamini and Hochberg 1995).
 
@@ -184,6 +207,11 @@ def _evidence(values: Tensor, eligible: Tensor) -> Tensor:
     if len(unknown):
         raise InfluenceError(f"row {int(unknown[0])} has evidence that is not finite: score it again or exclude it")
     return torch.where(eligible, values, 1.0)
+
+
+def _known(scores: Tensor) -> Tensor:
+    """Normal scores, 0, which says nothing, where there is none."""
+    return scores.where(~scores.isnan(), 0.0)
 
 
 def _relative(influence: Tensor, self_influence: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Scoring:
         """Score every point and write this rank's shards."""
         found = None
         if has_classes(self._workload):
-            found = suspects(self._plan, self._workload, self._points, self._rank, self._keep)
+            found = suspects(self._plan, self._workload, self._points, self._queries, self._rank, self._keep)
         setting = self._setting()
         with ExitStack() as sources:
             count = len(self._plan.checkpoints)
@@ -166,11 +166,12 @@ class Scoring:
     def _policies(
         self, scores: PointScores, reference: Trusted, found: Suspects | None, originals: Tensor
     ) -> dict[str, Tensor]:
-        """What the policies read, by column, with the two signals that the suspicion is made of."""
+        """What the policies read, by column, with the signals of the labels."""
         influences = Influences(scores.influence, scores.influence_se, scores.own.self_influence)
         in_train, pruning = self._points.in_train, self._plan.config.pruning
         cells = [self._points.labels, self._points.groups]
-        harm = harmful(influences, reference, in_train, pruning.harmful_q)
+        conformity = None if found is None else found.conformity
+        harm = harmful(influences, reference, in_train, pruning.harmful_q, conformity)
         suspected = suspicion_columns(found, in_train, pruning.q)
         wrong = suspected.pop("mislabeled_q")
         return {

@@ -1,4 +1,4 @@
-"""Suspicion of every point from models that never saw it and from its nearest neighbours."""
+"""Suspicion of every point from models that never saw it, its nearest neighbours and the nearest queries."""
 
 from __future__ import annotations
 
@@ -15,36 +15,40 @@ from flows.ranks.kept import Keep
 from flows.ranks.points import Points
 from flows.ranks.rank import Rank
 from flows.workload import Workload, seeded_model
+from influence.conformity import Conformity, label_conformity
 from influence.discovery import mislabeled
 from influence.sharding import Share
 from influence.suspicion import Suspicion, knn_votes, two_round
 
 READ_BATCH = 1024
-NUMBERS = ("signal_out_of_fold_loss", "signal_knn", "suspicion", "posterior", "mislabeled_q")
+NUMBERS = ("signal_out_of_fold_loss", "signal_knn", "signal_conformity", "suspicion", "posterior", "mislabeled_q")
 
 
 @dataclass(frozen=True)
 class Suspects:
-    """What is suspected of each label, and the two signals that the suspicion is made of.
+    """What is suspected of each label, the two signals that the suspicion is made of, and what the queries say.
 
     Attributes:
         suspicion: The two-round stack.
         out_of_fold_loss: Of the given label, first round, in nats `[n]`.
         disagreement: Share of the nearest neighbours with another given label `[n]`.
+        conformity: Of the given labels, to those of the nearest queries.
     """
 
     suspicion: Suspicion
     out_of_fold_loss: Tensor
     disagreement: Tensor
+    conformity: Conformity
 
 
-def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, keep: Keep) -> Suspects:
+def suspects(plan: ScorePlan, workload: Workload, points: Points, queries: Points, rank: Rank, keep: Keep) -> Suspects:
     """Train the fold models and stack what they and the neighbours say; every rank must call this together.
 
     Args:
         plan: The recipe of the models, folds, repeats and neighbours.
         workload: Model and loss.
         points: The train set; points removed earlier are scored, but neither train nor vote.
+        queries: The query set.
         rank: This process.
         keep: Where the fold models' answers are kept.
     """
@@ -52,8 +56,7 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, ke
     model = seeded_model(workload, plan.config.training.seed).to(points.device)
     with torch.no_grad():
         classes = workload.logits(model, points.take(range(1))).shape[1]
-    parts = torch.arange(len(points)).split(READ_BATCH)
-    inputs = torch.cat([inputs_of(workload, points.take(part)) for part in parts])  # [n, d]
+    inputs, trusted = _inputs(workload, points), _inputs(workload, queries)  # [n, d], [m, d]
     folds = OutOfFold(workload, points, plan.config.training, config.folds, rank, keep, plan.share)
     rounds: list[Tensor] = []
 
@@ -66,13 +69,20 @@ def suspects(plan: ScorePlan, workload: Workload, points: Points, rank: Rank, ke
     rank.progress("finding the neighbours", 0, 1)
     counted = knn_votes(inputs, points.labels, classes, points.in_train, config.neighbours, share, rank.sum)
     votes = counted.cpu()  # [n, C]
+    fits = label_conformity(inputs, points.labels, trusted, queries.labels, share=share, all_reduce=rank.sum)
     found = two_round(out_of_fold, votes, points.labels, points.in_train)
     given = one_hot(points.labels, classes)
     return Suspects(
         suspicion=found,
         out_of_fold_loss=-(rounds[0] * given).sum(1),
         disagreement=1 - (votes * given).sum(1) / config.neighbours,
+        conformity=Conformity(fits.points.cpu(), fits.queries.cpu()),
     )
+
+
+def _inputs(workload: Workload, points: Points) -> Tensor:
+    parts = torch.arange(len(points)).split(READ_BATCH)
+    return torch.cat([inputs_of(workload, points.take(part)) for part in parts])
 
 
 def suspicion_columns(found: Suspects | None, in_train: Tensor, q: float) -> dict[str, Tensor]:
@@ -83,6 +93,7 @@ def suspicion_columns(found: Suspects | None, in_train: Tensor, q: float) -> dic
     numbers = (
         found.out_of_fold_loss,
         found.disagreement,
+        found.conformity.points,
         found.suspicion.score,
         found.suspicion.posterior,
         mislabeled(found.suspicion.posterior, in_train, q).q_value,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from influence import InfluenceError
+from influence import Conformity, InfluenceError
 from influence.discovery import (
     Discovery,
     Influences,
@@ -12,6 +12,7 @@ from influence.discovery import (
     harmful,
     memorized,
     mislabeled,
+    normal_scores,
     trusted,
 )
 
@@ -92,6 +93,65 @@ def test_a_point_that_moves_nothing_is_no_harm() -> None:
     scores.self_influence[0] = 1e-20
     assert harmful(scores, reference, everyone(N)).evidence[0] >= 0.4
     assert not harmful(scores, reference, everyone(N)).selected[0]
+
+
+def conforming(harm: int, seed: int, shift: float) -> Conformity:
+    """Normal conformity; the labels of the first `harm` points fit less."""
+    g = torch.Generator().manual_seed(100 + seed)
+    values = torch.randn(N, generator=g, dtype=torch.float64)
+    values[:harm] -= shift
+    return Conformity(values, torch.randn(M, generator=g, dtype=torch.float64))
+
+
+def test_normal_scores_are_the_quantiles_of_ranks() -> None:
+    found = normal_scores(torch.tensor([0.5, 9.0, torch.nan, 1.0]), torch.tensor([1.0, 2.0, torch.nan]))
+    expected = torch.special.ndtri(torch.tensor([0.5, 2.5, torch.nan, 1.5], dtype=torch.float64) / 3)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_two_weak_signs_of_harm_find_more_than_one_at_the_same_rate() -> None:
+    recalls, shares = [], []
+    for seed in range(20):
+        scores, reference = case(100, seed, shift=2)
+        alone = harmful(scores, reference, everyone(N))
+        both = harmful(scores, reference, everyone(N), conformity=conforming(100, seed, shift=2))
+        recalls.append([found.selected[:100].double().mean().item() for found in (alone, both)])
+        shares.append(false_share(both, 100))
+    before, after = torch.tensor(recalls).mean(0).tolist()
+    assert before < 0.35
+    assert after > before + 0.3  # their sum is shifted by 2 sqrt(2) spreads
+    assert sum(shares) / len(shares) <= 0.2 + 0.06  # 3 standard errors over draws of the reference
+
+
+def test_labels_that_fit_as_the_queries_do_add_no_discoveries() -> None:
+    found = [harmful(*case(0, s), everyone(N), conformity=conforming(0, s, shift=0)) for s in range(60)]
+    assert sum(bool(f.selected.any()) for f in found) <= 60 * 0.2 + 3 * (60 * 0.2 * 0.8) ** 0.5  # as above
+
+
+def test_a_label_that_cannot_be_judged_leaves_the_decision_to_influence() -> None:
+    scores, reference = case(100, seed=0, shift=3)
+    unknown = Conformity(torch.full((N,), torch.nan), torch.full((M,), torch.nan))
+    alone, without = harmful(scores, reference, everyone(N)), harmful(scores, reference, everyone(N), 0.2, unknown)
+    torch.testing.assert_close(without.evidence, alone.evidence)
+    assert alone.selected.any()
+
+
+def test_a_label_that_cannot_be_judged_counts_as_one_that_fits_as_half_of_the_queries_do() -> None:
+    scores, reference = case(100, seed=0, shift=3)
+    queries = conforming(0, 0, shift=0).queries
+    found = [
+        harmful(
+            scores, reference, everyone(N), conformity=Conformity(torch.full((N,), value, dtype=torch.float64), queries)
+        )
+        for value in (torch.nan, queries.median().item())
+    ]
+    torch.testing.assert_close(found[0].evidence, found[1].evidence)
+
+
+def test_a_label_that_does_not_fit_is_no_harm_where_influence_is_within_its_error() -> None:
+    scores, reference = case(100, seed=0)
+    noisy = Influences(scores.influence, 100 * scores.influence.abs(), scores.self_influence)
+    assert not harmful(noisy, reference, everyone(N), conformity=conforming(100, 0, shift=9)).selected.any()
 
 
 def test_a_query_is_left_out_of_its_own_mean() -> None:

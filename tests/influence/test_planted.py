@@ -6,6 +6,7 @@ import tests.planted_arnoldi
 import tests.planted_attime
 import tests.planted_battery
 import tests.planted_compression
+import tests.planted_conformity
 import tests.planted_curvature
 import tests.planted_devices
 import tests.planted_layouts

@@ -18,16 +18,15 @@ from torch import Tensor
 
 from flows.sections.curation import PruningConfig
 from flows.workloads.fashion_mnist import FashionMnist
-from influence import knn_votes, stratified_error, two_round
+from influence import Conformity, knn_votes, label_conformity, stratified_error, two_round
 from influence.discovery import Influences, harmful, mislabeled
 from storage.files import atomic_write_text
 from tests.proof.lds_models import CLASSES, accuracies, losses
 from tests.proof.use_cells import NEIGHBOURS, Sets, Signals, left_out, out_of_fold, retrained, signals_of, task_of
 
-POINTS, QUERIES, TEST = 2000, 500, 8000
+POINTS, QUERIES, TEST = 2000, 2000, 8000  # the whole test set, split
 SHIPPED = PruningConfig()
-BOLDER = 0.3
-AGREEING, BOLD = "harmful, where 3 of 4 checkpoints agree", f"harmful, q = {BOLDER}"
+ALONE, AGREEING = "harmful, influence alone", "harmful, where 3 of 4 checkpoints agree"
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "random": {"corruption": "flips", "rate": 0.1},
     "systematic": {"corruption": "systematic", "rate": 0.1},
@@ -86,15 +85,14 @@ def _chosen(sets: Sets, signals: Signals, seed: int) -> dict[str, Tensor]:
     labels, everyone = sets.points.labels, torch.ones(POINTS, dtype=torch.bool)
     votes = knn_votes(sets.points.inputs, labels, CLASSES, everyone, NEIGHBOURS)
     suspicion = two_round(out_of_fold(sets, seed), votes, labels, everyone)
-    harm, wrong = (
-        _harmful(sets, signals, SHIPPED.harmful_q),
-        mislabeled(suspicion.posterior, everyone, SHIPPED.q).selected,
-    )
+    conformity = label_conformity(sets.points.inputs, labels, sets.queries.inputs, sets.queries.labels)
+    harm = _harmful(sets, signals, conformity)
+    wrong = mislabeled(suspicion.posterior, everyone, SHIPPED.q).selected
     chosen = {
         "nothing": ~everyone,
         "harmful": harm,
         AGREEING: harm & (signals.agreement >= 0.75),
-        BOLD: _harmful(sets, signals, BOLDER),
+        ALONE: _harmful(sets, signals, None),
         "mislabeled": wrong,
         "harmful and mislabeled": harm | wrong,
     }
@@ -103,6 +101,7 @@ def _chosen(sets: Sets, signals: Signals, seed: int) -> dict[str, Tensor]:
     ranked = {
         "influence": -signals.influence.mean(1),
         "influence / sqrt(self-influence)": -signals.influence.mean(1) / signals.own.sqrt(),
+        "conformity": -conformity.points,
         "suspicion": suspicion.score,
         "loss": signals.loss,
         "EL2N": signals.el2n,
@@ -114,12 +113,12 @@ def _chosen(sets: Sets, signals: Signals, seed: int) -> dict[str, Tensor]:
     return chosen | {"the truth": sets.wrong}
 
 
-def _harmful(sets: Sets, signals: Signals, q: float) -> Tensor:
+def _harmful(sets: Sets, signals: Signals, conformity: Conformity | None) -> Tensor:
     """What the policy of this name proposes, bool [n]."""
     error = stratified_error(signals.influence, sets.queries.labels)
     influences = Influences(signals.influence.mean(1), error, signals.own)
     everyone = torch.ones(len(signals.own), dtype=torch.bool)
-    return harmful(influences, signals.reference, everyone, q).selected
+    return harmful(influences, signals.reference, everyone, SHIPPED.harmful_q, conformity).selected
 
 
 def _removed(sets: Sets, gone: Tensor, seed: int) -> Removed:
