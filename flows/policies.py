@@ -1,8 +1,8 @@
 """The policies of `[pruning] policies`: what each reads, when to use it, and what it costs.
 
-harmful     Signed influence on the query set below zero, beyond its error and beyond what trusted queries show. For
-            errors that are consistent and visible in the input, which no signal without trusted queries sees. No cost
-            beyond the scores, but it needs a few hundred queries.
+harmful     Signed influence on the query set below zero, beyond its error, and with how the label fits those of the
+            nearest queries beyond what trusted queries show. For errors that are consistent and visible in the input,
+            which no signal without trusted queries sees. No cost beyond the scores, but it needs a few hundred queries.
 mislabeled  The given label is contradicted by models that never saw the point, and by its neighbours. For scattered
             label errors. Costs the fold models: folds x repeats trainings in each of two rounds.
 memorized   Harmful in sign, and a fit that rests on the point itself more than those of points that generalize do. For

@@ -32,6 +32,7 @@ SIGNALS = {
     "EL2N": "signal_el2n",
     "out-of-fold loss": "signal_out_of_fold_loss",
     "kNN": "signal_knn",
+    "conformity": "signal_conformity",
 }
 
 
@@ -132,10 +133,12 @@ class Comparison:
 
     def removals(self, size: int) -> dict[str, Removal]:
         """Baseline signals at the proposal's size, each policy alone, the policies on shuffled signals, the truth."""
-        found = {name: self._top(self._column(column), size) for name, column in SIGNALS.items()}
+        signals = {name: self._column(column) for name, column in SIGNALS.items()}
+        signals["conformity"] = -signals["conformity"]  # the only one that is small where a label is suspicious
+        found = {name: self._top(signal, size) for name, signal in signals.items()}
         ranked: dict[str, float] = {}
         if bool(self._wrong.any()):
-            ranked = {name: average_precision(self._column(column), self._wrong) for name, column in SIGNALS.items()}
+            ranked = {name: average_precision(signal, self._wrong) for name, signal in signals.items()}
         for policy in POLICIES:
             found[f"{policy} alone"] = self._column(f"{policy}_q") <= self._q[policy]
         found["influence shuffled"] = self._shuffled("harmful", size)

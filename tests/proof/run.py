@@ -31,7 +31,8 @@ from tests.proof.settings import REDUNDANT, SETTINGS, Setting
 ROOT = Path(__file__).parents[2]
 ORDER = (
     "baseline", "challenger", "control", "harmful alone", "mislabeled alone",
-    "influence shuffled", "suspicion shuffled", "loss", "EL2N", "out-of-fold loss", "kNN", "truth",
+    "influence shuffled", "suspicion shuffled",
+    "loss", "EL2N", "out-of-fold loss", "kNN", "conformity", "truth",
 )  # fmt: skip
 
 
@@ -98,8 +99,8 @@ def table(cells: Sequence[Cell]) -> str:
         "all other lines plain torch by the same recipe.",
         "Every line removes points and trains again by the same recipe with the same number of steps; accuracy and "
         "loss are of the clean holdout set, over 3 training seeds each, on Fashion-MNIST 1 in plain torch.",
-        "`loss`, `EL2N`, `out-of-fold loss` and `kNN` remove as many points as the proposal; each policy alone removes "
-        "what it would propose; `truth` removes what is wrong.",
+        "`loss`, `EL2N`, `out-of-fold loss`, `kNN` and `conformity` remove as many points as the proposal; each policy "
+        "alone removes what it would propose; `truth` removes what is wrong.",
         "",
     ]
     by_setting = {cell.setting: [other for other in cells if other.setting == cell.setting] for cell in cells}
