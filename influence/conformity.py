@@ -57,7 +57,31 @@ def label_conformity(
     Raises:
         InfluenceError: k is below 1, the numbers of features differ, or inputs are not finite.
     """
-    points, queries = inputs.flatten(1).double(), query_inputs.flatten(1).double()
+    points, queries = inputs.flatten(1), query_inputs.flatten(1)
+    _check(points, queries, k)
+    center = queries.double().mean(0)  # an expanded square loses digits far from the origin
+    asked = _Asked(queries.double() - center, query_labels.to(queries.device), k)
+    labels = labels.to(points.device)
+    found = asked.inputs.new_zeros(len(points))
+    parts = torch.arange(len(points), device=points.device).split(SEEKING)
+    for rows in (parts[part] for part in share.of(len(parts))):
+        found[rows] = _log_ratio(points[rows].double() - center, labels[rows], asked)
+    all_reduce(found)
+    every = torch.arange(len(queries), device=queries.device).split(SEEKING)
+    own = [_log_ratio(asked.inputs[rows], asked.labels[rows], asked, itself=rows) for rows in every]
+    return Conformity(found, torch.cat(own))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The queries, centered, [m, d], their labels, [m], and how many of them are asked."""
+
+    inputs: Tensor
+    labels: Tensor
+    k: int
+
+
+def _check(points: Tensor, queries: Tensor, k: int) -> None:
     if k < 1 or points.shape[1] != queries.shape[1]:
         given = f"k = {k}, points of {points.shape[1]} and queries of {queries.shape[1]} features"
         raise InfluenceError(f"{given}: give k >= 1 and as many features")
@@ -65,23 +89,16 @@ def label_conformity(
         finite = torch.isfinite(rows).all(1)
         if not bool(finite.all()):
             raise InfluenceError(f"inputs of {name} {int((~finite).nonzero()[0])} are not finite")
-    center = queries.mean(0)  # an expanded square loses digits far from the origin
-    points, queries = points - center, queries - center
-    labels, trusted = labels.to(points.device), query_labels.to(points.device)
-    found = points.new_zeros(len(points))
-    parts = torch.arange(len(points), device=points.device).split(SEEKING)
-    for rows in (parts[part] for part in share.of(len(parts))):
-        found[rows] = _log_ratio(torch.cdist(points[rows], queries), labels[rows], trusted, k)
-    all_reduce(found)
-    own = torch.cdist(queries, queries).fill_diagonal_(torch.inf)
-    return Conformity(found, _log_ratio(own, trusted, trusted, k))
 
 
-def _log_ratio(distances: Tensor, labels: Tensor, trusted: Tensor, k: int) -> Tensor:
-    """Of some rows, [rows], from their distances to the queries, [rows, m]."""
-    same = labels[:, None] == trusted
-    near = _mean_of_nearest(distances.masked_fill(~same, torch.inf), k)
-    return _mean_of_nearest(distances.masked_fill(same, torch.inf), k).log() - near.log()
+def _log_ratio(inputs: Tensor, labels: Tensor, asked: _Asked, itself: Tensor | None = None) -> Tensor:
+    """Of some rows, [rows]; those that are queries are not among their own neighbours."""
+    distances = torch.cdist(inputs, asked.inputs)  # [rows, m]
+    if itself is not None:
+        distances.scatter_(1, itself[:, None], torch.inf)
+    same = labels[:, None] == asked.labels
+    near = _mean_of_nearest(distances.masked_fill(~same, torch.inf), asked.k)
+    return _mean_of_nearest(distances.masked_fill(same, torch.inf), asked.k).log() - near.log()
 
 
 def _mean_of_nearest(distances: Tensor, k: int) -> Tensor:

@@ -19,7 +19,7 @@ from tests.proof.lds import interval
 from tests.proof.learn_cells import CAP, EVERY, FRACTION, FROM, QUERIES, RATE, SETTINGS, Cell, kept
 from tests.proof.run import ROOT
 
-METHOD = ("influence/dropping.py", "tests/proof/learn_cells.py")
+METHOD = ("influence/conformity.py", "influence/discovery.py", "influence/dropping.py", "tests/proof/learn_cells.py")
 SEEDS = 5
 
 

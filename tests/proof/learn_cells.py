@@ -33,6 +33,7 @@ from influence import (
     harmful,
     head,
     knn_votes,
+    label_conformity,
     linear_blocks,
     mislabeled,
     trusted,
@@ -199,7 +200,8 @@ class Learner:
         reference = trusted(torch.stack(queries).sum(0), torch.stack(theirs).sum(0))
         votes = knn_votes(points.inputs, points.labels, CLASSES, everyone, NEIGHBOURS)
         suspicion = two_round(self._out_of_fold(), votes, points.labels, everyone)
-        named = harmful(scores, reference, everyone, SHIPPED.harmful_q).selected
+        conformity = label_conformity(points.inputs, points.labels, self.sets.queries.inputs, self.sets.queries.labels)
+        named = harmful(scores, reference, everyone, SHIPPED.harmful_q, conformity).selected
         named = named | mislabeled(suspicion.posterior, everyone, SHIPPED.q).selected
         below = HeadInfluence(found.mean(1) - found.max(), torch.zeros(self.count))  # all named, the most harmful first
         room = (CLASS_BUDGET * torch.bincount(points.labels, minlength=CLASSES)).long()
