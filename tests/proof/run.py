@@ -51,7 +51,7 @@ def main() -> None:
     wanted = [
         (kind, setting) for kind in arguments.kinds for name in arguments.tasks for setting in KINDS[kind][0][name]
     ]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a cell for each core: with two threads each they wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a cell for each core: more threads wait for one another
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
         futures = [
