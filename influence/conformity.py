@@ -2,8 +2,8 @@
 
 The conformity of Vovk, Gammerman and Shafer (2005, Algorithmic Learning in a Random World, section 3.1): the distance
 to the nearest queries of other labels, over that to the nearest of its own. It sees no model, so that an error that the
-model learned is no excuse, and no train label, so that wrong neighbours do not vouch for each other. Alone it finds
-little; `harmful` adds it to influence, which errs elsewhere.
+model learned is no excuse, and no train label, so that wrong neighbours do not vouch for each other. `harmful` adds it
+to influence, which errs elsewhere.
 
 Notation: n points, m queries, d features. float64 inside.
 """
