@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 OF_CLASSES = {
     *("predicted", "label", "classification_influence", "suggested_label", "suspicion", "posterior"),
-    *("signal_knn", "signal_out_of_fold_loss", "mislabeled_q"),
+    *("signal_knn", "signal_conformity", "signal_out_of_fold_loss", "mislabeled_q"),
 }
 
 
