@@ -38,7 +38,7 @@ def _harmful(pruning: PruningConfig) -> Rule:
 
 
 def _memorized(pruning: PruningConfig) -> Rule:
-    return _by_influence("memorized", pruning.q, pruning.agreement)
+    return _by_influence("memorized", pruning.memorized_q, pruning.agreement)
 
 
 def _by_influence(policy: str, q: float, agreement: float) -> Rule:
@@ -50,10 +50,10 @@ def _by_influence(policy: str, q: float, agreement: float) -> Rule:
 
 
 def _mislabeled(pruning: PruningConfig) -> Rule:
-    parameters: dict[str, JSON] = {"q": pruning.q}
+    parameters: dict[str, JSON] = {"q": pruning.mislabeled_q}
     if pruning.mislabeled_action == "remove":
-        return _discovery("mislabeled", pruning.q, parameters)
-    return _discovery("mislabeled", pruning.q, parameters | {"action": "relabel"}, relabel="suggested_label")
+        return _discovery("mislabeled", pruning.mislabeled_q, parameters)
+    return _discovery("mislabeled", pruning.mislabeled_q, parameters | {"action": "relabel"}, relabel="suggested_label")
 
 
 def _discovery(

@@ -13,8 +13,8 @@ from storage.ledger import Ledger
 
 RULES: Mapping[str, Mapping[str, str]] = {
     "harmful": {"q": "harmful_q", "agreement": "agreement"},
-    "memorized": {"q": "q", "agreement": "agreement"},
-    "mislabeled": {"q": "q", "action": "mislabeled_action"},
+    "memorized": {"q": "memorized_q", "agreement": "agreement"},
+    "mislabeled": {"q": "mislabeled_q", "action": "mislabeled_action"},
     "redundant": {"share": "redundant_share"},
     "balanced": {"share": "balanced_share"},
     "regret": {"z": "z_restore"},
@@ -53,9 +53,11 @@ def recorded(ledger: Ledger, cycle: int) -> Recorded | None:
     """
     config, newest = ledger.cycle(cycle).config, ledger.proposal(cycle)
     given = dict(config.get("pruning", {}))
-    if "q" not in given:
+    if "q" in given:  # of every policy, before each had a rate of its own
+        shared = given.pop("q")
+        given = {rule["q"]: shared for rule in RULES.values() if "q" in rule} | given
+    if "harmful_q" not in given:
         return None
-    given.setdefault("harmful_q", given["q"])  # which it was before harmful had a rate of its own
     drops = config.get("training", {}).get("prune_while_learning")
     cap = drops["cap"] if drops else 0.0
     try:

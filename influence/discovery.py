@@ -94,7 +94,7 @@ def trusted(pairs: Tensor, self_influence: Tensor) -> Trusted:
     return Trusted((pairs.sum(1) - pairs.diagonal()) / (m - 1), self_influence.double())
 
 
-def mislabeled(posterior: Tensor, eligible: Tensor, q: float = 0.2) -> Discovery:
+def mislabeled(posterior: Tensor, eligible: Tensor, q: float = 0.05) -> Discovery:
     """The largest set whose expected share of right labels is at most q.
 
     Args:

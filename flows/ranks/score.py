@@ -172,14 +172,14 @@ class Scoring:
         cells = [self._points.labels, self._points.groups]
         conformity = None if found is None else found.conformity
         harm = harmful(influences, reference, in_train, pruning.harmful_q, conformity)
-        suspected = suspicion_columns(found, in_train, pruning.q)
+        suspected = suspicion_columns(found, in_train, pruning.mislabeled_q)
         wrong = suspected.pop("mislabeled_q")
         return {
             **suspected,
             "harmful_p": harm.evidence,
             "harmful_q": harm.q_value,
             "mislabeled_q": wrong,
-            "memorized_q": memorized(influences, in_train, pruning.q).q_value,
+            "memorized_q": memorized(influences, in_train, pruning.memorized_q).q_value,
             "redundancy": redundancy(scores.own.self_influence, cells, in_train, self._points.keys, originals),
         }
 

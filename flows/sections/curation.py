@@ -17,10 +17,13 @@ class PruningConfig(Section):
     """What may be proposed, and how much of it."""
 
     policies: tuple[Policy, ...] = ("harmful", "mislabeled")
-    q: Rate = 0.2
-    """False-discovery rate of mislabeled and of memorized."""
     harmful_q: Rate = 0.2
-    """The same of harmful; a larger one is for errors that repeat themselves, and costs good points where none do."""
+    """False-discovery rate of harmful; a larger one is for errors that repeat themselves, and costs good points where
+    none do."""
+    mislabeled_q: Rate = 0.05
+    """The same of mislabeled. What it takes in error is right and hard, and a model without such points is too sure."""
+    memorized_q: Rate = 0.2
+    """The same of memorized."""
     agreement: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the checkpoints that must agree on the sign of the influence, for harmful and memorized; 0: any. Under
     `scoring.compression` each has a mask of its own."""

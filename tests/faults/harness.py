@@ -35,7 +35,7 @@ folds = 2
 repeats = 1
 neighbours = 5
 [pruning]
-q = {q}
+mislabeled_q = {q}
 harmful_q = {q}
 [review]
 mode = "auto"

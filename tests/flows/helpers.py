@@ -23,6 +23,7 @@ BLOBS = f"{Path(__file__).with_name('blobs.py')}:Blobs"
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "training": {"ranks": 1, "epochs": 25, "batch_size": 32, "checkpoints": [0.5, 1.0]},
     "scoring": {"ranks": 1, "chunk": 50, "folds": 3, "repeats": 1},
+    "pruning": {"mislabeled_q": 0.2},
     "review": {"mode": "auto"},
     "guardrail": {"seeds": 2, "resamples": 200},
 }
@@ -32,7 +33,7 @@ def write_toml(folder: Path, entry: str = BLOBS, options: Mapping[str, Any] | No
     """Write a tamis.toml: the settings of SMALL, each section updated by the one given; other values are top keys."""
     tables = {
         name: {**SMALL.get(name, {}), **sections.pop(name, {})}
-        for name in (*SMALL, "pruning", "launch", "retention", "service", "servers")
+        for name in (*SMALL, "launch", "retention", "service", "servers")
     }
     top = {"workspace": "ws", "orchestrator": "none", **sections}
     lines = [f"{key} = {_toml(value)}" for key, value in top.items()]

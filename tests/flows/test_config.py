@@ -34,7 +34,7 @@ def test_the_smallest_file_names_only_a_workload(tmp_path: Path) -> None:
         ("[pruning]\nbudget = 1.01", ("pruning.budget = 1.01", "less than or equal to 1")),
         ("[pruning]\ncumulative_budget = nan", ("pruning.cumulative_budget", "nan")),
         ("[pruning]\nclass_budget = 0.0", ("pruning.class_budget = 0.0",)),
-        ("[pruning]\nq = 1", ("pruning.q = 1", "less than 1")),
+        ("[pruning]\nmislabeled_q = 1", ("pruning.mislabeled_q = 1", "less than 1")),
         ("[servers]\nmlflow = 'sqlite:///x'", ("servers.mlflow = 'sqlite:///x'", "http://HOST")),
         ("[servers]\nmlflow = 'http://'", ("servers.mlflow", "http://HOST")),
         ("[servers.ledger]\ncatalog = 'mysql://a/b'\ndata = 'd'", ("servers.ledger.catalog", "postgresql://USER@HOST")),

@@ -204,7 +204,7 @@ def test_removals_that_do_not_prove_themselves_are_restored_and_the_cycle_says_w
 
 
 def test_an_empty_proposal_ends_the_cycle_without_retraining(here: Path) -> None:
-    file = write_toml(here, options={"wrong": 0}, pruning={"q": 1e-6, "harmful_q": 1e-6})
+    file = write_toml(here, options={"wrong": 0}, pruning={"mislabeled_q": 1e-6, "harmful_q": 1e-6})
     summary = turn(file)
     assert (summary.state, summary.proposed) == ("nothing_to_do", 0)
     assert summary.arms.keys() == {"baseline"}
@@ -218,7 +218,7 @@ def test_an_empty_proposal_ends_the_cycle_without_retraining(here: Path) -> None
 
 @pytest.mark.slow
 def test_the_command_leaves_with_0_where_there_is_nothing_to_do(tmp_path: Path) -> None:
-    done = tamis("run", write_toml(tmp_path, options={"wrong": 0}, pruning={"q": 1e-6, "harmful_q": 1e-6}), "--json")
+    done = tamis("run", write_toml(tmp_path, options={"wrong": 0}, pruning={"mislabeled_q": 1e-6, "harmful_q": 1e-6}), "--json")
     assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "nothing_to_do")
 
 

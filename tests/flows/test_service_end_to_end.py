@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "orchestrator": "prefect",
     "training": {"epochs": 20, "batch_size": 64},
     "scoring": {"folds": 2, "neighbours": 5, "probe": 0},
-    "pruning": {"q": 0.4, "harmful_q": 0.4, "cooldown": 0},
+    "pruning": {"mislabeled_q": 0.4, "harmful_q": 0.4, "cooldown": 0},
     "guardrail": {"seeds": 3, "resamples": 100, "tolerance": 0.1, "group_tolerance": 1.0},
     "service": {"every_hours": EVERY_MINUTE, "poll_seconds": 1.0},
 }

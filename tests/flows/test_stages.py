@@ -146,13 +146,12 @@ def test_a_proposal_is_carried_out_on_what_is_removed_and_relabelled_already(cyc
 
 
 def test_each_policy_becomes_a_rule_over_its_column_of_q_values() -> None:
-    rules = {
-        rule.policy: rule
-        for rule in rules_of(PruningConfig(policies=("harmful", "mislabeled", "memorized"), q=0.1, harmful_q=0.15))
-    }
-    assert rules.keys() == {"harmful", "mislabeled", "memorized"}
+    rates = {"harmful": 0.15, "mislabeled": 0.1, "memorized": 0.3}
+    asked = PruningConfig(policies=tuple(rates), **{f"{policy}_q": rate for policy, rate in rates.items()})
+    rules = {rule.policy: rule for rule in rules_of(asked)}
+    assert rules.keys() == rates.keys()
     for policy, rule in rules.items():
-        rate = 0.15 if policy == "harmful" else 0.1
+        rate = rates[policy]
         assert (rule.column, rule.op, rule.threshold) == (f"{policy}_q", "<=", rate)
         assert rule.parameters == {"q": rate}
     [only] = rules_of(PruningConfig(policies=("mislabeled",)))

@@ -124,7 +124,7 @@ class Comparison:
         self._scores = score_store.read(self._folder / "scores")
         self._wrong = self._planted()
         self._trained: dict[bytes, tuple[float, float]] = {}
-        self._q = {"harmful": config.pruning.harmful_q, "mislabeled": config.pruning.q}
+        self._q = {"harmful": config.pruning.harmful_q, "mislabeled": config.pruning.mislabeled_q}
 
     def _planted(self) -> Tensor:
         """What is truly wrong, in the order of the manifest."""

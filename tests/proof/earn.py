@@ -36,7 +36,7 @@ TROUBLE = {
     "points are of the other domain",
 }
 POLICIES = ("harmful", "mislabeled", "harmful and mislabeled")
-RATES = f"{SHIPPED.harmful_q} of harmful and {SHIPPED.q} of mislabeled"
+RATES = f"{SHIPPED.harmful_q} of harmful and {SHIPPED.mislabeled_q} of mislabeled"
 
 
 def main() -> None:

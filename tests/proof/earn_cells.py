@@ -87,7 +87,7 @@ def _chosen(sets: Sets, signals: Signals, seed: int) -> dict[str, Tensor]:
     suspicion = two_round(out_of_fold(sets, seed), votes, labels, everyone)
     conformity = label_conformity(sets.points.inputs, labels, sets.queries.inputs, sets.queries.labels)
     harm = _harmful(sets, signals, conformity)
-    wrong = mislabeled(suspicion.posterior, everyone, SHIPPED.q).selected
+    wrong = mislabeled(suspicion.posterior, everyone, SHIPPED.mislabeled_q).selected
     chosen = {
         "nothing": ~everyone,
         "harmful": harm,

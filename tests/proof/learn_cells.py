@@ -202,7 +202,7 @@ class Learner:
         suspicion = two_round(self._out_of_fold(), votes, points.labels, everyone)
         conformity = label_conformity(points.inputs, points.labels, self.sets.queries.inputs, self.sets.queries.labels)
         named = harmful(scores, reference, everyone, SHIPPED.harmful_q, conformity).selected
-        named = named | mislabeled(suspicion.posterior, everyone, SHIPPED.q).selected
+        named = named | mislabeled(suspicion.posterior, everyone, SHIPPED.mislabeled_q).selected
         below = HeadInfluence(found.mean(1) - found.max(), torch.zeros(self.count))  # all named, the most harmful first
         room = (CLASS_BUDGET * torch.bincount(points.labels, minlength=CLASSES)).long()
         gone = torch.zeros(self.count, dtype=torch.bool)
