@@ -58,7 +58,10 @@ def test_a_lost_workspace_comes_back_from_a_copy_of_its_ledger_as_far_as_the_hea
     assert head in said
     shutil.rmtree(workspace)
     file = write_toml(
-        here, workspace="another disk", review={"mode": "manual"}, pruning={"mislabeled_q": 0.9, "harmful_q": 0.9, "budget": 0.3}
+        here,
+        workspace="another disk",
+        review={"mode": "manual"},
+        pruning={"mislabeled_q": 0.9, "harmful_q": 0.9, "budget": 0.3},
     )
     config = load(file)
     command("ledger", "import", here / "elsewhere.duckdb", "--head", head, "--file", file)

@@ -161,7 +161,7 @@ def test_a_query_is_left_out_of_its_own_mean() -> None:
 
 def test_the_largest_set_of_posteriors_within_q_is_taken() -> None:
     posterior = torch.tensor([0.95, 0.1, 0.9, 0.6, 0.3])  # running mean of being right: .05, .075, .183, .3125
-    found = mislabeled(posterior, everyone(5))
+    found = mislabeled(posterior, everyone(5), q=0.2)
     assert found.selected.tolist() == [True, False, True, True, False]
     assert found.expected_false_rate == pytest.approx(0.55 / 3)
     assert found.threshold == pytest.approx(0.4)
@@ -171,7 +171,7 @@ def test_calibrated_posteriors_keep_the_false_share_at_q() -> None:
     g = torch.Generator().manual_seed(0)
     posterior = torch.rand(20_000, generator=g)
     wrong = torch.rand(20_000, generator=g) < posterior
-    found = mislabeled(posterior, everyone(20_000))
+    found = mislabeled(posterior, everyone(20_000), q=0.2)
     assert (~wrong[found.selected]).double().mean().item() == pytest.approx(0.2, abs=0.02)  # 4 sigma of 8,000 draws
 
 
