@@ -30,7 +30,7 @@ from influence import (
 from tests.proof.flip_cells import Alone
 from tests.proof.text_models import Bench, Outcome
 
-Q = 0.2  # as shipped
+Q = 0.2  # the page says so; what is shipped now is lower
 WORTH = ("loss", "EL2N", "influence", "suspicion")
 """Signals whose removal is judged by retraining; the others are counted by what they find."""
 POLICY = "the policy mislabeled"
