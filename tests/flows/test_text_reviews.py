@@ -47,7 +47,7 @@ def test_a_cycle_on_a_thousand_real_texts_removes_flipped_labels_and_judges_a_mo
     for given, instead in SMALLER.items():
         assert given in toml
         toml = toml.replace(given, instead)
-    file.write_text(toml)
+    file.write_text(toml + "[pruning]\nmislabeled_q = 0.2\n")  # of so few, the shipped rate takes nine
     summary = turn(file)
     folder = tmp_path / "workspace" / "cycles" / "000001"
     workload: Any = load_workload(load(file))
