@@ -23,7 +23,7 @@ BLOBS = f"{Path(__file__).with_name('blobs.py')}:Blobs"
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "training": {"ranks": 1, "epochs": 25, "batch_size": 32, "checkpoints": [0.5, 1.0]},
     "scoring": {"ranks": 1, "chunk": 50, "folds": 3, "repeats": 1},
-    "pruning": {"mislabeled_q": 0.2},
+    "pruning": {"mislabeled_q": 0.2},  # of so few points posteriors are not sure enough for the shipped rate
     "review": {"mode": "auto"},
     "guardrail": {"seeds": 2, "resamples": 200},
 }

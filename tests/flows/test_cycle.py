@@ -218,9 +218,8 @@ def test_an_empty_proposal_ends_the_cycle_without_retraining(here: Path) -> None
 
 @pytest.mark.slow
 def test_the_command_leaves_with_0_where_there_is_nothing_to_do(tmp_path: Path) -> None:
-    done = tamis(
-        "run", write_toml(tmp_path, options={"wrong": 0}, pruning={"mislabeled_q": 1e-6, "harmful_q": 1e-6}), "--json"
-    )
+    file = write_toml(tmp_path, options={"wrong": 0}, pruning={"mislabeled_q": 1e-6, "harmful_q": 1e-6})
+    done = tamis("run", file, "--json")
     assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "nothing_to_do")
 
 

@@ -14,6 +14,7 @@ from flows.ledger_tables import print_account
 from flows.limits import budgets_of
 from flows.policies import rules_of
 from flows.protection import protected_ids
+from flows.recorded import recorded
 from flows.restoration import Choice, restore
 from flows.stages import cycle_folder
 from flows.stores import ledger_of
@@ -206,6 +207,14 @@ def test_why_knows_the_rate_of_a_cycle_from_before_harmful_had_one_of_its_own(tm
     scores = account_of(file, "4").scores
     assert scores is not None
     assert [(verdict.threshold, verdict.chosen) for verdict in scores.verdicts] == [(0.35, False)]
+
+
+def test_a_rate_that_policies_shared_stands_for_each_that_had_none_of_its_own(tmp_path: Path) -> None:
+    file = one_cycle(tmp_path, record={"policies": ["harmful"], "q": 0.35, "harmful_q": 0.3})
+    judged = recorded(ledger_of(load(file)), 1)
+    assert judged is not None
+    rates = judged.pruning
+    assert (rates.harmful_q, rates.mislabeled_q, rates.memorized_q) == (0.3, 0.35, 0.35)
 
 
 @pytest.mark.parametrize("record", [{}, {"q": 0.2, "policies": ["harmful"], "a_key_of_another_version": 1}])
