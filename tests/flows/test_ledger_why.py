@@ -77,12 +77,12 @@ def test_why_names_the_trainings_that_dropped_a_point_as_the_ledger_knows_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = one_cycle(tmp_path)
-    for model, recorded in (("baseline-seed0-ab", True), ("control-seed0-cd", False)):
+    for model, listed in (("baseline-seed0-ab", True), ("control-seed0-cd", False)):
         folder = cycle_folder(load(file), 1) / "checkpoints" / model
         folder.mkdir(parents=True)
         values = {"point_id": [2, 5], "step": [10, 10], "epoch": [4, 4], "influence": [-0.5, -0.25]}
         drop_store.write(folder, pa.table(values | {"influence_se": [0.1, 0.1]}))
-        sha256 = sha256_file(folder / drop_store.DROPPED) if recorded else "of another file"
+        sha256 = sha256_file(folder / drop_store.DROPPED) if listed else "of another file"
         ledger_of(load(file)).record_event(1, "dropped", detail={"points": sha256}, key=model)
     print_account(account_of(file, "5"), as_json=False)
     text = said(capsys)
