@@ -30,6 +30,7 @@ ALONE, AGREEING = "harmful, influence alone", "harmful, where 3 of 4 checkpoints
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "random": {"corruption": "flips", "rate": 0.1},
     "systematic": {"corruption": "systematic", "rate": 0.1},
+    "few queries": {"corruption": "systematic", "rate": 0.1, "queries": 500},
     "both": {"corruption": "mixed", "rate": 0.2},
     "domains": {"corruption": "foreign", "rate": 0.2},
     "clean": {"rate": 0.0},
@@ -72,7 +73,7 @@ class Earned:
 def measure(kind: str, seed: int) -> Earned:
     """Measure a kind with the seed of the split, the planted errors and the training."""
     started = time.process_time()
-    sets = task_of(FashionMnist("mlp", POINTS, QUERIES, TEST, seed=seed, **KINDS[kind]))
+    sets = task_of(FashionMnist("mlp", POINTS, seed=seed, **{"queries": QUERIES, "holdout": TEST} | KINDS[kind]))
     signals = signals_of(sets, seed)
     chosen = _chosen(sets, signals, seed)
     removed = {name: _removed(sets, gone, seed) for name, gone in chosen.items()}
