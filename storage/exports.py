@@ -7,11 +7,11 @@
     *.txt               on request: the ids of each list, one a line; of relabelings, a tab and the label after each
     export.json         counts, the sha256 of the data set and of every other file; written last
 
-The manifest is read once; memory holds the decisions, one batch of points and the bits.
+The manifest is read once; memory holds the decisions, two batches of points and the bits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from storage.dataset_digest import DatasetDigest, FirstDigest
 from storage.errors import StorageError
 from storage.files import atomic_folder, atomic_write_json, read_json, sha256_file
 from storage.points import PARQUET, IdKind
-from storage.views import Decisions, parts
+from storage.views import Decisions, Part, parts
 
 MASK, SEAL = "kept.npy", "export.json"
 SPARSE = 2
@@ -75,15 +75,14 @@ def write_export(
         StorageError: The folder exists, the manifest cannot be read, or the data set is not the recorded one.
     """
     digest, removed, relabeled = DatasetDigest(), list[pa.RecordBatch](), list[pa.RecordBatch]()
+
+    def listed(part: Part) -> None:
+        removed.append(part.removed)
+        relabeled.append(part.relabeled)
+
     with atomic_folder(out) as folder:
-        with _Kept(folder, manifest, text=text) as kept, ThreadPoolExecutor(1) as aside:
-            hashed = aside.submit(lambda: None)
-            for part in parts(manifest, decisions):
-                hashed.result()
-                hashed = aside.submit(digest.update, part.kept)  # while the next part is read
-                kept.write(part.kept)
-                removed.append(part.removed)
-                relabeled.append(part.relabeled)
+        with _Kept(folder, manifest, text=text) as kept:
+            _stream(manifest, decisions, lambda part: digest.update(part.kept), kept.write, listed)
         _check(digest.hexdigest(), recorded)
         out_of_it = _write_list(folder, "removed", pa.Table.from_batches(removed), ["point_id"] * text)
         changed = _write_list(folder, "relabeled", pa.Table.from_batches(relabeled), ["point_id", "label"] * text)
@@ -120,9 +119,23 @@ def check_start(manifest: Path, before: Decisions, recorded: tuple[int, str]) ->
 
 
 def _digest(manifest: Path, decisions: Decisions, digest: DatasetDigest | FirstDigest) -> str:
-    for part in parts(manifest, decisions):
-        digest.update(part.kept)
+    _stream(manifest, decisions, lambda part: digest.update(part.kept))
     return digest.hexdigest()
+
+
+def _stream(manifest: Path, decisions: Decisions, *takers: Callable[[Part], None]) -> None:
+    """Hand every part of a manifest to each taker, in a thread of its own while the next part is read."""
+    with ThreadPoolExecutor(len(takers)) as aside:
+        taken = list[Future[None]]()
+        for part in parts(manifest, decisions):
+            _end(taken)
+            taken = [aside.submit(take, part) for take in takers]
+        _end(taken)
+
+
+def _end(taken: Sequence[Future[None]]) -> None:
+    for one in taken:
+        one.result()
 
 
 def read_export(folder: Path) -> Export:
@@ -168,8 +181,9 @@ class _Kept:
         if kind is None and self.bits is not None:
             np.save(self._folder / MASK, self._mask)
 
-    def write(self, points: pa.RecordBatch) -> None:
+    def write(self, part: Part) -> None:
         """Write the next points."""
+        points = part.kept
         self._table.write_batch(points.select(self._schema.names))
         if self.bits is not None and points.num_rows:
             self._set(points.column("point_id").to_numpy())
