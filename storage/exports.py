@@ -74,28 +74,21 @@ def write_export(
     Raises:
         StorageError: The folder exists, the manifest cannot be read, or the data set is not the recorded one.
     """
-    digest, removed, relabeled = DatasetDigest(), list[pa.RecordBatch](), list[pa.RecordBatch]()
-
-    def listed(part: Part) -> None:
-        removed.append(part.removed)
-        relabeled.append(part.relabeled)
-
+    digest = DatasetDigest()
     with atomic_folder(out) as folder:
-        with _Kept(folder, manifest, text=text) as kept:
-            _stream(manifest, decisions, lambda part: digest.update(part.kept), kept.write, listed)
+        with _Lists(folder, manifest, text=text) as lists:
+            _stream(manifest, decisions, lambda part: digest.update(part.kept), lists.write)
         _check(digest.hexdigest(), recorded)
-        out_of_it = _write_list(folder, "removed", pa.Table.from_batches(removed), ["point_id"] * text)
-        changed = _write_list(folder, "relabeled", pa.Table.from_batches(relabeled), ["point_id", "label"] * text)
         export = Export(
             cycle=cycle,
             dataset_sha256=digest.hexdigest(),
             recorded_by=recorded[0] if recorded else None,
-            id_kind=kept.id_kind,
-            points=digest.rows + out_of_it,
+            id_kind=lists.id_kind,
+            points=digest.rows + lists.removed.rows,
             kept=digest.rows,
-            removed=out_of_it,
-            relabeled=changed,
-            mask_bits=kept.bits,
+            removed=lists.removed.rows,
+            relabeled=lists.relabeled.rows,
+            mask_bits=lists.bits,
             files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
         )
         atomic_write_json(folder / SEAL, asdict(export))
@@ -154,8 +147,33 @@ def read_export(folder: Path) -> Export:
     return export
 
 
-class _Kept:
-    """Writes the points that are kept as they come; a context manager, whose end writes the mask."""
+class _List:
+    """A list as Parquet, and on request as text; a context manager."""
+
+    def __init__(self, path: Path, schema: pa.Schema, shown: Sequence[str]) -> None:
+        self.rows = 0
+        self._path, self._schema, self._shown, self._open = path, schema, shown, ExitStack()
+        self._text: IO[str] | None = None
+
+    def __enter__(self) -> "_List":
+        self._table = self._open.enter_context(pq.ParquetWriter(self._path, self._schema, **PARQUET))
+        if self._shown:
+            self._text = self._open.enter_context(self._path.with_suffix(".txt").open("w", encoding="utf-8"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def write(self, points: pa.RecordBatch) -> None:
+        """Write the next rows; columns beyond the schema are left out."""
+        self.rows += points.num_rows
+        self._table.write_batch(points.select(self._schema.names))
+        if self._text is not None:
+            self._text.writelines(_lines(points, self._shown))
+
+
+class _Lists:
+    """Writes the three lists as their rows come; a context manager, whose end writes the mask."""
 
     def __init__(self, folder: Path, manifest: Path, *, text: bool) -> None:
         try:
@@ -164,16 +182,18 @@ class _Kept:
         except (OSError, KeyError, pa.ArrowException) as error:
             raise StorageError(f"cannot read the manifest {manifest}: {error}") from error
         self.id_kind: IdKind = "int" if pa.types.is_integer(id_type) else "string"
-        self._schema = pa.schema([("point_id", id_type), ("label", pa.int32())])
+        point, label = ("point_id", id_type), ("label", pa.int32())
+        ids, labels = (["point_id"] * text, ["point_id", "label"] * text)
+        self.kept = _List(folder / "kept.parquet", pa.schema([point, label]), ids)
+        self.removed = _List(folder / "removed.parquet", pa.schema([point, ("content", pa.string())]), ids)
+        given = pa.schema([point, ("given", pa.int32()), label])
+        self.relabeled = _List(folder / "relabeled.parquet", given, labels)
         self._folder, self._open = folder, ExitStack()
         self._mask = np.zeros(-(-(self.bits or 0) // 8), np.uint8)
-        self._text: IO[str] | None = None
-        if text:
-            self._text = self._open.enter_context((folder / "kept.txt").open("w", encoding="utf-8"))
 
-    def __enter__(self) -> "_Kept":
-        path = self._folder / "kept.parquet"
-        self._table = self._open.enter_context(pq.ParquetWriter(path, self._schema, **PARQUET))
+    def __enter__(self) -> "_Lists":
+        for one in (self.kept, self.removed, self.relabeled):
+            self._open.enter_context(one)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -183,12 +203,11 @@ class _Kept:
 
     def write(self, part: Part) -> None:
         """Write the next points."""
-        points = part.kept
-        self._table.write_batch(points.select(self._schema.names))
-        if self.bits is not None and points.num_rows:
-            self._set(points.column("point_id").to_numpy())
-        if self._text is not None:
-            self._text.writelines(_lines(pa.Table.from_batches([points]), ["point_id"]))
+        self.kept.write(part.kept)
+        self.removed.write(part.removed)
+        self.relabeled.write(part.relabeled)
+        if self.bits is not None and part.kept.num_rows:
+            self._set(part.kept.column("point_id").to_numpy())
 
     def _set(self, ids: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
         """Set the bits of ids in ascending order, a byte of the mask for eight of what they span."""
@@ -208,15 +227,8 @@ def _bits(manifest: pq.ParquetFile) -> int | None:
     return int(last.max) + 1 if first.min >= 0 and last.max < SPARSE * manifest.metadata.num_rows else None
 
 
-def _write_list(folder: Path, name: str, table: pa.Table, shown: Sequence[str]) -> int:
-    pq.write_table(table, folder / f"{name}.parquet")
-    if shown:
-        (folder / f"{name}.txt").write_text("".join(_lines(table, shown)), encoding="utf-8")
-    return int(table.num_rows)
-
-
-def _lines(table: pa.Table, columns: Sequence[str]) -> Iterator[str]:
-    for values in zip(*(table[name].to_pylist() for name in columns)):
+def _lines(points: pa.RecordBatch, columns: Sequence[str]) -> Iterator[str]:
+    for values in zip(*(points.column(name).to_pylist() for name in columns)):
         line = "\t".join(map(str, values))
         if "\n" in line or "\r" in line:
             raise StorageError(f"point {line!r} has an end of line in its id: leave out the lists in text")

@@ -117,14 +117,14 @@ def test_an_export_that_is_cut_short_leaves_nothing(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.parquet"]
 
 
-@pytest.mark.parametrize("taker", [exports._Kept, exports.DatasetDigest])
+@pytest.mark.parametrize("taker", [exports._Lists, exports.DatasetDigest])
 def test_what_fails_in_a_thread_on_the_last_part_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taker: type
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(taker, "write" if taker is exports._Kept else "update", full)
+    monkeypatch.setattr(taker, "write" if taker is exports._Lists else "update", full)
     with pytest.raises(WriteFailed, match="No space left on device"):  # all of the points are one part
         exported(tmp_path, whole(list(range(COUNT))))
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.parquet"]
